@@ -1,0 +1,201 @@
+"""Every exception of kode_lab, in one tree whose roots say whose fault it is.
+
+    KodeLabError
+    ├── CallerError            the call was wrong; nothing was accepted, nothing changed
+    │   ├── InvalidKey             an id is empty, too long, or not text
+    │   ├── InvalidConfig          a configuration file is malformed (the old version goes on)
+    │   ├── UnknownAgent           no configuration file of that name
+    │   ├── UnknownTool            a configuration names a tool nobody registered
+    │   ├── InvalidTool            a function cannot be made a tool
+    │   ├── InvalidRecord          a trace, history or report line cannot be read
+    │   ├── InvalidScenario        a scenario, option or profile makes no sense
+    │   ├── MissingApiKey          the real API was asked for without a key
+    │   └── PortOccupied           somebody else listens there
+    ├── Refused                the session cannot take this turn now; it was not accepted
+    │   ├── SessionBusy            strategy "reject", and a turn is running
+    │   ├── WaitingRoomFull        strategy "enqueue", and the queue is at its limit
+    │   └── Draining               the manager is closing
+    ├── TurnFailed             accepted, but ended without a reply; nothing of it was saved
+    │   ├── DeadlineExceeded       the turn's time was up
+    │   ├── StepLimitReached       the model kept asking for tools
+    │   ├── Superseded             a later turn interrupted it or rolled it back
+    │   ├── ModelRefused           the model's service said the request is wrong
+    │   ├── ModelUnavailable       the model's service could not answer
+    │   └── ModelGarbage           it answered something that is not a reply
+    └── StoreError             the session's storage cannot be used
+        ├── StoreUnwritable        no permission, no space, an I/O error
+        ├── SessionDamaged         what is stored cannot be read and was left untouched
+        ├── NewerFormat            written by a newer kode_lab
+        ├── WrongOwner             the directory belongs to another user's session
+        ├── ForeignHost            another host works in this directory
+        └── StaleLease             the holder was overtaken; its write was refused
+
+Each message says what, which key or limit, and what to do.
+Idea: h11's two roots, httpx's drawn tree.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CallerError",
+    "DeadlineExceeded",
+    "Draining",
+    "ForeignHost",
+    "InvalidConfig",
+    "InvalidKey",
+    "InvalidRecord",
+    "InvalidScenario",
+    "InvalidTool",
+    "KodeLabError",
+    "MissingApiKey",
+    "ModelGarbage",
+    "ModelRefused",
+    "ModelUnavailable",
+    "NewerFormat",
+    "PortOccupied",
+    "Refused",
+    "SessionBusy",
+    "SessionDamaged",
+    "StaleLease",
+    "StepLimitReached",
+    "StoreError",
+    "StoreUnwritable",
+    "Superseded",
+    "TurnFailed",
+    "UnknownAgent",
+    "UnknownTool",
+    "WaitingRoomFull",
+    "WrongOwner",
+]
+
+
+class KodeLabError(Exception):
+    """The root: catch it to catch everything that kode_lab raises on purpose."""
+
+
+class CallerError(KodeLabError):
+    """The call was wrong; nothing was accepted and nothing changed."""
+
+
+class InvalidKey(CallerError, ValueError):
+    """A user, session or agent id cannot be used."""
+
+
+class InvalidConfig(CallerError):
+    """A configuration file is malformed. Where an older version was loaded, it goes on."""
+
+
+class UnknownAgent(CallerError, LookupError):
+    """No configuration file of that name."""
+
+
+class UnknownTool(CallerError, LookupError):
+    """A configuration names a tool that nobody registered."""
+
+
+class InvalidTool(CallerError, TypeError):
+    """A function cannot be made a tool, or its name is taken."""
+
+
+class InvalidRecord(CallerError, ValueError):
+    """A recorded line cannot be read.
+
+    Attributes:
+        line: the 1-based number of the line, or None when it is not about one line.
+    """
+
+    def __init__(self, message: str, *, line: int | None = None) -> None:
+        super().__init__(message if line is None else f"line {line}: {message}")
+        self.line = line
+
+
+class InvalidScenario(CallerError, ValueError):
+    """A scenario, option or latency profile makes no sense."""
+
+
+class MissingApiKey(CallerError):
+    """The real API was asked for, and there is no key."""
+
+
+class PortOccupied(CallerError, OSError):
+    """Somebody else listens on that port."""
+
+
+class Refused(KodeLabError):
+    """The session cannot take this turn now. It was not accepted: sending it again is safe."""
+
+
+class SessionBusy(Refused):
+    """A turn is running, and the strategy is ``reject``."""
+
+
+class WaitingRoomFull(Refused):
+    """As many turns wait for this session as its limit allows."""
+
+
+class Draining(Refused):
+    """The manager is closing and takes no new turns."""
+
+
+class TurnFailed(KodeLabError):
+    """The turn was accepted but ended without a reply; nothing of it was saved."""
+
+
+class DeadlineExceeded(TurnFailed, TimeoutError):
+    """The turn's time was up."""
+
+
+class StepLimitReached(TurnFailed):
+    """The model asked for tools more often than the agent's step limit allows."""
+
+
+class Superseded(TurnFailed):
+    """A later turn of the same session interrupted this one or rolled it back."""
+
+
+class ModelRefused(TurnFailed):
+    """The model's service refused the request (4xx): sending it again will not help."""
+
+
+class ModelUnavailable(TurnFailed):
+    """The model's service could not answer (429, 5xx, no connection, time-out).
+
+    Attributes:
+        retry_after_s: what the service asked us to wait, or None.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class ModelGarbage(TurnFailed):
+    """The model's service answered something that is not a reply."""
+
+
+class StoreError(KodeLabError):
+    """The session's storage cannot be used."""
+
+
+class StoreUnwritable(StoreError, OSError):
+    """No permission, no space, or an I/O error; what was acknowledged is still there."""
+
+
+class SessionDamaged(StoreError):
+    """What is stored cannot be read. It was left as it is, for a person to look at."""
+
+
+class NewerFormat(StoreError):
+    """The files were written by a newer version of kode_lab."""
+
+
+class WrongOwner(StoreError, PermissionError):
+    """The directory belongs to another session; none of its messages were shown."""
+
+
+class ForeignHost(StoreError):
+    """Another host works in this directory; file locks do not reach across hosts."""
+
+
+class StaleLease(StoreError):
+    """The holder was overtaken: somebody held the session after it. Its write was refused."""

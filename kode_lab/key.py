@@ -1,0 +1,155 @@
+"""Names a session: its key, its lock, its directory. The only place that knows ``:``.
+
+Two different ``userId:sessionId`` never share a lock name, and two different keys never share a
+path, on any file system: a path part holds only ``a-z 0-9 _ - .`` and percent-encoded bytes, so
+case folding, Unicode normalisation, ``/``, ``..``, NUL and reserved names have nothing to work on.
+Ids are compared as they are: no folding, no normalising. What an id means is the caller's affair.
+
+Source: the lock key and the directory layout are those of the concurrency report; the encoding is
+RFC 3986's, stricter (upper case is encoded too, because file systems fold it).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from kode_lab.errors import InvalidKey
+
+__all__ = ["ID_LIMIT_CHARS", "SessionKey"]
+
+ID_LIMIT_CHARS = 10_000
+# Two parts, a ":" (3 bytes where it is encoded) and a suffix stay under the 255 bytes of a name.
+_PART_LIMIT_BYTES = 120
+_PREFIX_BYTES = 40
+_SAFE = re.compile(r"[a-z0-9_-][a-z0-9_.-]*(?<!\.)")
+# Names that Windows keeps for devices, with or without an extension.
+_RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
+
+
+class SessionKey(NamedTuple):
+    """One session of one user with one agent.
+
+    Attributes:
+        user_id: who speaks.
+        session_id: which of the user's conversations.
+        agent_id: with which agent (the name of its configuration).
+    """
+
+    user_id: str
+    session_id: str
+    agent_id: str
+
+    @classmethod
+    def of(cls, user_id: str, agent_id: str, session_id: str | None = None) -> SessionKey:
+        """Give the checked key; ``session_id`` is ``agent_id`` where it is not given.
+
+        Raises:
+            InvalidKey: an id is not a string, empty, longer than ``ID_LIMIT_CHARS``, or not
+                encodable as UTF-8 (a lone surrogate).
+        """
+        key = cls(user_id, agent_id if session_id is None else session_id, agent_id)
+        for name, value in zip(("userId", "sessionId", "agentId"), key, strict=True):
+            _check(name, value)
+        return key
+
+    @classmethod
+    def from_json(cls, fields: Any) -> SessionKey:
+        """Give the key from the report's JSON: ``userId``, ``agentId``, optional ``sessionId``.
+
+        Raises:
+            InvalidKey: a field is missing or its value cannot be used.
+        """
+        if not isinstance(fields, dict):
+            raise InvalidKey(
+                f"a session key is an object with userId and agentId, not {fields!r:.60}"
+            )
+        for name in ("userId", "agentId"):
+            if name not in fields:
+                raise InvalidKey(
+                    f"{name} is missing: send userId and agentId (sessionId is optional)"
+                )
+        return cls.of(fields["userId"], fields["agentId"], fields.get("sessionId"))
+
+    def to_json(self) -> dict[str, str]:
+        """Give the key in the report's JSON, with every field."""
+        return {"userId": self.user_id, "sessionId": self.session_id, "agentId": self.agent_id}
+
+    @property
+    def lock_name(self) -> str:
+        """``userId:sessionId``, with ``%`` and ``:`` inside the ids escaped."""
+        return f"{_escaped(self.user_id)}:{_escaped(self.session_id)}"
+
+    @property
+    def instance_id(self) -> str:
+        """``sessionId:agentId``, the report's name of the agent instance."""
+        return f"{_escaped(self.session_id)}:{_escaped(self.agent_id)}"
+
+    @property
+    def user_part(self) -> str:
+        """The name of the user's root directory."""
+        return _part(self.user_id)
+
+    @property
+    def instance_part(self) -> str:
+        """The name of the instance's directory.
+
+        It is ``agentId`` for the default session, as in the report, else ``sessionId:agentId``.
+        """
+        if self.session_id == self.agent_id:
+            return _part(self.agent_id)
+        return f"{_part(self.session_id)}:{_part(self.agent_id)}"
+
+    def __str__(self) -> str:
+        """What messages and pictures call the session: its lock name, printable and short."""
+        return _shown(self.lock_name)
+
+
+def _check(name: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise InvalidKey(f"{name} must be a string, not {type(value).__name__}")
+    if not value:
+        raise InvalidKey(f"{name} is empty: give it at least one character")
+    if len(value) > ID_LIMIT_CHARS:
+        raise InvalidKey(
+            f"{name} has {len(value)} characters; shorten it to ID_LIMIT_CHARS={ID_LIMIT_CHARS}"
+        )
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidKey(f"{name} {value!r:.60} is not valid Unicode: {error.reason}") from None
+
+
+def _escaped(value: str) -> str:
+    return value.replace("%", "%25").replace(":", "%3a")
+
+
+def _shown(name: str) -> str:
+    name = name if name.isprintable() else name.encode("unicode_escape").decode()
+    return name if len(name) <= 80 else f"{name[:77]}..."
+
+
+@lru_cache(maxsize=65_536)
+def _part(value: str) -> str:
+    """One id as one path part; injective, and still so after case folding and normalisation."""
+    if (
+        len(value) <= _PART_LIMIT_BYTES
+        and _SAFE.fullmatch(value)
+        and not _RESERVED.fullmatch(value)
+    ):
+        return value
+    raw = value.encode()
+    letters = [chr(b) if _SAFE.fullmatch(chr(b)) else f"%{b:02x}" for b in raw]
+    # Dots inside are harmless; "." and ".." and a dot at the end (lost on Windows) are not.
+    for at in range(1, len(raw) - 1):
+        if raw[at] == 0x2E:
+            letters[at] = "."
+    if _RESERVED.fullmatch(value):
+        letters[0] = f"%{raw[0]:02x}"
+    part = "".join(letters)
+    if len(part) <= _PART_LIMIT_BYTES:
+        return part
+    # "%h" begins no encoded byte, so a shortened part never meets a spelled-out one.
+    return f"{part[:_PREFIX_BYTES]}%h{hashlib.sha256(raw).hexdigest()}"
