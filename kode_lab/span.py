@@ -5,7 +5,8 @@ waiting); the judge's evidence for safety is the history.
 
 Times are ``time.monotonic_ns`` of the host that ran the step. A line of ``trace.jsonl`` is one
 span; attribute names are OpenTelemetry's GenAI semantic conventions wherever these have a name
-(``gen_ai.operation.name``, ``gen_ai.conversation.id``, ``gen_ai.tool.call.id``), else ``kode_lab.*``.
+(``gen_ai.operation.name``, ``gen_ai.conversation.id``, ``gen_ai.tool.call.id``, ...), else
+``kode_lab.*``.
 
 Source: https://opentelemetry.io/docs/specs/semconv/gen-ai/
 """
