@@ -38,6 +38,8 @@ __all__ = [
     "Operation",
     "Read",
     "digest_of",
+    "echo_in",
+    "echo_of",
     "marker_of",
     "markers_in",
     "read_of",
@@ -49,6 +51,10 @@ NEMESIS = "nemesis"
 TAIL_LIMIT = 8
 _COMPLETIONS = ("ok", "fail", "info")
 _MARKER = re.compile(r"#m[0-9a-f]{10}-[0-9a-f]{6,}")
+_ECHO = re.compile(
+    rf"\[({_MARKER.pattern}) read ([0-9]+) ([0-9a-f]{{16}})"
+    rf"(?: tail((?: {_MARKER.pattern})+))?(?: foreign((?: {_MARKER.pattern})+))?\]"
+)
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
 # Knuth's MMIX multiplier: odd, so that each step is invertible and no prefix is forgotten.
 _MULTIPLIER = 6_364_136_223_846_793_005
@@ -133,6 +139,30 @@ def read_of(own: str, shown: Iterable[str]) -> Read:
             continue
         (before if marker.partition("-")[0] == tag else foreign).append(marker)
     return Read(len(before), digest_of(before), tuple(before[-TAIL_LIMIT:]), tuple(foreign))
+
+
+def echo_of(own: str, read: Read) -> str:
+    """Give the one line by which a reply tells whom it answers and what its model was shown.
+
+    It is ``[own read position digest tail ... foreign ...]``; empty parts are left out.
+    """
+    tail = f" tail {' '.join(read.tail)}" if read.tail else ""
+    foreign = f" foreign {' '.join(read.foreign)}" if read.foreign else ""
+    return f"[{own} read {read.position} {read.digest:016x}{tail}{foreign}]"
+
+
+def echo_in(text: str) -> tuple[str, Read] | None:
+    """Give the marker that a reply says it answers and what it was shown, or None.
+
+    The last echo counts: a model may quote an earlier one.
+    """
+    found = None
+    for found in _ECHO.finditer(text):
+        pass
+    if found is None:
+        return None
+    own, position, digest, tail, foreign = found.groups(default="")
+    return own, Read(int(position), int(digest, 16), tuple(tail.split()), tuple(foreign.split()))
 
 
 class HistoryWriter:
