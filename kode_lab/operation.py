@@ -156,12 +156,10 @@ def echo_in(text: str) -> tuple[str, Read] | None:
 
     The last echo counts: a model may quote an earlier one.
     """
-    found = None
-    for found in _ECHO.finditer(text):
-        pass
-    if found is None:
+    found = list(_ECHO.finditer(text))
+    if not found:
         return None
-    own, position, digest, tail, foreign = found.groups(default="")
+    own, position, digest, tail, foreign = found[-1].groups(default="")
     return own, Read(int(position), int(digest, 16), tuple(tail.split()), tuple(foreign.split()))
 
 
