@@ -1,0 +1,360 @@
+"""The report's claims, each judged from a recorded run.
+
+It owns what each claim means and when it holds. Every claim is a function of the evidence and of
+nothing else: it asks no clock and touches no running system, so a run can be judged again years
+later, and a measured value can come from nowhere but the record.
+
+Times are judged in real seconds. The model's share is scaled by the run's speed, everything else
+is not, so the allowance for everything else (``allowance_s``) is not scaled either.
+
+Idea: the two columns *reported | measured* of a replication study.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeAlias
+
+from kode_lab.experiment.documented import STORAGE, DocumentedTest, DocumentedTurn
+from kode_lab.experiment.run import Run
+from kode_lab.operation import Operation
+from kode_lab.span import Span
+
+__all__ = ["Claim", "Evidence", "Verdict", "allowance_s", "claims_of", "evidence_of", "verdict_of"]
+
+Verdict: TypeAlias = Literal["holds", "violated", "unknown", "not applicable"]
+
+# The report: "less than 1 ms apart".
+ARRIVAL_LIMIT_S = 0.001
+# A free lock is taken in microseconds, a taken one for a model call at least; a busy machine
+# suspends a process for some milliseconds.
+WAIT_LIMIT_S = 0.010
+# Ours may take this much on top of the model's own time: one per cent, or 50 ms for short turns.
+_ALLOWED_SHARE, _ALLOWED_S = 0.01, 0.050
+# "Truly parallel": both at work for this share of the shorter turn.
+_OVERLAP_SHARE = 0.9
+_SCHEDULE_ID = re.compile(r"\b1[0-9]{4,}\b")
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One statement of the report beside what was measured.
+
+    Attributes:
+        test: the name of the documented test.
+        what: the statement's subject.
+        how: what it was measured on.
+    """
+
+    test: str
+    what: str
+    reported: str
+    measured: str
+    verdict: Verdict
+    how: str
+
+
+class Turn(NamedTuple):
+    """All that is recorded of one documented turn."""
+
+    asked: DocumentedTurn
+    operation: Operation | None
+    spans: tuple[Span, ...]
+
+    @property
+    def ended(self) -> bool:
+        """Its client got the answer, and the system told all of its steps."""
+        ok = self.operation is not None and self.operation.type == "ok"
+        return ok and self.span is not None
+
+    @property
+    def span(self) -> Span | None:
+        """The turn as a whole, as the system saw it."""
+        return next((span for span in self.spans if span.step == "turn"), None)
+
+    @property
+    def took_s(self) -> float:
+        """From before its client sent until after it received."""
+        assert self.operation is not None
+        return (self.operation.complete_ns - self.operation.invoke_ns) / 1e9
+
+    @property
+    def waited_s(self) -> float:
+        """How long it waited for its session."""
+        return sum(s.end_ns - s.start_ns for s in self.spans if s.step == "wait") / 1e9
+
+    @property
+    def tools(self) -> tuple[Span, ...]:
+        """Its tool calls, in the order in which they began."""
+        tools = (span for span in self.spans if span.step == "tool")
+        return tuple(sorted(tools, key=lambda span: span.start_ns))
+
+    @property
+    def work_ns(self) -> tuple[float, float]:
+        """When it was at work: from holding its session to its end."""
+        assert self.span is not None
+        held = max((s.end_ns for s in self.spans if s.step == "wait"), default=self.span.start_ns)
+        return held, self.span.end_ns
+
+
+class Evidence(NamedTuple):
+    """What the claims about one test are judged from.
+
+    Attributes:
+        files: the stored files of the test's sessions, relative to the storage directory.
+        is_simulated: the model's times are the profile's, and not the real API's.
+    """
+
+    test: DocumentedTest
+    turns: tuple[Turn, ...]
+    files: tuple[str, ...]
+    speed: float
+    is_simulated: bool
+
+
+def evidence_of(run: Run) -> tuple[Evidence, ...]:
+    """Give the evidence for each test of a recorded reproduction.
+
+    Raises:
+        InvalidRecord: history or trace cannot be read.
+        KeyError: the run is not a reproduction.
+    """
+    operations = {operation.turn_id: operation for operation in run.operations()}
+    spans: dict[str, list[Span]] = {}
+    for span in run.spans():
+        spans.setdefault(span.turn_id, []).append(span)
+    found: list[Evidence] = []
+    for fields in run.parameters["tests"]:
+        test = DocumentedTest.from_json(fields)
+        turns = tuple(
+            Turn(turn, operations.get(id_), tuple(spans.get(id_, ())))
+            for turn in test.turns
+            for id_ in (turn_id(test, turn),)
+        )
+        files = tuple(stored_files(run.path / test.name / STORAGE))
+        parameters = run.parameters
+        found.append(Evidence(test, turns, files, parameters["speed"], parameters["is_simulated"]))
+    return tuple(found)
+
+
+def turn_id(test: DocumentedTest, turn: DocumentedTurn) -> str:
+    """Give the id under which a turn stands in the records."""
+    return f"{test.name}/{turn.name.replace(' ', '-')}"
+
+
+def stored_files(storage: Path) -> Iterator[str]:
+    """Give the messages files below a storage directory, as paths relative to it."""
+    for path in sorted(storage.rglob("messages.json")):
+        yield path.relative_to(storage).as_posix()
+
+
+def allowance_s(critical_path_s: float) -> float:
+    """Give how much longer than its model's own time a turn may take."""
+    return max(_ALLOWED_SHARE * critical_path_s, _ALLOWED_S)
+
+
+def claims_of(evidence: Evidence) -> tuple[Claim, ...]:
+    """Give every claim about one test, judged."""
+    first, second = evidence.turns
+    claims = [_arrival(evidence)]
+    for turn in (first, second):
+        claims += _about_one(evidence, turn)
+    claims += [_overlap(evidence), _waits(evidence), _serial(evidence)]
+    return (*claims, _beyond(evidence), _apart(evidence), _storage(evidence))
+
+
+def verdict_of(claims: Iterable[Claim]) -> Verdict:
+    """Give the verdict on all: a violated claim beats an unknown one, and that one the rest."""
+    found = {claim.verdict for claim in claims}
+    order: tuple[Verdict, ...] = ("violated", "unknown", "holds", "not applicable")
+    return next((verdict for verdict in order if verdict in found), "unknown")
+
+
+def _arrival(evidence: Evidence) -> Claim:
+    def measure() -> tuple[str, bool]:
+        starts = [turn.span.start_ns for turn in evidence.turns if turn.span is not None]
+        gap_s = (max(starts) - min(starts)) / 1e9
+        return _ms(gap_s), gap_s < ARRIVAL_LIMIT_S
+
+    return _judged(evidence, "the requests arrive", "< 1 ms apart", "start of each turn", measure)
+
+
+def _about_one(evidence: Evidence, turn: Turn) -> Iterator[Claim]:
+    asked, name, alone = turn.asked, turn.asked.name, (turn,)
+    slack_s = allowance_s(asked.critical_path_s / evidence.speed)
+    if (reported_s := asked.answered_s) is not None:
+
+        def answered() -> tuple[str, bool]:
+            return _s(turn.took_s), abs(turn.took_s - reported_s / evidence.speed) <= slack_s
+
+        reported = _scaled(evidence, f"{reported_s:.2f} s", reported_s)
+        how = "client, send to answer"
+        yield _judged(
+            evidence, f"{name} answered in", reported, how, answered, turns=alone, timed=True
+        )
+    if (done_s := asked.done_at_s) is not None:
+
+        def done() -> tuple[str, bool]:
+            at_s = _since_first_arrival_s(evidence, turn)
+            # The report's clock shows whole seconds: from +2 s up to, not including, +3 s.
+            early_s, late_s = done_s / evidence.speed, (done_s + 1) / evidence.speed + slack_s
+            return f"+{_s(at_s)}", early_s <= at_s < late_s
+
+        reported = _scaled(evidence, f"+{done_s} s", done_s)
+        how = "client, since first send"
+        yield _judged(evidence, f"{name} done at", reported, how, done, turns=alone, timed=True)
+    if asked.tool_calls is not None:
+        yield _tool_calls(evidence, turn)
+    if asked.schedule_id is not None:
+        yield _schedule_id(evidence, turn)
+
+
+def _tool_calls(evidence: Evidence, turn: Turn) -> Claim:
+    def measure() -> tuple[str, bool]:
+        failed = sum(bool(tool.attributes.get("kode_lab.tool.is_error")) for tool in turn.tools)
+        told = f"{len(turn.tools)}" + (f", {failed} failed" if failed else ", all succeeded")
+        return told, len(turn.tools) == turn.asked.tool_calls and not failed
+
+    what, reported = f"{turn.asked.name} tool calls", f"{turn.asked.tool_calls}"
+    # How many calls it takes is the model's choice: the script's, or the real model's.
+    return _judged(evidence, what, reported, "tool steps", measure, turns=(turn,), timed=True)
+
+
+def _schedule_id(evidence: Evidence, turn: Turn) -> Claim:
+    def measure() -> tuple[str, bool]:
+        created = [
+            found.group()
+            for tool in turn.tools
+            if tool.attributes.get("gen_ai.tool.name") == "create_schedule"
+            and (found := _SCHEDULE_ID.search(str(tool.attributes.get("kode_lab.tool.result"))))
+        ]
+        return ", ".join(created) or "none", created == [str(turn.asked.schedule_id)]
+
+    what, reported = f"{turn.asked.name} schedule id", f"{turn.asked.schedule_id}"
+    return _judged(evidence, what, reported, "tool result", measure, turns=(turn,))
+
+
+def _overlap(evidence: Evidence) -> Claim:
+    def measure() -> tuple[str, bool]:
+        starts, ends = zip(*(turn.work_ns for turn in evidence.turns), strict=True)
+        both_s = max(0.0, min(ends) - max(starts)) / 1e9
+        shorter_s = min(end - start for start, end in zip(starts, ends, strict=True)) / 1e9
+        return f"{_s(both_s)} of {_s(shorter_s)}", both_s >= _OVERLAP_SHARE * shorter_s
+
+    return _judged(evidence, "both at work", "truly parallel", "turns, without waits", measure)
+
+
+def _waits(evidence: Evidence) -> Claim:
+    def measure() -> tuple[str, bool]:
+        waits_s = [turn.waited_s for turn in evidence.turns]
+        return " and ".join(_ms(wait_s) for wait_s in waits_s), max(waits_s) <= WAIT_LIMIT_S
+
+    return _judged(evidence, "waited for a lock", "nothing blocks", "wait steps", measure)
+
+
+def _serial(evidence: Evidence) -> Claim:
+    def measure() -> tuple[str, bool]:
+        work_s = [(end - start) / 1e9 for start, end in (turn.work_ns for turn in evidence.turns)]
+        took_s = max(_since_first_arrival_s(evidence, turn) for turn in evidence.turns)
+        told = f"{_s(sum(work_s))} -> {_s(took_s)}"
+        return told, took_s <= max(work_s) + allowance_s(max(work_s))
+
+    times_s = [turn.asked.answered_s for turn in evidence.turns]
+    known_s = [time_s / evidence.speed for time_s in times_s if time_s is not None]
+    reported = "the longer alone"
+    if len(known_s) == len(times_s) and evidence.is_simulated:
+        reported = f"{_s(sum(known_s))} -> {_s(max(known_s))}"
+    return _judged(evidence, "one by one -> together", reported, "sum of work; clients", measure)
+
+
+def _beyond(evidence: Evidence) -> Claim:
+    paths_s = [turn.asked.critical_path_s / evidence.speed for turn in evidence.turns]
+
+    def measure() -> tuple[str, bool]:
+        beyond_s = [t.took_s - path_s for t, path_s in zip(evidence.turns, paths_s, strict=True)]
+        holds = all(b <= allowance_s(p) for b, p in zip(beyond_s, paths_s, strict=True))
+        return " and ".join(_ms(b) for b in beyond_s), holds
+
+    what, reported = "time beyond the model's", "none (ours: 1 % or 50 ms)"
+    return _judged(evidence, what, reported, "clients, minus the profile", measure, timed=True)
+
+
+def _apart(evidence: Evidence) -> Claim:
+    def measure() -> tuple[str, bool]:
+        foreign = sum(len(read.foreign) for read in reads)
+        return f"{foreign} foreign prompts shown", not foreign
+
+    observed = [turn.operation.read for turn in evidence.turns if turn.operation is not None]
+    reads = [read for read in observed if read is not None]
+    claim = _judged(evidence, "no interference", "data isolated", "what the model saw", measure)
+    if claim.verdict == "unknown" or len(reads) == len(evidence.turns):
+        return claim
+    # The simulated model always tells what it was shown; the real one has no way to.
+    verdict: Verdict = "unknown" if evidence.is_simulated else "not applicable"
+    return replace(claim, measured="nobody observed it", verdict=verdict)
+
+
+def _storage(evidence: Evidence) -> Claim:
+    def measure() -> tuple[str, bool]:
+        expected = [_stored_path(turn.asked) for turn in evidence.turns]
+        names = [path.parent.parent.name for path in map(Path, evidence.files)]
+        return "\n".join(names) or "none", sorted(evidence.files) == sorted(expected)
+
+    reported = "\n".join(turn.asked.key.instance_part for turn in evidence.turns)
+    return _judged(evidence, "storage directories", reported, "the files that are there", measure)
+
+
+def _stored_path(turn: DocumentedTurn) -> str:
+    key = turn.key
+    return f"{key.user_part}/{key.instance_part}/{key.instance_part}/runtime/messages.json"
+
+
+def _since_first_arrival_s(evidence: Evidence, turn: Turn) -> float:
+    first_ns = min(t.operation.invoke_ns for t in evidence.turns if t.operation is not None)
+    assert turn.operation is not None
+    return (turn.operation.complete_ns - first_ns) / 1e9
+
+
+def _judged(
+    evidence: Evidence,
+    what: str,
+    reported: str,
+    how: str,
+    measure: Callable[[], tuple[str, bool]],
+    *,
+    turns: Sequence[Turn] | None = None,
+    timed: bool = False,
+) -> Claim:
+    """Judge by ``measure``, unless one of ``turns`` (or of all) did not end.
+
+    What is ``timed`` compares with the profile's times and choices; a real model has its own.
+    """
+    verdict: Verdict
+    broken = next((t for t in turns or evidence.turns if not t.ended), None)
+    if broken is not None:
+        error = broken.operation.error if broken.operation is not None else ""
+        measured, verdict = f"{broken.asked.name} has no answer {error}".rstrip(), "unknown"
+    else:
+        measured, holds = measure()
+        verdict = "holds" if holds else "violated"
+        if timed and not evidence.is_simulated:
+            verdict = "not applicable"
+    return Claim(evidence.test.name, what, reported, measured, verdict, how)
+
+
+def _scaled(evidence: Evidence, reported: str, reported_s: float) -> str:
+    if evidence.speed == 1:
+        return reported
+    sign = "+" if reported.startswith("+") else ""
+    return f"{reported} / {evidence.speed:g} = {sign}{_s(reported_s / evidence.speed)}"
+
+
+def _s(seconds: float) -> str:
+    return f"{seconds:.3f} s"
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1000:.2f} ms"

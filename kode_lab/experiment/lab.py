@@ -1,0 +1,186 @@
+"""The laboratory's own event loop, and the handle by which a caller waits for what runs on it.
+
+It owns the thread, the loop and the ways a run is waited for or broken off; it knows nothing of
+what runs. One run, one thread, one loop: what is made for a run (clients, locks, pools) is bound to
+the loop that uses it, and ends with it.
+
+Why not in the caller's loop: a notebook's loop is busy with the notebook, a script has none, and
+the one trick that lets both call the same blocking function (nest-asyncio) loses queued cells. So a
+handle is *awaited* in a cell and asked for its *result()* in a script, and nothing is written
+twice.
+
+While somebody waits, the handle ticks ten times a second. An awaited future alone wakes its loop
+only when it is done, and until the loop wakes, Interrupt does nothing. The tick also redraws
+whatever shows the progress, in the waiting thread: a notebook takes output from no other.
+
+Source: measured in ``notebooks-and-pictures`` of the design (interrupt 14 s late without a tick).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Generator
+from concurrent.futures import CancelledError, Future
+from contextlib import suppress
+from html import escape
+from typing import Any, Generic, TypeVar
+
+__all__ = ["SETTLE_LIMIT_S", "TICK_S", "Handle", "start"]
+
+T = TypeVar("T")
+
+TICK_S = 0.1
+# How long a cancelled run may take to close its servers and write what it has.
+SETTLE_LIMIT_S = 10.0
+
+
+def start(
+    work: Callable[[], Coroutine[Any, Any, T]],
+    *,
+    name: str = "run",
+    on_tick: Callable[[], None] | None = None,
+) -> Handle[T]:
+    """Run ``work()`` on a loop and thread of its own, beginning now, and give its handle.
+
+    Args:
+        work: makes the coroutine; it is called in the new thread.
+        name: what the handle and the thread are called.
+        on_tick: called ten times a second, and once at the end, in the thread that waits.
+    """
+    return Handle(work, name, on_tick)
+
+
+class Handle(Generic[T]):
+    """A run that has begun. ``await`` it in a notebook, ask for its ``result()`` in a script."""
+
+    def __init__(
+        self,
+        work: Callable[[], Coroutine[Any, Any, T]],
+        name: str,
+        on_tick: Callable[[], None] | None,
+    ) -> None:
+        self._name = name
+        self._on_tick = on_tick
+        self._future: Future[T] = Future()
+        self._cancel: Callable[[], object] | None = None
+        self._begun = threading.Event()
+        # A daemon: a script that ends without waiting is not held up by its experiment.
+        self._thread = threading.Thread(
+            target=self._live, args=(work,), name=f"kode-lab-{name}", daemon=True
+        )
+        self._thread.start()
+
+    @property
+    def is_done(self) -> bool:
+        """The run has ended, one way or another."""
+        return self._future.done()
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return self._awaited().__await__()
+
+    def result(self) -> T:
+        """Wait for the end, and give what came of it; for callers without a running loop.
+
+        Raises:
+            KeyboardInterrupt: it was interrupted; the run was cancelled first and has settled.
+            CancelledError: the run was cancelled.
+        """
+        try:
+            while not self._future.done():
+                # Not future.result(): that raises TimeoutError for the tick and for the run alike.
+                self._thread.join(TICK_S)
+                self._tick()
+        except KeyboardInterrupt:
+            self.cancel()
+            self._thread.join(SETTLE_LIMIT_S)
+            self._tick()
+            raise
+        return self._future.result()
+
+    def cancel(self) -> None:
+        """Ask the run to stop; it cancels its turns, keeps what it has, and then is done."""
+        self._begun.wait()
+        if self._cancel is not None:
+            # The loop may have closed since; then there is nothing left to cancel.
+            with suppress(RuntimeError):
+                self._cancel()
+
+    async def _awaited(self) -> T:
+        try:
+            await self._ticking(None)
+        except asyncio.CancelledError:
+            self.cancel()
+            with suppress(TimeoutError):
+                await self._ticking(SETTLE_LIMIT_S)
+            raise
+        return self._future.result()
+
+    async def _ticking(self, limit_s: float | None) -> None:
+        ended = asyncio.wrap_future(_follower(self._future))
+        async with asyncio.timeout(limit_s):
+            while not ended.done():
+                await asyncio.wait((ended,), timeout=TICK_S)
+                self._tick()
+
+    def _tick(self) -> None:
+        if self._on_tick is not None:
+            self._on_tick()
+
+    def _live(self, work: Callable[[], Coroutine[Any, Any, T]]) -> None:
+        try:
+            with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+                result = runner.run(self._cancellable(work))
+        except (asyncio.CancelledError, CancelledError):
+            self._future.cancel()
+            self._future.set_running_or_notify_cancel()
+        except BaseException as error:  # noqa: BLE001 - it is raised where somebody waits
+            self._future.set_exception(error)
+        else:
+            self._future.set_result(result)
+        finally:
+            self._begun.set()
+
+    async def _cancellable(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        self._cancel = lambda: loop.call_soon_threadsafe(task.cancel)
+        self._begun.set()
+        return await work()
+
+    def __repr__(self) -> str:
+        if not self._future.done():
+            return f"<{self._name} is running: write `await` before it to wait for its result>"
+        return f"<{self._name} is done: write `await` before it to get its result>"
+
+    def _repr_html_(self) -> str:
+        state = "is done" if self._future.done() else "is running in the background"
+        wish = "get" if self._future.done() else "wait for"
+        return (
+            '<div style="border-left:3px solid var(--jp-border-color1,#999);padding:2px 10px">'
+            f"The {escape(self._name)} {state}. Write <code>await</code> before the call to {wish} "
+            "its result.</div>"
+        )
+
+
+def _follower(future: Future[T]) -> Future[None]:
+    """A future that is done when ``future`` is, however that ended; cancelling it touches no one.
+
+    It carries no exception, so that nobody warns of one that was never asked for.
+    """
+    follower: Future[None] = Future()
+
+    def follow(_: Future[T]) -> None:
+        if follower.set_running_or_notify_cancel():
+            follower.set_result(None)
+
+    future.add_done_callback(follow)
+    return follower
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    try:
+        import uvloop  # noqa: PLC0415 - absent on Windows
+    except ImportError:
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
