@@ -8,6 +8,7 @@
     │   ├── UnknownTool            a configuration names a tool nobody registered
     │   ├── InvalidTool            a function cannot be made a tool
     │   ├── InvalidRecord          a trace, history or report line cannot be read
+    │   ├── InvalidSchedule        a schedule cannot be made, found or changed as asked
     │   ├── InvalidScenario        a scenario, option or profile makes no sense
     │   ├── MissingApiKey          the real API was asked for without a key
     │   └── PortOccupied           somebody else listens there
@@ -45,6 +46,7 @@ __all__ = [
     "InvalidKey",
     "InvalidRecord",
     "InvalidScenario",
+    "InvalidSchedule",
     "InvalidTool",
     "KodeLabError",
     "MissingApiKey",
@@ -107,6 +109,10 @@ class InvalidRecord(CallerError, ValueError):
     def __init__(self, message: str, *, line: int | None = None) -> None:
         super().__init__(message if line is None else f"line {line}: {message}")
         self.line = line
+
+
+class InvalidSchedule(CallerError, ValueError):
+    """A schedule cannot be made, found or changed as asked; nothing was changed."""
 
 
 class InvalidScenario(CallerError, ValueError):

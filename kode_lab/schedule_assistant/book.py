@@ -1,0 +1,370 @@
+"""The schedule book: all schedules in one SQLite database; each user sees only their own.
+
+Ids come from one sequence for all users and are never given twice. A change carries an idempotency
+key: made again under the same key it changes nothing and gives the first answer, so that a turn
+that goes on after a crash may repeat its calls. The answer is recorded in the transaction that
+makes the change, and kept for good: what is forgotten could happen twice.
+
+Several threads and several processes may use one file. What was answered survives the death of the
+process; the last changes before a power cut may be missing, whole ones, never parts
+(``synchronous=NORMAL``). It knows nothing of agents or sessions, only of users.
+
+Source: ids from 13039 on are those of the concurrency report; https://sqlite.org/wal.html.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import date, datetime, timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kode_lab.errors import InvalidSchedule, NewerFormat, SessionDamaged, StoreUnwritable
+
+__all__ = [
+    "BUSY_TIMEOUT_S",
+    "FIRST_ID",
+    "SCHEDULE_LIMIT",
+    "TITLE_LIMIT_CHARS",
+    "Schedule",
+    "ScheduleBook",
+]
+
+FIRST_ID = 13_039
+TITLE_LIMIT_CHARS = 200
+SCHEDULE_LIMIT = 10_000  # of one user
+# How long a change waits for another process's; each takes well under a millisecond.
+BUSY_TIMEOUT_S = 10.0
+_OPEN_ATTEMPTS = 200
+_OPEN_PAUSE_S = 0.02
+_FORMAT = 1
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_ID_LIMIT = 2**63  # of SQLite
+
+_SCHEMA = """
+CREATE TABLE schedules (
+    id      INTEGER PRIMARY KEY AUTOINCREMENT,  -- AUTOINCREMENT: an id of the deleted never returns
+    user_id TEXT NOT NULL,
+    title   TEXT NOT NULL,
+    start   TEXT NOT NULL,
+    "end"   TEXT NOT NULL
+) STRICT;
+CREATE INDEX schedules_of_user ON schedules (user_id, start);
+CREATE TABLE answers (
+    user_id         TEXT NOT NULL,
+    idempotency_key TEXT NOT NULL,
+    request         TEXT NOT NULL,
+    answer          TEXT NOT NULL,
+    PRIMARY KEY (user_id, idempotency_key)
+) STRICT, WITHOUT ROWID;
+INSERT INTO sqlite_sequence (name, seq) VALUES ('schedules', ?);
+"""
+
+
+class Schedule(NamedTuple):
+    """One entry of a user's book; times are local, ``2026-07-15T15:00``."""
+
+    id: int
+    title: str
+    start: str
+    end: str
+
+
+class ScheduleBook:
+    """Opens the book at ``path``, making it where there is none.
+
+    Every method blocks for a moment; call it from a thread. A book is not carried through ``fork``:
+    open one in each process.
+
+    Raises:
+        StoreUnwritable: the file cannot be opened or written.
+        SessionDamaged: the file is not a schedule book; it was left as it is.
+        NewerFormat: a newer kode_lab made it.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        # One connection in turns: within a process SQLite then never meets itself.
+        self._lock = threading.Lock()
+        with self._errors():
+            self._db = sqlite3.connect(
+                self.path,
+                timeout=BUSY_TIMEOUT_S,
+                isolation_level=None,
+                check_same_thread=False,
+            )
+            try:
+                self._prepare()
+            except BaseException:
+                self._db.close()
+                raise
+
+    def create(
+        self,
+        user_id: str,
+        title: str,
+        start: str,
+        end: str | None = None,
+        *,
+        idempotency_key: str,
+    ) -> Schedule:
+        """Enter a schedule; without ``end`` it lasts an hour.
+
+        Raises:
+            InvalidSchedule: the title or a time cannot be used, the user has ``SCHEDULE_LIMIT``
+                schedules, or the key was used for another change.
+        """
+        title, start = _title(title), _time("start", start)
+        end = _an_hour_after(start) if end is None else _time("end", end)
+        _check_order(start, end)
+
+        def change() -> Schedule:
+            row = self._db.execute("SELECT count(*) FROM schedules WHERE user_id = ?", [user_id])
+            if row.fetchone()[0] >= SCHEDULE_LIMIT:
+                raise InvalidSchedule(
+                    f"the book is full: delete schedules first (SCHEDULE_LIMIT={SCHEDULE_LIMIT})"
+                )
+            cursor = self._db.execute(
+                'INSERT INTO schedules (user_id, title, start, "end") VALUES (?, ?, ?, ?)',
+                [user_id, title, start, end],
+            )
+            assert cursor.lastrowid is not None
+            return Schedule(cursor.lastrowid, title, start, end)
+
+        return self._once(user_id, idempotency_key, ["create", title, start, end], change)
+
+    def query(
+        self, user_id: str, day: str | None = None, text: str | None = None
+    ) -> list[Schedule]:
+        """Give the user's schedules by start: those that touch ``day``, with ``text`` in the title.
+
+        Raises:
+            InvalidSchedule: ``day`` is not a date.
+        """
+        condition, values = "user_id = ?", [user_id]
+        if day is not None:
+            first, after = _day(day)
+            condition += ' AND start < ? AND "end" > ?'
+            values += [after, first]
+        with self._lock, self._errors():
+            rows = self._db.execute(
+                f'SELECT id, title, start, "end" FROM schedules WHERE {condition}'  # noqa: S608 - constants
+                " ORDER BY start, id",
+                values,
+            ).fetchall()
+        found = (Schedule(*row) for row in rows)
+        wanted = "" if text is None else text.casefold()
+        return [schedule for schedule in found if wanted in schedule.title.casefold()]
+
+    def update(
+        self,
+        user_id: str,
+        schedule_id: int,
+        *,
+        title: str | None = None,
+        start: str | None = None,
+        end: str | None = None,
+        idempotency_key: str,
+    ) -> Schedule:
+        """Change what is given; a new ``start`` without ``end`` keeps the length.
+
+        Raises:
+            InvalidSchedule: nothing is to be changed, the user has no such schedule, or as
+                ``create``.
+        """
+        if title is None and start is None and end is None:
+            raise InvalidSchedule("nothing to change: give a title, a start or an end")
+        title = None if title is None else _title(title)
+        start = None if start is None else _time("start", start)
+        end = None if end is None else _time("end", end)
+
+        def change() -> Schedule:
+            old = self._own(user_id, schedule_id)
+            new_start = start or old.start
+            new_end = end or _moved(old, new_start)
+            _check_order(new_start, new_end)
+            new = Schedule(schedule_id, title or old.title, new_start, new_end)
+            self._db.execute(
+                'UPDATE schedules SET title = ?, start = ?, "end" = ? WHERE id = ?',
+                [new.title, new.start, new.end, schedule_id],
+            )
+            return new
+
+        request = ["update", schedule_id, title, start, end]
+        return self._once(user_id, idempotency_key, request, change)
+
+    def delete(self, user_id: str, schedule_id: int, *, idempotency_key: str) -> Schedule:
+        """Remove a schedule and give what it was.
+
+        Raises:
+            InvalidSchedule: the user has no such schedule, or the key was used for another change.
+        """
+
+        def change() -> Schedule:
+            old = self._own(user_id, schedule_id)
+            self._db.execute("DELETE FROM schedules WHERE id = ?", [schedule_id])
+            return old
+
+        return self._once(user_id, idempotency_key, ["delete", schedule_id], change)
+
+    def close(self) -> None:
+        """Close the book; it is not used again."""
+        with self._lock:
+            self._db.close()
+
+    def _once(
+        self, user_id: str, key: str, request: list[Any], change: Callable[[], Schedule]
+    ) -> Schedule:
+        """Make the change under its key, or give the answer of the first time."""
+        asked = json.dumps(request, ensure_ascii=False)
+        with self._lock, self._errors(), self._transaction():
+            before = self._db.execute(
+                "SELECT request, answer FROM answers WHERE user_id = ? AND idempotency_key = ?",
+                [user_id, key],
+            ).fetchone()
+            if before is not None:
+                if before[0] != asked:
+                    raise InvalidSchedule(
+                        f"the idempotency key {key!r:.80} was used for another change"
+                    )
+                return Schedule(*json.loads(before[1]))
+            answer = change()
+            self._db.execute(
+                "INSERT INTO answers VALUES (?, ?, ?, ?)",
+                [user_id, key, asked, json.dumps(answer, ensure_ascii=False)],
+            )
+            return answer
+
+    def _own(self, user_id: str, schedule_id: int) -> Schedule:
+        row = None
+        if 0 < schedule_id < _ID_LIMIT:
+            row = self._db.execute(
+                'SELECT id, title, start, "end" FROM schedules WHERE id = ? AND user_id = ?',
+                [schedule_id, user_id],
+            ).fetchone()
+        if row is None:
+            # The same words whether it is nobody's or another's: ids of others are not told.
+            raise InvalidSchedule(
+                f"there is no schedule {schedule_id}: query to see which there are"
+            )
+        return Schedule(*row)
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        # IMMEDIATE: a transaction that begins by reading could not become a writer if another
+        # process wrote in between.
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            if self._db.in_transaction:  # a full disk has rolled it back already
+                self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.ProgrammingError as error:
+            raise StoreUnwritable(f"schedule book {self.path}: {error}: open it again") from error
+        except sqlite3.OperationalError as error:
+            raise StoreUnwritable(
+                f"schedule book {self.path}: {error}: check its directory, its mode and the space"
+            ) from error
+        except sqlite3.DatabaseError as error:
+            raise SessionDamaged(
+                f"schedule book {self.path} cannot be read ({error}): move it away to begin anew"
+            ) from error
+
+    def _prepare(self) -> None:
+        self._switch_to_wal()
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        with self._transaction():
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if version > _FORMAT:
+                raise NewerFormat(
+                    f"schedule book {self.path} has format {version}, this is {_FORMAT}: upgrade"
+                )
+            if version == 0:
+                if self._db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+                    raise SessionDamaged(
+                        f"{self.path} is a database but not a schedule book: give another path"
+                    )
+                *statements, first_id, _ = _SCHEMA.split(";\n")
+                for statement in statements:
+                    self._db.execute(statement)
+                self._db.execute(first_id, [FIRST_ID - 1])
+                self._db.execute(f"PRAGMA user_version = {_FORMAT}")
+
+    def _switch_to_wal(self) -> None:
+        # SQLite does not wait here for another process that is just doing the same.
+        for attempt in range(1, _OPEN_ATTEMPTS + 1):
+            try:
+                self._db.execute("PRAGMA journal_mode = WAL")
+            except sqlite3.OperationalError as error:
+                is_busy = error.sqlite_errorcode & 0xFF in (
+                    sqlite3.SQLITE_BUSY,
+                    sqlite3.SQLITE_LOCKED,
+                )
+                if not is_busy or attempt == _OPEN_ATTEMPTS:
+                    raise
+                time.sleep(_OPEN_PAUSE_S)
+            else:
+                return
+
+
+def _title(title: str) -> str:
+    title = " ".join(title.split())
+    if _CONTROL.search(title) or not 1 <= len(title) <= TITLE_LIMIT_CHARS:
+        raise InvalidSchedule(
+            f"the title is {title!r:.60}: give 1 to {TITLE_LIMIT_CHARS} printable characters"
+            f" (TITLE_LIMIT_CHARS={TITLE_LIMIT_CHARS})"
+        )
+    return title
+
+
+def _time(name: str, value: str) -> str:
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is not None or len(value) < len("2026-07-15T15"):
+        raise InvalidSchedule(f"{name} is {value!r:.60}: give local time, as 2026-07-15T15:00")
+    return moment.isoformat(timespec="minutes")
+
+
+def _day(value: str) -> tuple[str, str]:
+    """Give the minute a day begins at and that at which the next one does."""
+    try:
+        day = date.fromisoformat(value)
+        after = day + timedelta(days=1)
+    except (ValueError, OverflowError):
+        raise InvalidSchedule(f"day is {value!r:.60}: give a date, as 2026-07-15") from None
+    return f"{day}T00:00", f"{after}T00:00"
+
+
+def _an_hour_after(start: str) -> str:
+    return _shifted(start, timedelta(hours=1))
+
+
+def _moved(old: Schedule, start: str) -> str:
+    return _shifted(start, datetime.fromisoformat(old.end) - datetime.fromisoformat(old.start))
+
+
+def _shifted(moment: str, by: timedelta) -> str:
+    try:
+        return (datetime.fromisoformat(moment) + by).isoformat(timespec="minutes")
+    except OverflowError:
+        raise InvalidSchedule("it would end after the year 9999: give an earlier start") from None
+
+
+def _check_order(start: str, end: str) -> None:
+    if start >= end:
+        raise InvalidSchedule(f"it would end at {end}, not after its start at {start}")

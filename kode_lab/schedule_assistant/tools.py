@@ -1,0 +1,115 @@
+"""The schedule assistant's tools: thin words over the book, in the shape the model reads.
+
+Whose book it is, and under which idempotency key a change is made, comes from the context alone:
+no argument of the model can name another user.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kode_lab.schedule_assistant.book import Schedule, ScheduleBook
+from kode_lab.sessions.tool import Toolbox, ToolContext
+
+__all__ = ["SHOWN_LIMIT", "toolbox"]
+
+# Schedules in one answer; more of them only fill the model's context.
+SHOWN_LIMIT = 50
+
+
+def toolbox(book: ScheduleBook) -> Toolbox:
+    """Give the toolbox whose tools work on ``book``.
+
+    Results are JSON: a schedule is ``{"schedule_id", "title", "start", "end"}``.
+    """
+    box = Toolbox()
+
+    @box.tool
+    def create_schedule(
+        title: str, start: str, context: ToolContext, end: str | None = None
+    ) -> dict[str, Any]:
+        """Create one schedule for the user and return it with its new schedule_id.
+
+        Args:
+            title: What it is, in a few words.
+            start: When it begins, local time, as 2026-07-15T15:00.
+            end: When it ends, local time; an hour after its start if it is not given.
+            context: Whose book it is, and the key of this change.
+        """
+        return _shown(
+            book.create(
+                context.key.user_id, title, start, end, idempotency_key=context.idempotency_key
+            )
+        )
+
+    @box.tool
+    def query_schedules(
+        context: ToolContext, day: str | None = None, text: str | None = None
+    ) -> dict[str, Any]:
+        """Look up the user's own schedules, earliest first; without arguments, all of them.
+
+        Args:
+            day: Only those on this day, as 2026-07-15.
+            text: Only those with this text in their title.
+            context: Whose book it is.
+        """
+        found = book.query(context.key.user_id, day, text)
+        answer: dict[str, Any] = {
+            "count": len(found),
+            "schedules": [_shown(schedule) for schedule in found[:SHOWN_LIMIT]],
+        }
+        if len(found) > SHOWN_LIMIT:
+            answer["note"] = f"only the first {SHOWN_LIMIT} are shown: ask for one day"
+        return answer
+
+    @box.tool
+    def update_schedule(
+        schedule_id: int,
+        context: ToolContext,
+        title: str | None = None,
+        start: str | None = None,
+        end: str | None = None,
+    ) -> dict[str, Any]:
+        """Change one of the user's schedules and return it as it is now.
+
+        Args:
+            schedule_id: Which one; query_schedules tells the ids.
+            title: The new title, if it changes.
+            start: The new start, if it changes; without an end the length stays.
+            end: The new end, if it changes.
+            context: Whose book it is, and the key of this change.
+        """
+        return _shown(
+            book.update(
+                context.key.user_id,
+                schedule_id,
+                title=title,
+                start=start,
+                end=end,
+                idempotency_key=context.idempotency_key,
+            )
+        )
+
+    @box.tool
+    def delete_schedule(schedule_id: int, context: ToolContext) -> dict[str, Any]:
+        """Delete one of the user's schedules and return what it was.
+
+        Args:
+            schedule_id: Which one; query_schedules tells the ids.
+            context: Whose book it is, and the key of this change.
+        """
+        deleted = book.delete(
+            context.key.user_id, schedule_id, idempotency_key=context.idempotency_key
+        )
+        return {"deleted": _shown(deleted)}
+
+    return box
+
+
+def _shown(schedule: Schedule) -> dict[str, Any]:
+    return {
+        "schedule_id": schedule.id,
+        "title": schedule.title,
+        "start": schedule.start,
+        "end": schedule.end,
+    }
