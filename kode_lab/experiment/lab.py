@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Generator
+from concurrent import futures
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from html import escape
@@ -88,12 +89,12 @@ class Handle(Generic[T]):
         """
         try:
             while not self._future.done():
-                # Not future.result(): that raises TimeoutError for the tick and for the run alike.
-                self._thread.join(TICK_S)
+                # Not thread.join(): interrupted, Python 3.11 takes the living thread for ended.
+                futures.wait((self._future,), TICK_S)
                 self._tick()
         except KeyboardInterrupt:
             self.cancel()
-            self._thread.join(SETTLE_LIMIT_S)
+            futures.wait((self._future,), SETTLE_LIMIT_S)
             self._tick()
             raise
         return self._future.result()

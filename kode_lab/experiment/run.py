@@ -225,10 +225,11 @@ class RunRecorder:
         )
 
     def close(self) -> Run:
-        """Stop writing history and trace, and give the run as it stands."""
-        self.flush()
-        self.history.close()
-        self._trace.close()
+        """Stop writing history and trace, and give the run as it stands; twice does no harm."""
+        if not self._trace.closed:
+            self.flush()
+            self.history.close()
+            self._trace.close()
         return Run(self.path, self._facts)
 
     def finish(self, status: str, **summary: Any) -> Run:
@@ -238,7 +239,7 @@ class RunRecorder:
             status: ``complete``, ``interrupted`` or ``crashed``.
             summary: what a reader of the index wants to know first.
         """
-        run = self.close() if not self._trace.closed else Run(self.path, self._facts)
+        run = self.close()
         took_s = (time.monotonic_ns() - self._started_ns) / 1e9
         self._facts |= {"status": status, "took_s": round(took_s, 3), "summary": summary}
         self._write_facts()
