@@ -1,0 +1,124 @@
+"""What can be made to go wrong at the simulated model: switches for tests and for the laboratory.
+
+A fault is a value; which request it hits depends on what is asked and on a seed, never on a clock.
+It must never know sockets: the server reads a fault and does it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from kode_lab.errors import InvalidScenario
+
+__all__ = ["FAULTS_LIMIT", "KINDS", "Fault", "FaultPlan"]
+
+FAULTS_LIMIT = 1_000
+KINDS = {
+    "status": "answer with the error status",
+    "error_event": "begin the stream, send an error event of the status's type after some events",
+    "cut": "drop the connection after some stream events, or in the middle of a plain body",
+    "end_early": "end the stream politely after some events, without message_stop",
+    "reset": "drop the connection without an answer",
+    "garbage": "answer 200 with something that is not a reply",
+    "slow": "take delay_s longer",
+    "hang": "never answer",
+    "tool_loop": "ask for a tool in every reply",
+    "stop_reason": "end the reply with the given stop_reason (refusal, pause_turn, ...)",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that goes wrong, and for which requests.
+
+    Attributes:
+        kind: one of ``KINDS``.
+        status: the error's status, for ``status`` and ``error_event``.
+        times: for how many requests that it fits; None is for all.
+        word: only requests whose last prompt contains it.
+        share: the share of fitting requests that are hit, drawn by the seed.
+        after_events: how many stream events come before it.
+        retry_after_s: the ``retry-after`` header of an error answer.
+        delay_s: for ``slow``, in seconds of the profile (scaled by its speed).
+        stop_reason: for ``stop_reason``.
+    """
+
+    kind: str
+    status: int = 500
+    times: int | None = 1
+    word: str = ""
+    share: float = 1.0
+    after_events: int = 3
+    retry_after_s: float | None = None
+    delay_s: float = 0.0
+    stop_reason: str = "refusal"
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise InvalidScenario(f"fault kind {self.kind!r} is none of {', '.join(KINDS)}")
+        if not 400 <= self.status <= 599:
+            raise InvalidScenario(f"fault status={self.status} must be from 400 to 599")
+        if not 0 <= self.share <= 1 or self.delay_s < 0 or self.after_events < 0:
+            raise InvalidScenario(
+                f"fault share={self.share} must be from 0 to 1, delay_s={self.delay_s} and "
+                f"after_events={self.after_events} not below 0"
+            )
+
+
+class FaultPlan:
+    """The faults that are armed, in the order in which they are asked."""
+
+    def __init__(self, faults: Iterable[Fault] = (), *, seed: int = 0) -> None:
+        self._seed = seed
+        self._drawn = 0
+        self._armed: list[tuple[Fault, int | None]] = []
+        for fault in faults:
+            self.arm(fault)
+
+    def arm(self, fault: Fault) -> None:
+        """Add a fault after those that are armed.
+
+        Raises:
+            InvalidScenario: ``FAULTS_LIMIT`` are armed already.
+        """
+        if len(self._armed) >= FAULTS_LIMIT:
+            raise InvalidScenario(f"too many faults are armed; FAULTS_LIMIT={FAULTS_LIMIT}")
+        self._armed.append((fault, fault.times))
+
+    def clear(self) -> None:
+        """Disarm all."""
+        self._armed.clear()
+
+    def hit(self, prompt: str) -> Fault | None:
+        """Give the fault that hits the request with this last prompt, and count it as used."""
+        for index, (fault, left) in enumerate(self._armed):
+            if fault.word not in prompt:
+                continue
+            if fault.share < 1.0:
+                self._drawn += 1
+                if random.Random(f"{self._seed}/{self._drawn}").random() >= fault.share:
+                    continue
+            if left is not None:
+                if left <= 1:
+                    del self._armed[index]
+                else:
+                    self._armed[index] = (fault, left - 1)
+            return fault
+        return None
+
+
+def fault_of(fields: Any) -> Fault:
+    """Give the fault that a JSON object describes.
+
+    Raises:
+        InvalidScenario: it is not an object, or a field is unknown or makes no sense.
+    """
+    if not isinstance(fields, dict):
+        raise InvalidScenario(f"a fault is a JSON object with a kind, not {fields!r:.60}")
+    try:
+        return Fault(**fields)
+    except TypeError as error:
+        raise InvalidScenario(f"not a fault: {error}") from None
