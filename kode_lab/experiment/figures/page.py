@@ -1,0 +1,282 @@
+"""The sheet that a picture is drawn on: points from the top left corner, and nothing automatic.
+
+A page owns where a title, a reading, a time axis and a mark stand. It is laid out in points (1/72
+inch) because words are: a label can then be asked how wide it is before it is placed. It knows
+nothing of turns and sessions. A ``Picture`` is a finished page.
+
+Idea: Tufte's direct labels and range frames (The Visual Display of Quantitative Information, 1983).
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection, PatchCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from kode_lab.experiment.figures.ink import (
+    DPI,
+    INK,
+    PAPER,
+    SOFT,
+    WIDTH_PT,
+    font,
+    inked,
+    legible,
+    width_pt,
+    wrapped,
+)
+
+__all__ = ["MARGIN_PT", "Page", "Picture", "Scale", "Tick", "between", "nice_ticks", "seconds"]
+
+MARGIN_PT = 6.0
+_TITLE_PT = 13.5
+_READING_PT = 10.0
+_LABEL_GAP_PT = 7.0
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A finished picture; a notebook shows it, ``save`` writes it.
+
+    Attributes:
+        figure: the matplotlib figure.
+        title: the finding, in one sentence.
+        reading: how to read the marks.
+    """
+
+    figure: Figure
+    title: str
+    reading: str
+
+    def png(self) -> bytes:
+        """Give the picture as PNG, 1,680 dots wide; the same picture gives the same bytes."""
+        return self._written("png", {"Software": None, "Title": self.title})
+
+    def svg(self) -> bytes:
+        """Give the picture as SVG with its words as paths, so that no reader needs the fonts."""
+        facts = {"Date": None, "Creator": None, "Title": self.title, "Description": self.reading}
+        return self._written("svg", facts)
+
+    def save(self, stem: Path) -> tuple[Path, Path]:
+        """Write ``stem``.png and ``stem``.svg, and give their paths."""
+        paths = (stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.svg"))
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        for path, content in zip(paths, (self.png(), self.svg()), strict=True):
+            path.write_bytes(content)
+        return paths
+
+    def _written(self, form: str, facts: dict[str, str | None]) -> bytes:
+        sink = io.BytesIO()
+        with inked():
+            self.figure.savefig(sink, format=form, dpi=DPI, metadata=facts)
+        return sink.getvalue()
+
+    def __repr__(self) -> str:
+        return f"<Picture: {self.title}>"
+
+    def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        width = round(WIDTH_PT / 72 * DPI / 2)
+        shown = {"image/png": self.png(), "text/plain": f"{self.title}\n{self.reading}"}
+        return shown, {"image/png": {"width": width}}
+
+
+class Scale(NamedTuple):
+    """Where a value stands on the page: linear, or logarithmic."""
+
+    low: float
+    high: float
+    start_pt: float
+    end_pt: float
+    is_log: bool = False
+
+    def __call__(self, value: float) -> float:
+        """Give the place of ``value`` in points."""
+        low, high = self.low, self.high
+        if self.is_log:
+            value, low, high = math.log(value), math.log(low), math.log(high)
+        share = (value - low) / (high - low) if high > low else 0.0
+        return self.start_pt + share * (self.end_pt - self.start_pt)
+
+
+class Tick(NamedTuple):
+    """A tick of an axis; a telling one names a value of the finding and gives way to none."""
+
+    value: float
+    label: str
+    is_telling: bool = False
+
+
+class Page:
+    """A sheet 8.4 inches wide that grows downwards; ``finish`` trims it and gives the picture."""
+
+    def __init__(self, title: str, reading: str) -> None:
+        self.title, self.reading = legible(title), legible(reading)
+        with inked():
+            self._figure = Figure(figsize=(WIDTH_PT / 72, 1), dpi=DPI)
+            FigureCanvasAgg(self._figure)
+            self._axes = self._figure.add_axes((0, 0, 1, 1))
+        self._axes.set_axis_off()
+        self._axes.set_xlim(0, WIDTH_PT)
+        self.top_pt = self._head()
+
+    def _head(self) -> float:
+        y = MARGIN_PT + _TITLE_PT * 0.8
+        room = WIDTH_PT - 2 * MARGIN_PT
+        for line in wrapped(self.title, room, _TITLE_PT, is_bold=True):
+            self.text(MARGIN_PT, y, line, _TITLE_PT, is_bold=True)
+            y += _TITLE_PT * 1.25
+        y += 4
+        for line in wrapped(self.reading, room, _READING_PT):
+            self.text(MARGIN_PT, y, line, _READING_PT, color=SOFT)
+            y += _READING_PT * 1.35
+        return y
+
+    def text(
+        self,
+        x: float,
+        y: float,
+        words: str,
+        size_pt: float = 9.0,
+        *,
+        color: str = INK,
+        align: str = "left",
+        is_bold: bool = False,
+    ) -> float:
+        """Write on the baseline ``y`` and give the width in points."""
+        words = legible(words)
+        with inked():
+            self._axes.text(
+                x,
+                y,
+                words,
+                color=color,
+                ha=align,
+                va="baseline",
+                fontproperties=font(size_pt, is_bold=is_bold),
+                parse_math=False,
+                zorder=10,
+            )
+        return width_pt(words, size_pt, is_bold=is_bold)
+
+    def box(self, x: float, y: float, width: float, height: float, color: str) -> None:
+        """Fill a rectangle whose top left corner is ``x, y``."""
+        self._axes.add_patch(
+            Rectangle((x, y), width, height, facecolor=color, linewidth=0, snap=True)
+        )
+
+    def outline(self, x: float, y: float, width: float, height: float, color: str) -> None:
+        """Draw an empty, dashed rectangle: something that is known only by its ends."""
+        self._axes.add_patch(
+            Rectangle(
+                (x, y),
+                width,
+                height,
+                fill=False,
+                edgecolor=color,
+                linewidth=0.8,
+                linestyle=(0, (4, 3)),
+            )
+        )
+
+    def boxes(self, places: Sequence[tuple[float, float, float, float]], color: str) -> None:
+        """Fill many rectangles ``(x, y, width, height)`` as one mark: for thousands."""
+        if places:
+            patches = [Rectangle(place[:2], *place[2:]) for place in places]
+            self._axes.add_collection(
+                PatchCollection(patches, facecolor=color, linewidth=0), autolim=False
+            )
+
+    def line(
+        self, points: Sequence[tuple[float, float]], color: str = SOFT, width: float = 0.8
+    ) -> None:
+        """Draw a line through the points."""
+        self._axes.add_collection(
+            LineCollection([list(points)], colors=[color], linewidths=[width], capstyle="butt"),
+            autolim=False,
+        )
+
+    def time_axis(
+        self, scale: Scale, y: float, ticks: Sequence[Tick], captions: Sequence[str]
+    ) -> float:
+        """Draw a horizontal axis that spans the data, and give where the next thing may stand.
+
+        A tick whose label would touch a telling one, or one already placed, is left out.
+        """
+        self.line([(scale.start_pt, y), (scale.end_pt, y)])
+        for tick in _placed(ticks, scale):
+            at = scale(tick.value)
+            self.line([(at, y), (at, y + 4)])
+            color = INK if tick.is_telling else SOFT
+            self.text(at, y + 15, tick.label, color=color, align="center")
+        y += 32
+        for caption in captions:
+            for line in wrapped(caption, WIDTH_PT - MARGIN_PT - scale.start_pt, 9.0):
+                self.text(scale.start_pt, y, line, color=SOFT)
+                y += 12.5
+        return y - 12.5
+
+    def finish(self, bottom_pt: float) -> Picture:
+        """Trim the sheet below ``bottom_pt`` and give the picture."""
+        height = bottom_pt + MARGIN_PT
+        self._figure.set_size_inches(WIDTH_PT / 72, height / 72)
+        self._figure.set_facecolor(PAPER)
+        self._axes.set_ylim(height, 0)
+        return Picture(self._figure, self.title, self.reading)
+
+
+def _placed(ticks: Sequence[Tick], scale: Scale) -> list[Tick]:
+    """The ticks that have room: telling ones first (the last of them before all), then the rest."""
+    kept: list[tuple[float, float, Tick]] = []
+    ranked = sorted(ticks, key=lambda tick: (not tick.is_telling, -tick.value * tick.is_telling))
+    for tick in ranked:
+        half = width_pt(tick.label, 9.0) / 2
+        left, right = scale(tick.value) - half, scale(tick.value) + half
+        if all(right + _LABEL_GAP_PT < a or b + _LABEL_GAP_PT < left for a, b, _ in kept):
+            kept.append((left, right, tick))
+    return [tick for _, _, tick in sorted(kept, key=lambda place: place[0])]
+
+
+def nice_ticks(high: float, most: int = 9) -> list[Tick]:
+    """Give round values from 0 up to ``high``, at most ``most`` steps, labelled alike."""
+    if not (math.isfinite(high) and high > 0):
+        return [Tick(0.0, "0")]
+    step = 10.0 ** math.floor(math.log10(high / most))
+    while high / step > most:
+        step *= 2.5 if f"{step:e}".startswith("2") else 2
+    places = max(0, -math.floor(math.log10(step)))
+    if f"{step:e}".startswith("2.5"):
+        places += 1
+    count = math.floor(high / step + 1e-9)
+    return [Tick(n * step, f"{n * step:.{places}f}" if n else "0") for n in range(count + 1)]
+
+
+def seconds(duration_ns: float) -> str:
+    """Give a duration as people say it: ``16.73 s``, ``3.1 ms``, ``40 µs``; three digits or so."""
+    if duration_ns == 0:
+        return "0 s"
+    value = duration_ns / 1e9
+    for factor, unit in ((1.0, "s"), (1e3, "ms"), (1e6, "µs")):
+        scaled = value * factor
+        if abs(scaled) >= 1 or unit == "µs":
+            break
+    # A turn of 16.73 s is told as the report tells it; 100 s and more need no hundredths.
+    places = 2 if unit == "s" and abs(scaled) < 100 else 1 if abs(scaled) < 10 else 0
+    return f"{scaled:,.{places}f} {unit}"
+
+
+def between(durations_ns: Sequence[float]) -> str:
+    """Give the range of some durations: ``3.0 to 4.9 ms``, or the one that all have."""
+    low, high = seconds(min(durations_ns)), seconds(max(durations_ns))
+    if low == high:
+        return low
+    if low.split()[1] == high.split()[1]:
+        low = low.split()[0]
+    return f"{low} to {high}"
