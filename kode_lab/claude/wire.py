@@ -55,8 +55,8 @@ MODELS = (
     ("claude-haiku-5-5", "Claude Haiku 5.5", "haiku"),
 )
 _MODEL_PREFIX = "claude-"
-# About what a tokenizer makes of text: a short run of letters with its space, or one other sign.
-_PIECE = re.compile(r"\s*[A-Za-z]{1,6}|\s*[0-9]{1,3}|\s*[^\sA-Za-z0-9]|\s+")
+# About what a tokenizer makes of text: a short word with its space, or two signs of Chinese.
+_PIECE = re.compile(r"\s*[\u2e80-\uffff]{1,2}|\s*[^\s\u2e80-\uffff]{1,8}|\s+")
 _PER_MESSAGE_TOKENS = 4
 
 

@@ -43,7 +43,7 @@ _QUOTED = re.compile(r"[\"“「《']([^\"”」》']{1,200})[\"”」》']")
 _CHINESE = re.compile(r"[\u4e00-\u9fff]")
 _SPLIT = re.compile(r"\s+and\s+|\s*[;；、]\s*|以及|和(?=[^\"”]*)", re.IGNORECASE)
 _LEAD = re.compile(
-    r"^[\s:,：，]*(?:(?:an?|the|my|new|one|me)\s+|(?:schedules?|events?|appointments?|entry)\b\s*|"
+    r"^[\s:,：，]*(?:(?:an?|the|my|new|one)\s+|me\b|(?:schedules?|events?|appointments?|entry)\b\s*|"
     r"(?:called|named|titled|for|to)\s+|[一两三]?[个场次]|日程|帮我|请)",
     re.IGNORECASE,
 )
