@@ -3,6 +3,7 @@
     KodeLabError
     ├── CallerError            the call was wrong; nothing was accepted, nothing changed
     │   ├── InvalidKey             an id is empty, too long, or not text
+    │   ├── InvalidPrompt          a prompt or turn id is empty, too long, or not text
     │   ├── InvalidConfig          a configuration file is malformed (the old version goes on)
     │   ├── UnknownAgent           no configuration file of that name
     │   ├── UnknownTool            a configuration names a tool nobody registered
@@ -44,6 +45,7 @@ __all__ = [
     "ForeignHost",
     "InvalidConfig",
     "InvalidKey",
+    "InvalidPrompt",
     "InvalidRecord",
     "InvalidScenario",
     "InvalidSchedule",
@@ -81,6 +83,10 @@ class CallerError(KodeLabError):
 
 class InvalidKey(CallerError, ValueError):
     """A user, session or agent id cannot be used."""
+
+
+class InvalidPrompt(CallerError, ValueError):
+    """A prompt, turn id or strategy cannot be used."""
 
 
 class InvalidConfig(CallerError):
@@ -183,7 +189,7 @@ class StoreError(KodeLabError):
     """The session's storage cannot be used."""
 
 
-class StoreUnwritable(StoreError, OSError):
+class StoreUnwritable(StoreError):
     """No permission, no space, or an I/O error; what was acknowledged is still there."""
 
 
@@ -195,7 +201,7 @@ class NewerFormat(StoreError):
     """The files were written by a newer version of kode_lab."""
 
 
-class WrongOwner(StoreError, PermissionError):
+class WrongOwner(StoreError):
     """The directory belongs to another session; none of its messages were shown."""
 
 

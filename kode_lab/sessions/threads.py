@@ -67,11 +67,13 @@ class Threads:
         *,
         hung_limit: int = HUNG_LIMIT,
         waiting_limit: int = WAITING_LIMIT,
+        idle_s: float = IDLE_S,
     ) -> None:
         assert thread_limit > 0
         self.thread_limit = thread_limit
         self.hung_limit = hung_limit
         self.waiting_limit = waiting_limit
+        self.idle_s = idle_s
         self._lock = threading.Condition()  # guards all below
         self._waiting: deque[_Job] = deque()
         self._total = 0
@@ -159,7 +161,7 @@ class Threads:
             return True
 
     def _serve(self) -> None:
-        """Take jobs until there are none for ``IDLE_S``, or one thread too many."""
+        """Take jobs until there are none for ``idle_s``, or one thread too many."""
         while (job := self._next()) is not None:
             settle: Callable[[], None]
             try:
@@ -186,7 +188,7 @@ class Threads:
                     job.is_running = True
                     return job
                 self._idle += 1
-                is_woken = self._lock.wait(IDLE_S)
+                is_woken = self._lock.wait(self.idle_s)
                 self._idle -= 1
                 if not is_woken and not self._waiting:
                     break

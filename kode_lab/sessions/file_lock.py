@@ -1,0 +1,138 @@
+"""One lock for each name, between processes on one directory.
+
+A name is two bytes of one of 64 lock files: byte 0 is the lock, byte 1 the *turnstile*. To hold,
+pass the turnstile, wait for the lock, open the turnstile again. So who releases and asks again at
+once stands behind the one who is waiting already: nobody starves. The kernel frees the bytes of a
+process that dies, so the next one has them at its next look, ``_LOOK_S`` later at most.
+
+These are Linux's *open file description* locks: they belong to this store, not to the process, so
+two stores in one process exclude each other too, and closing some other descriptor frees nothing.
+One trap remains: a child made by ``fork`` without ``exec`` shares them, and keeps them held.
+
+64 files, because the kernel walks all locks of a file one by one: with 10,000 sessions held, one
+file would cost a walk of 10,000, these a walk of about 150.
+
+Source: fcntl(2), "Open file description locks (non-POSIX)".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Callable
+from hashlib import blake2b
+from pathlib import Path
+
+from kode_lab.sessions.disk import Disk
+
+__all__ = ["FileLocks", "OwnedFile"]
+
+_FILES = 64
+# struct flock on Linux: type, whence, start, length, pid (0 for these locks).
+_FLOCK = struct.Struct("hhqqi4x")
+_FIRST_LOOK_S = 0.001
+_LOOK_S = 0.010
+_TAKEN = (errno.EAGAIN, errno.EACCES)
+
+
+class FileLocks:
+    """The locks of one directory; the lock files are opened when they are first needed."""
+
+    __slots__ = ("_disk", "_files", "_root")
+
+    def __init__(self, root: Path, disk: Disk) -> None:
+        self._root = root
+        self._disk = disk
+        self._files: list[int | None] = [None] * _FILES
+
+    def place_of(self, name: str) -> tuple[int, int]:
+        """Give the lock file and the offset that stand for a name (62 bits: no two share one)."""
+        number = int.from_bytes(blake2b(name.encode(), digest_size=8).digest())
+        return number % _FILES, (number // _FILES) << 1
+
+    def try_hold(self, place: tuple[int, int]) -> bool:
+        """Hold it if nobody does and nobody waits for it; say whether it worked."""
+        fd, at = self._file(place[0]), place[1]
+        if not _try_lock(fd, at + 1):
+            return False
+        try:
+            return _try_lock(fd, at)
+        finally:
+            _unlock(fd, at + 1)
+
+    async def hold(self, place: tuple[int, int]) -> None:
+        """Hold it, behind every process that waits already."""
+        fd, at = self._file(place[0]), place[1]
+        await _patiently(lambda: _try_lock(fd, at + 1))
+        try:
+            await _patiently(lambda: _try_lock(fd, at))
+        finally:
+            _unlock(fd, at + 1)
+
+    def release(self, place: tuple[int, int]) -> None:
+        """Let the next process have it."""
+        _unlock(self._file(place[0]), place[1])
+
+    def close(self) -> None:
+        """Close the lock files, which frees whatever is still held."""
+        for number, fd in enumerate(self._files):
+            if fd is not None:
+                self._disk.close(fd)
+                self._files[number] = None
+
+    def _file(self, number: int) -> int:
+        fd = self._files[number]
+        if fd is None:
+            path = self._root / f"{number:02x}"
+            try:
+                fd = self._disk.open(path, create=True)
+            except FileNotFoundError:
+                self._disk.make_directory(self._root)
+                fd = self._disk.open(path, create=True)
+            self._files[number] = fd
+        return fd
+
+
+class OwnedFile:
+    """A file locked as a whole: shared by many, or for one alone. Says who may use a directory."""
+
+    __slots__ = ("_disk", "fd")
+
+    def __init__(self, path: Path, disk: Disk) -> None:
+        self._disk = disk
+        self.fd = disk.open(path, create=True)
+
+    def try_own(self, *, alone: bool) -> bool:
+        """Own it, alone or with others; say whether it worked. Asking again changes the kind."""
+        return _try_lock(self.fd, 0, fcntl.F_WRLCK if alone else fcntl.F_RDLCK)
+
+    def close(self) -> None:
+        """Give it up."""
+        if self.fd >= 0:
+            self._disk.close(self.fd)
+            self.fd = -1
+
+
+async def _patiently(attempt: Callable[[], bool]) -> None:
+    """Try until it works: at once, after 1 ms, and ever later up to ``_LOOK_S``."""
+    pause_s = _FIRST_LOOK_S
+    while not attempt():
+        await asyncio.sleep(pause_s)
+        pause_s = min(pause_s * 2, _LOOK_S)
+
+
+def _try_lock(fd: int, at: int, kind: int = fcntl.F_WRLCK) -> bool:
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, at, 1, 0))
+    except OSError as error:
+        if error.errno in _TAKEN:
+            return False
+        raise
+    return True
+
+
+def _unlock(fd: int, at: int) -> None:
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, at, 1, 0))

@@ -1,0 +1,402 @@
+"""The embedded store: a directory of JSON files, safe for many tasks and many processes.
+
+It puts the parts together: the in-process lock for order, the file lock between processes, the
+session's files with their fence, and, for durability ``power``, the journal. It owns who holds
+what. It never knows what a turn says or why it is written.
+
+    <root>/<userId>/<sessionId>:<agentId>/<sessionId>:<agentId>/runtime/{messages.json,turns.jsonl}
+    <root>/+store      whose host works here; processes share it, ``power`` owns it alone
+    <root>/+locks/     64 files whose bytes are the locks
+    <root>/+journal    what ``power`` has logged (no id can be encoded to a name with "+")
+
+With ``layout="report"`` the user level is missing, as in the report: there two users with the same
+session id name one directory, so the second one is refused by the owner that is recorded in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import platform
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Literal
+
+from kode_lab.errors import (
+    ForeignHost,
+    KodeLabError,
+    SessionDamaged,
+    StaleLease,
+    StoreUnwritable,
+    WaitingRoomFull,
+    WrongOwner,
+)
+from kode_lab.key import SessionKey
+from kode_lab.message import Message
+from kode_lab.sessions.disk import Disk, PosixDisk
+from kode_lab.sessions.file_lock import FileLocks, OwnedFile
+from kode_lab.sessions.keyed_lock import KeyedLock, LockStatistics
+from kode_lab.sessions.open_turn import Finished, OpenTurn
+from kode_lab.sessions.power_journal import PowerJournal, recover
+from kode_lab.sessions.session_files import (
+    FORMAT,
+    SessionFiles,
+    Tail,
+    decode,
+    encode,
+    owner_of,
+)
+from kode_lab.sessions.store import Lease, Stored
+
+__all__ = ["JsonStore"]
+
+# Two descriptors each; a quarter of the usual 1,024.
+_OPEN_SESSIONS = 128
+_PEEKS = 200
+# A recovery of a full journal takes a second or two.
+_MOVE_IN_S = 10.0
+_LOOK_S = 0.01
+
+
+class _Held:
+    """One lease that is out: its files and the place of its file lock."""
+
+    __slots__ = ("files", "lease", "place")
+
+    def __init__(self, lease: Lease, files: SessionFiles, place: tuple[int, int]) -> None:
+        self.lease = lease
+        self.files = files
+        self.place = place
+
+
+class JsonStore:
+    """Sessions as JSON files below one directory.
+
+    Args:
+        root: made if it is not there.
+        layout: ``user`` keeps users apart by directory; ``report`` gives the report's exact paths.
+        durability: ``process`` survives kill -9 of this process; ``power`` a power cut too.
+        open_sessions_limit: how many sessions' files stay open; no limit on sessions.
+        disk: the file system; tests give a failing one.
+
+    Raises:
+        StoreUnwritable: the directory cannot be made or written.
+        ForeignHost: another host works in it, or another process owns it for ``power``.
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        *,
+        layout: Literal["user", "report"] = "user",
+        durability: Literal["process", "power"] = "process",
+        open_sessions_limit: int = _OPEN_SESSIONS,
+        disk: Disk | None = None,
+    ) -> None:
+        self.root = Path(root)
+        self._layout = layout
+        self._disk: Disk = disk or PosixDisk()
+        self._lock: KeyedLock[tuple[str, ...]] = KeyedLock()
+        self._held: dict[SessionKey, _Held] = {}
+        self._open: OrderedDict[SessionKey, SessionFiles] = OrderedDict()
+        self._open_sessions_limit = open_sessions_limit
+        self._power: PowerJournal | None = None
+        try:
+            self._disk.make_directory(self.root)
+            self._owned = OwnedFile(self.root / "+store", self._disk)
+            self._locks = FileLocks(self.root / "+locks", self._disk)
+            self._move_in(alone=durability == "power")
+        except OSError as error:
+            raise _explained(f"the store at {self.root.name!r}", error) from error
+
+    async def hold(self, key: SessionKey, *, queue_limit: int) -> Lease:
+        """Give the lease of the session, after everyone in this process who asked before.
+
+        Between processes nobody starves; a dead process is noticed within 10 ms.
+
+        Raises:
+            WaitingRoomFull: ``queue_limit`` wait already, or it is 0 and the session is held.
+            StoreError: the session's directory cannot be used.
+        """
+        slot = key[:2]
+        if not self._lock.try_hold(slot):
+            try:
+                await self._lock.hold(slot, queue_limit=queue_limit)
+            except WaitingRoomFull as error:
+                raise WaitingRoomFull(f"{key}: {error}") from None
+        try:
+            return await self._hold_files(key, is_patient=queue_limit > 0)
+        except OSError as error:
+            self._lock.release(slot)
+            raise _explained(str(key), error) from error
+        except BaseException:
+            self._lock.release(slot)
+            raise
+
+    async def _hold_files(self, key: SessionKey, *, is_patient: bool) -> Lease:
+        place = self._locks.place_of(key.lock_name)
+        if not self._locks.try_hold(place):
+            if not is_patient:
+                raise WaitingRoomFull(f"{key}: another process holds it: send it again later")
+            await self._locks.hold(place)
+        try:
+            files = self._open.get(key) or SessionFiles(key, self._directory(key), self._disk)
+            self._touch(files)
+            lease = Lease(key, files.next_fence())
+        except BaseException:
+            self._locks.release(place)
+            raise
+        self._held[key] = _Held(lease, files, place)
+        return lease
+
+    def release(self, lease: Lease) -> None:
+        """End the lease; ending it twice does nothing."""
+        held = self._held.get(lease.key)
+        if held is None or held.lease is not lease:
+            return
+        del self._held[lease.key]
+        self._locks.release(held.place)
+        self._lock.release(lease.key[:2])
+
+    async def load(self, lease: Lease) -> Stored:
+        """Give what rests of the session, mended where a crash left it half written.
+
+        Raises:
+            SessionDamaged: something else than a crash changed a file.
+            StaleLease: somebody held the session since.
+        """
+        files = self._files(lease)
+        try:
+            return files.read()
+        except OSError as error:
+            raise _explained(str(lease.key), error) from error
+
+    async def journal(self, lease: Lease, turn: OpenTurn, entry: dict[str, Any]) -> None:
+        """Save one step of the turn; when it returns, the step survives.
+
+        Raises:
+            StaleLease: somebody held the session since.
+            StoreUnwritable: the disk refused; the step is not saved, what was saved is still there.
+        """
+        files = self._files(lease)
+        await self._write(files, [files.step_tail(turn, [entry])])
+
+    async def append(
+        self, lease: Lease, turn: OpenTurn, entries: Sequence[dict[str, Any]]
+    ) -> Finished:
+        """Append the turn's messages, all or nothing; from then on it is in the conversation.
+
+        Raises:
+            StaleLease: somebody held the session since.
+            StoreUnwritable: the disk refused; the conversation is as it was, and the turn may still
+                appear, whole, when the session is loaded again.
+        """
+        files = self._files(lease)
+        messages, done = files.turn_tails(turn)
+        # Without a journal that is all or nothing by itself, the last steps go first: from them
+        # a half-written append is repeated.
+        if entries and self._power is None:
+            await self._write(files, [files.step_tail(turn, entries)])
+        try:
+            await self._write(files, [messages, done])
+        except asyncio.CancelledError:  # came too late: it is written
+            files.took_turn(turn, messages)
+            raise
+        return files.took_turn(turn, messages)
+
+    async def discard(self, lease: Lease) -> None:
+        """Forget the unfinished turn."""
+        files = self._files(lease)
+        await self._write(files, [files.discard_tail()])
+
+    async def delete(self, lease: Lease) -> None:
+        """Forget the conversation; the fence goes on growing, so no old holder comes back."""
+        files = self._files(lease)
+        await self._write(files, files.delete_tails())
+        files.forgot()
+
+    async def peek(self, key: SessionKey) -> list[Message]:
+        """Give the conversation for reading only, without waiting for its holder.
+
+        Raises:
+            WrongOwner: the directory is another session's.
+            SessionDamaged: what is stored is not a conversation.
+        """
+        directory = self._directory(key)
+        for _ in range(_PEEKS):
+            try:
+                header = (directory / "turns.jsonl").read_bytes().partition(b"\n")[0]
+                messages = decode((directory / "messages.json").read_bytes() or b"[]")
+            except FileNotFoundError:
+                return []
+            except OSError as error:
+                raise _explained(str(key), error) from error
+            except ValueError:
+                await asyncio.sleep(0.001)  # its holder is writing at this moment
+                continue
+            owner = owner_of(decode(header))
+            if owner != key:
+                raise WrongOwner(
+                    f"{key}: its directory belongs to another session; use another sessionId"
+                )
+            if isinstance(messages, list):
+                return messages
+        raise SessionDamaged(
+            f"{key}: messages.json is not a JSON array after {_PEEKS} looks; a turn will mend it "
+            "if a crash left it so, else restore it from a backup"
+        )
+
+    def sessions(self, user_id: str | None = None) -> Iterator[SessionKey]:
+        """Give the sessions that rest here, of one user or of all, in no promised order."""
+        pattern = "*/*/runtime/turns.jsonl"
+        if self._layout == "user":
+            user = "*" if user_id is None else SessionKey(user_id, "-", "-").user_part
+            pattern = f"{user}/{pattern}"
+        for path in self.root.glob(pattern):
+            with path.open("rb") as file:
+                header = file.readline()
+            key = owner_of(decode(header)) if header.endswith(b"\n") else None
+            if key is not None and user_id in (None, key.user_id):
+                yield key
+
+    def statistics(self) -> LockStatistics:
+        """Give what the in-process lock is doing."""
+        return self._lock.statistics()
+
+    async def aclose(self) -> None:
+        """Give everything back; leases that are still out are void."""
+        for held in list(self._held.values()):
+            self.release(held.lease)
+        if self._power is not None:
+            await self._power.aclose()
+            self._power = None
+        while self._open:
+            self._open.popitem()[1].close()
+        self._locks.close()
+        if self._owned.fd >= 0 and self._owned.try_own(alone=True):
+            self._disk.truncate(self._owned.fd, 0)  # the last one out: any host may come now
+        self._owned.close()
+
+    # ---- inside
+
+    def _directory(self, key: SessionKey) -> Path:
+        part = key.instance_part
+        below = self.root if self._layout == "report" else self.root / key.user_part
+        return below / part / part / "runtime"
+
+    def _touch(self, files: SessionFiles) -> None:
+        """Keep these files open, and close those that were used longest ago."""
+        self._open[files.key] = files
+        self._open.move_to_end(files.key)
+        if len(self._open) > self._open_sessions_limit:
+            self._open.popitem(last=False)[1].close()
+
+    def _files(self, lease: Lease) -> SessionFiles:
+        """Give the files of a lease that is still good: the only way to them."""
+        held = self._held.get(lease.key)
+        if held is None or held.lease is not lease:
+            raise StaleLease(f"{lease.key}: the lease was released; hold the session again")
+        files = held.files
+        try:
+            self._touch(files)
+            newest = files.newest_fence()
+            if newest == lease.fence:
+                files.settle()
+                return files
+        except OSError as error:
+            raise _explained(str(lease.key), error) from error
+        raise StaleLease(
+            f"{lease.key}: fence {lease.fence} was overtaken by {newest}; nothing was written: "
+            "send the turn again with the same turnId"
+        )
+
+    async def _write(self, files: SessionFiles, tails: Sequence[Tail]) -> None:
+        def apply() -> None:
+            try:
+                for tail in tails:
+                    files.apply(tail)
+            except OSError:
+                if self._power is None:
+                    files.undo()
+                files.is_settled = self._power is None
+                raise
+
+        try:
+            if self._power is None:
+                apply()
+            else:
+                header = files.header(files.fence)
+                await self._power.log(files.directory, header, tails, apply)
+        except OSError as error:
+            raise _explained(str(files.key), error) from error
+
+    def _move_in(self, *, alone: bool) -> None:
+        """Share the directory with other processes of this host, or own it alone for ``power``.
+
+        Whoever finds the directory empty of others applies the journal that a dead one left.
+        """
+        journal = self.root / "+journal"
+        until_s = time.monotonic() + _MOVE_IN_S
+        while not (is_first := self._owned.try_own(alone=True)):
+            if not alone and self._owned.try_own(alone=False):
+                break
+            if time.monotonic() > until_s:
+                raise ForeignHost(
+                    f"the store at {self.root.name!r} is in use by another process, and durability "
+                    "'power' owns its directory alone: stop the other, or use 'process' in both"
+                )
+            time.sleep(_LOOK_S)  # somebody is just moving in, too
+        self._check_host(write=is_first)
+        if alone:
+            self._power = PowerJournal(journal, self.root, self._disk)
+            return
+        if is_first and journal.exists():
+            fd = self._disk.open(journal, create=False)
+            recover(fd, self.root, self._disk)
+            self._disk.close(fd)
+            self._disk.remove(journal)
+        self._owned.try_own(alone=False)
+
+    def _check_host(self, *, write: bool) -> None:
+        """Refuse a directory that another host has not left: file locks do not reach across."""
+        here = _host()
+        words = self._disk.read(self._owned.fd, max(self._disk.size(self._owned.fd), 0), 0)
+        try:
+            host = decode(words)["host"] if words else here
+        except (ValueError, KeyError, TypeError):
+            host = here  # the file of somebody who died while writing it
+        if host != here:
+            raise ForeignHost(
+                f"another host works in the store at {self.root.name!r}, and file locks do not "
+                "reach across hosts: stop it there; if it is gone for good, remove the file +store"
+            )
+        if write:
+            self._disk.write(self._owned.fd, encode({"kode_lab": FORMAT, "host": here}) + b"\n", 0)
+
+
+def _host() -> str:
+    """Give a name for this host that tells nobody which it is."""
+    return blake2b(f"{platform.node()}\0{os.name}".encode(), digest_size=8).hexdigest()
+
+
+_WHAT_TO_DO = {
+    errno.ENOSPC: "free some space, then send the turn again with the same turnId",
+    errno.EDQUOT: "free some of the quota, then send the turn again with the same turnId",
+    errno.EACCES: "give this process the right to write there",
+    errno.EPERM: "give this process the right to write there",
+    errno.EROFS: "the file system is read-only: mount it for writing or choose another directory",
+    errno.EMFILE: "raise the limit of open files (ulimit -n), or lower open_sessions_limit",
+    errno.ENOTDIR: "a file stands where a directory is needed: move it away",
+}
+
+
+def _explained(what: str, error: OSError) -> KodeLabError:
+    """Give the error that says which session, what the system said, and what to do."""
+    hint = _WHAT_TO_DO.get(
+        error.errno or 0, "look at the disk; what was acknowledged is still there"
+    )
+    return StoreUnwritable(f"{what} cannot be stored: {error.strerror or error}; {hint}")

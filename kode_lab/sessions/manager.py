@@ -1,0 +1,390 @@
+"""Who comes when: the turns of one session one by one, those of different sessions side by side.
+
+The manager owns what is between a request and a held session: admission, the four strategies for
+two turns of one session, deadlines, the resident agents, the end. The order itself is the
+store's, whose lock is first come first served; what a holder does is the turn's.
+
+Source: the strategies (enqueue, reject, interrupt, rollback) carry the names that LangGraph's
+platform gave them ("double texting").
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from kode_lab.errors import (
+    DeadlineExceeded,
+    Draining,
+    InvalidPrompt,
+    SessionBusy,
+    Superseded,
+    TurnFailed,
+    WaitingRoomFull,
+)
+from kode_lab.key import SessionKey
+from kode_lab.message import Message, Model, Reply, ToolCall, Usage, tool_calls_of, user
+from kode_lab.sessions.agent import STRATEGIES, AgentConfig, AgentShelf
+from kode_lab.sessions.keyed_lock import LockStatistics
+from kode_lab.sessions.open_turn import Finished, OpenTurn
+from kode_lab.sessions.residents import Agent, Residents
+from kode_lab.sessions.session import Session, TurnEvent
+from kode_lab.sessions.store import Lease, Store
+from kode_lab.sessions.turn import take_turn
+from kode_lab.span import Span, Trace
+
+__all__ = ["ManagerStatistics", "SessionManager", "TurnEvent", "TurnReply"]
+
+PROMPT_LIMIT_CHARS = 1_000_000
+TURN_ID_LIMIT_CHARS = 200
+_INTERRUPTED = "(This turn was interrupted before its answer.)"
+_BROKEN_OFF = "(This turn was broken off before its answer.)"
+
+
+class TurnReply(NamedTuple):
+    """What an acknowledged turn gave.
+
+    Attributes:
+        text: the final reply.
+        tool_calls: all that the turn made, in order.
+        usage: tokens of all its model calls.
+        config_version: of the configuration that it began with.
+        is_replay: it had finished before, and this is its saved reply.
+    """
+
+    turn_id: str
+    text: str
+    tool_calls: tuple[ToolCall, ...]
+    usage: Usage
+    config_version: str
+    is_replay: bool
+
+
+class ManagerStatistics(NamedTuple):
+    """What the manager is doing now.
+
+    Attributes:
+        turns: accepted and not yet ended.
+        sessions: those that these turns belong to.
+        residents: idle agents in memory.
+        lock: the store's lock.
+    """
+
+    turns: int
+    sessions: int
+    residents: int
+    lock: LockStatistics
+
+
+class _Ticket:
+    """One turn on its way through the manager."""
+
+    __slots__ = ("session", "superseded_by", "task", "turn_id")
+
+    def __init__(self, turn_id: str) -> None:
+        self.turn_id = turn_id
+        self.task = asyncio.current_task()
+        self.session: Session | None = None
+        self.superseded_by: str | None = None
+
+    def supersede(self, strategy: str) -> None:
+        """End this turn for a later one, unless it is past the point of no return."""
+        is_late = self.session is not None and self.session.is_committing
+        if self.superseded_by is None and self.task is not None and not is_late:
+            self.superseded_by = strategy
+            self.task.cancel()
+
+
+class SessionManager:
+    """Takes turns for any number of sessions; an async context manager that drains at its end.
+
+    Args:
+        store: taken over: it is closed with the manager.
+        trace: where the spans go.
+        residents_limit: agents that stay in memory between their turns.
+        resident_idle_s: an agent that rested longer goes when the next turn ends.
+        drain_s: what the turns in flight have when the manager closes.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        agents: AgentShelf,
+        model: Model,
+        trace: Trace | None = None,
+        residents_limit: int = 10_000,
+        resident_idle_s: float = 900.0,
+        drain_s: float = 30.0,
+    ) -> None:
+        self._store = store
+        self._agents = agents
+        self._model = model
+        self._trace = trace
+        self._residents = Residents(limit=residents_limit, idle_limit_s=resident_idle_s)
+        self._drain_s = drain_s
+        # The turns in flight of each userId:sessionId, in the order of their arrival.
+        self._lines: dict[tuple[str, ...], dict[_Ticket, None]] = {}
+        self._is_closing = False
+
+    async def turn(
+        self,
+        key: SessionKey,
+        prompt: str,
+        *,
+        turn_id: str | None = None,
+        strategy: str | None = None,
+        deadline_s: float | None = None,
+        on_event: Callable[[TurnEvent], None] | None = None,
+    ) -> TurnReply:
+        """Take one turn, after all turns of this session that came before.
+
+        Args:
+            turn_id: names the turn: sent again, it gives the saved reply, or goes on where a
+                crash or an error stopped it.
+            strategy: when the session is busy: ``enqueue``, ``reject``, ``interrupt`` (the others
+                end, what they did stays), ``rollback`` (what they did is forgotten).
+            deadline_s: from now to the reply, waiting included.
+            on_event: is told what happens; must not block.
+
+        Raises:
+            CallerError: the call is wrong.
+            Refused: it was not accepted; sending it again is safe.
+            TurnFailed: there is no reply; the same ``turn_id`` goes on from what was done.
+            StoreError: the session's storage cannot be used.
+        """
+        if self._is_closing:
+            raise Draining(f"{key}: the manager is closing: send the turn to another one")
+        config = self._agents.current(key.agent_id)
+        strategy = strategy or config.strategy
+        ticket = _Ticket(_checked(prompt, turn_id, strategy))
+        deadline_s = config.deadline_s if deadline_s is None else deadline_s
+        line = self._lines.setdefault(key[:2], {})
+        others = list(line) if strategy in ("interrupt", "rollback") else ()
+        line[ticket] = None
+        try:
+            async with asyncio.timeout(deadline_s) as deadline:
+                for other in others:
+                    other.supersede(strategy)
+                if others:
+                    await asyncio.sleep(0)  # let those who waited leave the queue
+                return await self._hold(key, ticket, prompt, strategy, on_event)
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            raise DeadlineExceeded(
+                f"{key}: no reply within deadline_s={deadline_s:g}; the same turnId goes on"
+            ) from None
+        except asyncio.CancelledError:
+            if ticket.superseded_by is None or ticket.task is None or ticket.task.uncancel():
+                raise
+            raise Superseded(
+                f"{key}: a later turn took its place ({ticket.superseded_by})"
+            ) from None
+        finally:
+            del line[ticket]
+            if not line:
+                del self._lines[key[:2]]
+
+    async def history(self, key: SessionKey) -> list[Message]:
+        """Give the conversation, for reading only; it does not wait for turns in flight."""
+        return await self._store.peek(key)
+
+    async def delete(self, key: SessionKey) -> None:
+        """Forget the conversation, after the turns that came before."""
+        queue_limit = self._agents.current(key.agent_id).queue_limit
+        lease = await self._store.hold(key, queue_limit=queue_limit)
+        try:
+            self._residents.drop(key)
+            await self._store.load(lease)
+            await self._store.delete(lease)
+        finally:
+            self._store.release(lease)
+
+    def statistics(self) -> ManagerStatistics:
+        """Give what the manager is doing now."""
+        return ManagerStatistics(
+            sum(map(len, self._lines.values())),
+            len(self._lines),
+            len(self._residents),
+            self._store.statistics(),
+        )
+
+    async def aclose(self) -> None:
+        """Take no more turns, let those in flight end, cancel what outlasts ``drain_s``."""
+        self._is_closing = True
+        me = asyncio.current_task()
+        tasks = {t.task for line in self._lines.values() for t in line if t.task not in (None, me)}
+        waiting = {task for task in tasks if task is not None}
+        if waiting:
+            _, late = await asyncio.wait(waiting, timeout=self._drain_s)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late)
+        await self._store.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    # ---- one turn, step by step
+
+    async def _hold(
+        self,
+        key: SessionKey,
+        ticket: _Ticket,
+        prompt: str,
+        strategy: str,
+        on_event: Callable[[TurnEvent], None] | None,
+    ) -> TurnReply:
+        """Wait for the session, and take the turn under its lease."""
+        start_ns = time.monotonic_ns()
+        queue_limit = self._agents.current(key.agent_id).queue_limit if strategy != "reject" else 0
+        ahead = len(self._lines[key[:2]]) - 1
+        try:
+            lease = await self._store.hold(key, queue_limit=queue_limit)
+        except WaitingRoomFull as error:
+            if strategy != "reject":
+                raise
+            raise SessionBusy(f"{key}: a turn is running, and the strategy is reject") from error
+        self._span(key, ticket, "wait", start_ns, {"kode_lab.queue.length": ahead})
+        error_name: str | None = None
+        config = self._agents.current(key.agent_id)
+        try:
+            if on_event is not None:
+                on_event(TurnEvent("started"))
+            return await self._take(lease, ticket, prompt, config, on_event)
+        except BaseException as error:
+            error_name = type(error).__name__
+            raise
+        finally:
+            self._store.release(lease)
+            facts = {"kode_lab.config.version": config.version, "kode_lab.fence": lease.fence}
+            self._span(key, ticket, "turn", start_ns, facts, error_name)
+
+    async def _take(
+        self,
+        lease: Lease,
+        ticket: _Ticket,
+        prompt: str,
+        config: AgentConfig,
+        on_event: Callable[[TurnEvent], None] | None,
+    ) -> TurnReply:
+        """Take the turn with the session's agent, and decide what of a failed one is kept."""
+        agent = await self._agent(lease, ticket)
+        saved = agent.finished.get(ticket.turn_id)
+        if saved is not None:
+            self._residents.keep(agent)
+            return _reply_of(agent, saved, is_replay=True)
+        turn = await self._open(lease, agent, ticket, prompt, config)
+        session = Session(
+            lease, self._store, agent, turn, config, self._model, self._trace, on_event
+        )
+        ticket.session = session
+        try:
+            await take_turn(session)
+        except TurnFailed:
+            agent.open = turn if turn.steps else None
+            self._residents.keep(agent)
+            raise
+        except asyncio.CancelledError:
+            if ticket.superseded_by is not None and not session.is_committing:
+                await self._give_way(lease, agent, turn, ticket.superseded_by)
+            raise
+        self._residents.keep(agent)
+        assert session.finished is not None
+        return _reply_of(agent, session.finished, is_replay=False)
+
+    async def _agent(self, lease: Lease, ticket: _Ticket) -> Agent:
+        """Give the session's agent: the resident if it is still good, else one made now."""
+        agent = self._residents.take(lease)
+        if agent is None:
+            start_ns = time.monotonic_ns()
+            agent = Agent(lease, await self._store.load(lease))
+            facts = {"kode_lab.messages": len(agent.messages)}
+            self._span(lease.key, ticket, "load", start_ns, facts)
+        return agent
+
+    async def _open(
+        self, lease: Lease, agent: Agent, ticket: _Ticket, prompt: str, config: AgentConfig
+    ) -> OpenTurn:
+        """Give the turn to take: the one that was left open, if it is this one, else a new one."""
+        left = agent.open
+        if left is not None and left.turn_id == ticket.turn_id:
+            return left
+        if left is not None:
+            entries = [] if left.is_answered else left.seal(_BROKEN_OFF)
+            agent.took(left, await self._store.append(lease, left, entries))
+        return OpenTurn(ticket.turn_id, user(prompt), config.version)
+
+    async def _give_way(self, lease: Lease, agent: Agent, turn: OpenTurn, strategy: str) -> None:
+        """End a turn for a later one: keep what it did, or forget it."""
+        if strategy == "rollback":
+            await self._store.discard(lease)
+            agent.open = None
+        else:
+            entries = turn.seal(_INTERRUPTED)
+            agent.took(turn, await self._store.append(lease, turn, entries))
+        self._residents.keep(agent)
+
+    def _span(
+        self,
+        key: SessionKey,
+        ticket: _Ticket,
+        step: str,
+        start_ns: int,
+        attributes: dict[str, Any],
+        error: str | None = None,
+    ) -> None:
+        if self._trace is not None:
+            end_ns = time.monotonic_ns()
+            self._trace(Span(key, ticket.turn_id, step, start_ns, end_ns, attributes, error))
+
+
+def _checked(prompt: object, turn_id: object, strategy: str) -> str:
+    """Give the turn's id, new if none was given, after a look at what the caller sent."""
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise InvalidPrompt("the prompt is empty or not text: send some words")
+    if len(prompt) > PROMPT_LIMIT_CHARS:
+        raise InvalidPrompt(
+            f"the prompt has {len(prompt)} characters: shorten it to {PROMPT_LIMIT_CHARS=}"
+        )
+    if strategy not in STRATEGIES:
+        raise InvalidPrompt(f"strategy {strategy!r:.40} is none of {', '.join(STRATEGIES)}")
+    if turn_id is None:
+        return os.urandom(12).hex()
+    if not isinstance(turn_id, str) or not 0 < len(turn_id) <= TURN_ID_LIMIT_CHARS:
+        raise InvalidPrompt(f"turnId must be text of 1 to {TURN_ID_LIMIT_CHARS=} characters")
+    return turn_id
+
+
+def _reply_of(agent: Agent, finished: Finished, *, is_replay: bool) -> TurnReply:
+    """Give the reply of a turn that is in the conversation."""
+    if finished.is_sealed:
+        raise Superseded(
+            f"{agent.key}: turn {finished.turn_id!r} was broken off and closed; "
+            "what it did stays in the conversation: send it with a new turnId"
+        )
+    messages = agent.messages[finished.first : finished.last + 1]
+    reply = Reply(tuple(messages[-1]["content"]), "end_turn")
+    calls = tuple(
+        call
+        for message in messages
+        if message["role"] == "assistant" and isinstance(message["content"], list)
+        for call in tool_calls_of(message["content"])
+    )
+    return TurnReply(
+        finished.turn_id, reply.text, calls, finished.usage, finished.version, is_replay
+    )
