@@ -41,6 +41,8 @@ __all__ = ["ManagerStatistics", "SessionManager", "TurnEvent", "TurnReply"]
 
 PROMPT_LIMIT_CHARS = 1_000_000
 TURN_ID_LIMIT_CHARS = 200
+# A hold that took longer than this had to wait, for another task or another process.
+_INSTANT_NS = 1_000_000
 _INTERRUPTED = "(This turn was interrupted before its answer.)"
 _BROKEN_OFF = "(This turn was broken off before its answer.)"
 
@@ -172,7 +174,7 @@ class SessionManager:
                     other.supersede(strategy)
                 if others:
                     await asyncio.sleep(0)  # let those who waited leave the queue
-                return await self._hold(key, ticket, prompt, strategy, on_event)
+                return await self._hold(key, ticket, prompt, config, strategy, on_event)
         except TimeoutError:
             if not deadline.expired():
                 raise
@@ -246,12 +248,13 @@ class SessionManager:
         key: SessionKey,
         ticket: _Ticket,
         prompt: str,
+        config: AgentConfig,
         strategy: str,
         on_event: Callable[[TurnEvent], None] | None,
     ) -> TurnReply:
         """Wait for the session, and take the turn under its lease."""
         start_ns = time.monotonic_ns()
-        queue_limit = self._agents.current(key.agent_id).queue_limit if strategy != "reject" else 0
+        queue_limit = config.queue_limit if strategy != "reject" else 0
         ahead = len(self._lines[key[:2]]) - 1
         try:
             lease = await self._store.hold(key, queue_limit=queue_limit)
@@ -261,7 +264,8 @@ class SessionManager:
             raise SessionBusy(f"{key}: a turn is running, and the strategy is reject") from error
         self._span(key, ticket, "wait", start_ns, {"kode_lab.queue.length": ahead})
         error_name: str | None = None
-        config = self._agents.current(key.agent_id)
+        if ahead or time.monotonic_ns() - start_ns > _INSTANT_NS:  # it may have changed since
+            config = self._agents.current(key.agent_id)
         try:
             if on_event is not None:
                 on_event(TurnEvent("started"))

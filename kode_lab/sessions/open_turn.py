@@ -125,14 +125,14 @@ class OpenTurn:
             "messages": [first, first + len(self.messages) - 1],
             "end": end_bytes,
             "sealed": self.is_sealed,
-            "usage": self.usage,
+            "usage": [*self.usage],
             "version": self.version,
         }
 
     @staticmethod
     def reply_entry(message: Message, usage: Usage) -> dict[str, Any]:
         """Give the journal's entry of a reply."""
-        return {"reply": message, "usage": usage}
+        return {"reply": message, "usage": [*usage]}
 
     @staticmethod
     def result_entry(result: ToolResult) -> dict[str, Any]:
