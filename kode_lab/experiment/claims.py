@@ -188,11 +188,13 @@ def verdict_of(claims: Iterable[Claim]) -> Verdict:
 
 def _arrival(evidence: Evidence) -> Claim:
     def measure() -> tuple[str, bool]:
-        starts = [turn.span.start_ns for turn in evidence.turns if turn.span is not None]
-        gap_s = (max(starts) - min(starts)) / 1e9
+        sent = [turn.operation.invoke_ns for turn in evidence.turns if turn.operation is not None]
+        gap_s = (max(sent) - min(sent)) / 1e9
         return _ms(gap_s), gap_s < ARRIVAL_LIMIT_S
 
-    return _judged(evidence, "the requests arrive", "< 1 ms apart", "start of each turn", measure)
+    return _judged(
+        evidence, "the requests arrive", "< 1 ms apart", "clients, send to send", measure
+    )
 
 
 def _about_one(evidence: Evidence, turn: Turn) -> Iterator[Claim]:

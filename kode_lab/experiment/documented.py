@@ -1,8 +1,8 @@
 """The two documented tests, as data: what was asked of whom, and what the report says came of it.
 
 It owns the report's numbers and is the only place that states them; nothing here was measured by
-us. The words of the prompts are ours. How long the simulated model takes is not told here but by its
-profile, of which each turn names its plan.
+us. The words of the prompts are ours. How long the simulated model takes stands in its profile, of
+which each turn names a plan.
 
 Source: the concurrency report: "Concurrency test results" (both tests and the timing), "API calls"
 and "Directory structure" (the sessions of test 1).
@@ -55,10 +55,16 @@ class DocumentedTurn(NamedTuple):
 
 
 class DocumentedTest(NamedTuple):
-    """Turns that arrive together, and the directory of the run that their sessions rest in."""
+    """Turns that arrive together.
+
+    Attributes:
+        name: the test's, and of the run's directory that its sessions rest in.
+        picture: the file name of its picture, without an ending.
+    """
 
     name: str
     title: str
+    picture: str
     turns: tuple[DocumentedTurn, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -76,6 +82,7 @@ DOCUMENTED = (
     DocumentedTest(
         "test-1",
         "simple dialogue",
+        "two-sessions",
         (
             DocumentedTurn(
                 "session 1",
@@ -100,6 +107,7 @@ DOCUMENTED = (
     DocumentedTest(
         "test-2",
         "concurrent creation",
+        "two-creations",
         (
             DocumentedTurn(
                 "session 1",

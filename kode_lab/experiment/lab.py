@@ -40,7 +40,8 @@ def start(
     work: Callable[[], Coroutine[Any, Any, T]],
     *,
     name: str = "run",
-    on_tick: Callable[[], None] | None = None,
+    on_tick: Callable[[], None] = lambda: None,
+    on_end: Callable[[], None] = lambda: None,
 ) -> Handle[T]:
     """Run ``work()`` on a loop and thread of its own, beginning now, and give its handle.
 
@@ -48,8 +49,9 @@ def start(
         work: makes the coroutine; it is called in the new thread.
         name: what the handle and the thread are called.
         on_tick: called ten times a second, and once at the end, in the thread that waits.
+        on_end: called after the last tick, in the thread that waits.
     """
-    return Handle(work, name, on_tick)
+    return Handle(work, name, on_tick, on_end)
 
 
 class Handle(Generic[T]):
@@ -59,10 +61,12 @@ class Handle(Generic[T]):
         self,
         work: Callable[[], Coroutine[Any, Any, T]],
         name: str,
-        on_tick: Callable[[], None] | None,
+        on_tick: Callable[[], None],
+        on_end: Callable[[], None],
     ) -> None:
         self._name = name
         self._on_tick = on_tick
+        self._on_end = on_end
         self._future: Future[T] = Future()
         self._cancel: Callable[[], object] | None = None
         self._begun = threading.Event()
@@ -91,12 +95,14 @@ class Handle(Generic[T]):
             while not self._future.done():
                 # Not thread.join(): interrupted, Python 3.11 takes the living thread for ended.
                 futures.wait((self._future,), TICK_S)
-                self._tick()
+                self._on_tick()
         except KeyboardInterrupt:
             self.cancel()
             futures.wait((self._future,), SETTLE_LIMIT_S)
-            self._tick()
+            self._on_tick()
             raise
+        finally:
+            self._on_end()
         return self._future.result()
 
     def cancel(self) -> None:
@@ -115,6 +121,8 @@ class Handle(Generic[T]):
             with suppress(TimeoutError):
                 await self._ticking(SETTLE_LIMIT_S)
             raise
+        finally:
+            self._on_end()
         return self._future.result()
 
     async def _ticking(self, limit_s: float | None) -> None:
@@ -122,11 +130,7 @@ class Handle(Generic[T]):
         async with asyncio.timeout(limit_s):
             while not ended.done():
                 await asyncio.wait((ended,), timeout=TICK_S)
-                self._tick()
-
-    def _tick(self) -> None:
-        if self._on_tick is not None:
-            self._on_tick()
+                self._on_tick()
 
     def _live(self, work: Callable[[], Coroutine[Any, Any, T]]) -> None:
         try:

@@ -119,9 +119,10 @@ class _TerminalCard:
 
         console = Console(file=stream)
         self._live = Live(console=console, auto_refresh=False, transient=True)
-        self._live.start()
 
     def draw(self, progress: Progress) -> None:
+        # Begun with the first look: a run that nobody waits for leaves the terminal alone.
+        self._live.start()
         self._live.update(_terminal_table(progress), refresh=True)
 
     def close(self) -> None:

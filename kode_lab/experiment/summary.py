@@ -88,6 +88,8 @@ def _table(claims: Sequence[Claim], *, wide: bool) -> Table:
 def _tree(storage: Path) -> Tree:
     def grow(branch: Tree, directory: Path) -> None:
         for entry in sorted(directory.iterdir()):
+            if entry.name.startswith("+"):
+                continue  # the store's own: no user's directory can begin so
             grown = branch.add(Text(f"{entry.name}/" if entry.is_dir() else entry.name))
             if entry.is_dir():
                 grow(grown, entry)

@@ -1,0 +1,127 @@
+"""``kode-lab``: one small function a command.
+
+It owns the words of the command line and the exit status, and does no work: each command imports
+what it needs when it runs, so that ``kode-lab --help`` costs nothing of the laboratory.
+
+    0    every claim, every guarantee holds
+    1    one is violated
+    2    unknown: not enough was seen to tell
+    3    the input cannot be used; one line on stderr says why
+    4    valid, but slower than was asked for
+    130  interrupted; what there was is kept
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from kode_lab import __version__
+from kode_lab.errors import KodeLabError
+
+__all__ = ["main"]
+
+_STATUS_OF_VERDICT = {"holds": 0, "not applicable": 0, "violated": 1, "unknown": 2}
+_UNUSABLE, _INTERRUPTED = 3, 130
+_ARGPARSE_UNUSABLE = 2
+# What a shell shows of a command whose reader went away (128 + SIGPIPE).
+_UNREAD = 141
+# Where nobody has a window, as in a pipe or a log, and COLUMNS says nothing.
+_UNWATCHED_CHARS = 100
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command, and give the exit status."""
+    try:
+        options = _parser().parse_args(arguments)
+    except SystemExit as ended:
+        # argparse says 2 for what it cannot parse; 2 means unknown here.
+        return _UNUSABLE if ended.code == _ARGPARSE_UNUSABLE else 0
+    try:
+        status: int = options.run(options)
+        sys.stdout.flush()
+    except KodeLabError as error:
+        sys.stderr.write(f"kode-lab: {type(error).__name__}: {error}\n")
+        return _UNUSABLE
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # `| head` has seen enough; without this, flushing at exit would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _UNREAD
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="kode-lab",
+        description="Do sessions of LLM agents stay apart and in order under load, and how fast?",
+        epilog="Exit status: 0 holds, 1 violated, 2 unknown, 3 unusable input, 130 interrupted.",
+    )
+    parser.add_argument("--version", action="version", version=f"kode-lab {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    command = commands.add_parser(
+        "reproduce", help="run the concurrency report's two tests and compare number by number"
+    )
+    command.add_argument(
+        "--speed", type=float, help="make the simulated model this much faster (default: 1)"
+    )
+    command.add_argument("--model", help="ask this real model; needs ANTHROPIC_API_KEY")
+    command.add_argument(
+        "--profile", type=Path, help="other latencies for the simulated model (a TOML file)"
+    )
+    command.add_argument(
+        "--results", type=Path, default=Path("results"), help="where runs go (default: results)"
+    )
+    command.add_argument("--json", action="store_true", help="print the claims as JSON")
+    command.set_defaults(run=_reproduce)
+
+    command = commands.add_parser("simulate", help="serve the simulated Messages API on loopback")
+    command.add_argument("--port", type=int, default=8765, help="0 is any free one (default: 8765)")
+    command.add_argument("--speed", type=float, help="this much faster than the profile says")
+    command.add_argument("--profile", help="report (default), instant, or a TOML file")
+    command.set_defaults(run=_simulate)
+    return parser
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    from rich.console import Console  # noqa: PLC0415 - here and below: --help needs none of it
+
+    from kode_lab.claude.profile import profile_of  # noqa: PLC0415
+    from kode_lab.experiment.live import Progress, card_for  # noqa: PLC0415
+    from kode_lab.experiment.reproduce import reproduce  # noqa: PLC0415
+    from kode_lab.experiment.summary import print_summary  # noqa: PLC0415
+
+    progress = Progress("")
+    handle = reproduce(
+        speed=options.speed or 1.0,
+        model=options.model,
+        profile=profile_of(options.profile) if options.profile else None,
+        results=options.results,
+        progress=progress,
+        # With --json, stdout is the document's alone.
+        card=card_for(sys.stderr if options.json else sys.stdout),
+    )
+    try:
+        recording = handle.result()
+    except KeyboardInterrupt:
+        sys.stderr.write(f"kode-lab: interrupted; what there is is kept in {progress.where}\n")
+        return _INTERRUPTED
+    if options.json:
+        claims = json.loads((recording.run.path / "claims.json").read_bytes())
+        print(json.dumps({"run": str(recording.run.path), **claims}, ensure_ascii=False, indent=1))
+    else:
+        width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _UNWATCHED_CHARS
+        print_summary(recording.run, recording.claims, Console(width=width, highlight=False))
+    return _STATUS_OF_VERDICT[recording.verdict]
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    from kode_lab.claude.simulated import run_simulated  # noqa: PLC0415
+
+    return run_simulated(options)
