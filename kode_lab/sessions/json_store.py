@@ -98,6 +98,7 @@ class JsonStore:
         disk: Disk | None = None,
     ) -> None:
         self.root = Path(root)
+        self._root = str(root)
         self._layout = layout
         self._disk: Disk = disk or PosixDisk()
         self._lock: KeyedLock[tuple[str, ...]] = KeyedLock()
@@ -144,7 +145,10 @@ class JsonStore:
                 raise WaitingRoomFull(f"{key}: another process holds it: send it again later")
             await self._locks.hold(place)
         try:
-            files = self._open.get(key) or SessionFiles(key, self._directory(key), self._disk)
+            files = self._open.get(key)
+            if files is None:
+                directory = f"{self._root}/{self._directory(key)}"
+                files = SessionFiles(key, directory, self._disk)
             self._touch(files)
             lease = Lease(key, files.next_fence())
         except BaseException:
@@ -182,7 +186,7 @@ class JsonStore:
             StaleLease: somebody held the session since.
             StoreUnwritable: the disk refused; the step is not saved, what was saved is still there.
         """
-        files = self._files(lease)
+        files = self._settled_files(lease)
         await self._write(files, [files.step_tail(turn, [entry])])
 
     async def append(
@@ -195,7 +199,7 @@ class JsonStore:
             StoreUnwritable: the disk refused; the conversation is as it was, and the turn may still
                 appear, whole, when the session is loaded again.
         """
-        files = self._files(lease)
+        files = self._settled_files(lease)
         messages, done = files.turn_tails(turn)
         # Without a journal that is all or nothing by itself, the last steps go first: from them
         # a half-written append is repeated.
@@ -210,12 +214,12 @@ class JsonStore:
 
     async def discard(self, lease: Lease) -> None:
         """Forget the unfinished turn."""
-        files = self._files(lease)
+        files = self._settled_files(lease)
         await self._write(files, [files.discard_tail()])
 
     async def delete(self, lease: Lease) -> None:
         """Forget the conversation; the fence goes on growing, so no old holder comes back."""
-        files = self._files(lease)
+        files = self._settled_files(lease)
         await self._write(files, files.delete_tails())
         files.forgot()
 
@@ -226,7 +230,7 @@ class JsonStore:
             WrongOwner: the directory is another session's.
             SessionDamaged: what is stored is not a conversation.
         """
-        directory = self._directory(key)
+        directory = self.root / self._directory(key)
         for _ in range(_PEEKS):
             try:
                 header = (directory / "turns.jsonl").read_bytes().partition(b"\n")[0]
@@ -283,10 +287,11 @@ class JsonStore:
 
     # ---- inside
 
-    def _directory(self, key: SessionKey) -> Path:
+    def _directory(self, key: SessionKey) -> str:
+        """Give the session's directory below the root."""
         part = key.instance_part
-        below = self.root if self._layout == "report" else self.root / key.user_part
-        return below / part / part / "runtime"
+        below = "" if self._layout == "report" else f"{key.user_part}/"
+        return f"{below}{part}/{part}/runtime"
 
     def _touch(self, files: SessionFiles) -> None:
         """Keep these files open, and close those that were used longest ago."""
@@ -304,15 +309,24 @@ class JsonStore:
         try:
             self._touch(files)
             newest = files.newest_fence()
-            if newest == lease.fence:
-                files.settle()
-                return files
         except OSError as error:
             raise _explained(str(lease.key), error) from error
-        raise StaleLease(
-            f"{lease.key}: fence {lease.fence} was overtaken by {newest}; nothing was written: "
-            "send the turn again with the same turnId"
-        )
+        if newest != lease.fence:
+            raise StaleLease(
+                f"{lease.key}: fence {lease.fence} was overtaken by {newest}; nothing was written: "
+                "send the turn again with the same turnId"
+            )
+        return files
+
+    def _settled_files(self, lease: Lease) -> SessionFiles:
+        """Give the files of a good lease, ready to be written."""
+        files = self._files(lease)
+        if not files.is_settled:
+            try:
+                files.settle()
+            except OSError as error:
+                raise _explained(str(lease.key), error) from error
+        return files
 
     async def _write(self, files: SessionFiles, tails: Sequence[Tail]) -> None:
         def apply() -> None:
@@ -330,7 +344,7 @@ class JsonStore:
                 apply()
             else:
                 header = files.header(files.fence)
-                await self._power.log(files.directory, header, tails, apply)
+                await self._power.log(self._directory(files.key), header, tails, apply)
         except OSError as error:
             raise _explained(str(files.key), error) from error
 

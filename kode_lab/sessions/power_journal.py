@@ -48,7 +48,7 @@ class _Waiting:
 
     def __init__(
         self,
-        directory: Path,
+        directory: str,
         payload: bytes,
         apply: Callable[[], None],
         done: asyncio.Future[None],
@@ -78,7 +78,7 @@ class PowerJournal:
         self._generation = recover(self._fd, root, disk)
         self._sequence = 0
         self._at = 0
-        self._dirty: set[Path] = set()
+        self._dirty: set[str] = set()
         self._queue: list[_Waiting] = []
         self._flusher: asyncio.Task[None] | None = None
         self._failure: str | None = None
@@ -89,7 +89,7 @@ class PowerJournal:
         disk.sync_directory(root)
 
     async def log(
-        self, directory: Path, header: bytes, tails: Sequence[Tail], apply: Callable[[], None]
+        self, directory: str, header: bytes, tails: Sequence[Tail], apply: Callable[[], None]
     ) -> None:
         """Return when the tails survive a power cut and ``apply`` has run, even if cancelled.
 
@@ -99,7 +99,7 @@ class PowerJournal:
         """
         if self._failure is not None:
             raise StoreUnwritable(self._failure)
-        payload = _payload(directory.relative_to(self._root), header, tails)
+        payload = _payload(directory, header, tails)
         if len(payload) + _FRAME.size > self._size_bytes:
             raise StoreUnwritable(
                 f"a turn of {len(payload)} bytes does not fit JOURNAL_BYTES={self._size_bytes}"
@@ -207,9 +207,9 @@ def recover(fd: int, root: Path, disk: Disk) -> int:
         OSError: the disk failed; the journal is as it was.
     """
     generation = 0
-    touched: set[Path] = set()
+    touched: set[str] = set()
     for generation, directory, tails in _frames(disk.read(fd, disk.size(fd), 0)):  # noqa: B007
-        touched.add(root / directory)
+        touched.add(directory)
         _apply(root / directory, tails, disk)
     if touched:
         _sync_all(touched, root, disk)
@@ -218,14 +218,14 @@ def recover(fd: int, root: Path, disk: Disk) -> int:
     return generation + 1
 
 
-def _payload(directory: Path, header: bytes, tails: Sequence[Tail]) -> bytes:
+def _payload(directory: str, header: bytes, tails: Sequence[Tail]) -> bytes:
     """Put together what a frame carries: where, and for each file its new end."""
     sizes = [[tail.name, tail.offset, len(tail.data)] for tail in tails]
-    words = orjson.dumps([str(directory), len(header), sizes])
+    words = orjson.dumps([directory, len(header), sizes])
     return b"".join([words, b"\n", header, *(tail.data for tail in tails)])
 
 
-def _frames(data: bytes) -> Iterator[tuple[int, Path, list[Tail]]]:
+def _frames(data: bytes) -> Iterator[tuple[int, str, list[Tail]]]:
     """Give the frames from the beginning as far as the chain holds, the header as a tail at 0."""
     at, expected = 0, (0, 1)
     while at + _FRAME.size <= len(data):
@@ -250,7 +250,7 @@ def _frames(data: bytes) -> Iterator[tuple[int, Path, list[Tail]]]:
         for name, offset, length in sizes:
             tails.append(Tail(name, offset, rest[start : start + length]))
             start += length
-        yield generation, Path(directory), tails
+        yield generation, directory, tails
 
 
 def _apply(directory: Path, tails: Sequence[Tail], disk: Disk) -> None:
@@ -267,10 +267,10 @@ def _apply(directory: Path, tails: Sequence[Tail], disk: Disk) -> None:
             disk.close(fd)
 
 
-def _sync_all(directories: set[Path], root: Path, disk: Disk) -> None:
+def _sync_all(directories: set[str], root: Path, disk: Disk) -> None:
     """Sync both files of each session, then every directory on the way up to the root."""
     above: set[Path] = set()
-    for directory in directories:
+    for directory in [root / name for name in directories]:
         for name in ("turns.jsonl", "messages.json"):
             fd = disk.open(directory / name, create=True)
             try:

@@ -20,8 +20,8 @@ array's shape are the report's and its SDK's.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
@@ -77,7 +77,7 @@ class SessionFiles:
         "turns_bytes",
     )
 
-    def __init__(self, key: SessionKey, directory: Path, disk: Disk) -> None:
+    def __init__(self, key: SessionKey, directory: str, disk: Disk) -> None:
         self.key = key
         self.directory = directory
         self.disk = disk
@@ -93,13 +93,20 @@ class SessionFiles:
         """Give the descriptor of one of the files, opened or made when it is first needed."""
         fd = self.fds.get(name)
         if fd is None:
+            path = f"{self.directory}/{name}"
             try:
-                fd = self.disk.open(self.directory / name, create=True)
+                fd = self.disk.open(path, create=True)
             except FileNotFoundError:
-                self.disk.make_directory(self.directory)
-                fd = self.disk.open(self.directory / name, create=True)
+                self._make_directories()
+                fd = self.disk.open(path, create=True)
             self.fds[name] = fd
         return fd
+
+    def _make_directories(self) -> None:
+        """Make the session's three directories from the top, where the user's is there already."""
+        inner = os.path.dirname(self.directory)  # noqa: PTH120 - pathlib is ten times dearer
+        for place in (os.path.dirname(inner), inner, self.directory):  # noqa: PTH120
+            self.disk.make_directory(place)
 
     def close(self) -> None:
         """Close the descriptors; what is known stays known."""
@@ -196,8 +203,6 @@ class SessionFiles:
 
     def settle(self) -> None:
         """Learn the positions, from the last line alone where that is enough."""
-        if self.is_settled:
-            return
         size = self.disk.size(self.fd("turns.jsonl"))
         start = max(self.header_bytes, size - _READ_BYTES)
         data = self.disk.read(self.fd("turns.jsonl"), size - start, start)
@@ -276,7 +281,7 @@ class SessionFiles:
         )
 
     def _keep_aside(self, data: bytes) -> None:
-        fd = self.disk.open(self.directory / "messages.json.torn", create=True)
+        fd = self.disk.open(f"{self.directory}/messages.json.torn", create=True)
         try:
             self.disk.write(fd, data, self.disk.size(fd))
         finally:
