@@ -12,6 +12,7 @@ RFC 3986's, stricter (upper case is encoded too, because file systems fold it).
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -21,7 +22,10 @@ from kode_lab.errors import InvalidKey
 __all__ = ["ID_LIMIT_CHARS", "SessionKey"]
 
 ID_LIMIT_CHARS = 10_000
-# Two parts, a ":" (3 bytes where it is encoded) and a suffix stay under the 255 bytes of a name.
+# Windows has no ":" in names. "%3a" in its place would make one of the session "s:x" of agent "y"
+# and the session "s" of agent "x:y"; no encoded part ever holds "%-".
+_JOINER = ":" if os.name != "nt" else "%-"
+# Two parts, the joiner and a suffix stay under the 255 bytes of a name.
 _PART_LIMIT_BYTES = 120
 _PREFIX_BYTES = 40
 _SAFE = re.compile(r"[a-z0-9_-][a-z0-9_.-]*(?<!\.)")
@@ -51,8 +55,9 @@ class SessionKey(NamedTuple):
                 encodable as UTF-8 (a lone surrogate).
         """
         key = cls(user_id, agent_id if session_id is None else session_id, agent_id)
-        for name, value in zip(("userId", "sessionId", "agentId"), key, strict=True):
-            _check(name, value)
+        _check("userId", key.user_id)
+        _check("agentId", key.agent_id)  # before the session's, which may be the same
+        _check("sessionId", key.session_id)
         return key
 
     @classmethod
@@ -100,7 +105,7 @@ class SessionKey(NamedTuple):
         """
         if self.session_id == self.agent_id:
             return _part(self.agent_id)
-        return f"{_part(self.session_id)}:{_part(self.agent_id)}"
+        return f"{_part(self.session_id)}{_JOINER}{_part(self.agent_id)}"
 
     def __str__(self) -> str:
         """What messages and pictures call the session: its lock name, printable and short."""
@@ -131,9 +136,13 @@ def _shown(name: str) -> str:
     return name if len(name) <= 80 else f"{name[:77]}..."
 
 
-@lru_cache(maxsize=65_536)
 def _part(value: str) -> str:
     """One id as one path part; injective, and still so after case folding and normalisation."""
+    # Ids of 10,000 characters are computed anew each time: remembered, they could take a gigabyte.
+    return _encoded(value) if len(value) > _PART_LIMIT_BYTES else _remembered(value)
+
+
+def _encoded(value: str) -> str:
     if (
         len(value) <= _PART_LIMIT_BYTES
         and _SAFE.fullmatch(value)
@@ -153,3 +162,6 @@ def _part(value: str) -> str:
         return part
     # "%h" begins no encoded byte, so a shortened part never meets a spelled-out one.
     return f"{part[:_PREFIX_BYTES]}%h{hashlib.sha256(raw).hexdigest()}"
+
+
+_remembered = lru_cache(maxsize=65_536)(_encoded)

@@ -288,7 +288,7 @@ def read_operations(lines: Iterable[str]) -> Iterator[Operation]:
                 type=kind,
                 complete_ns=time_ns,
                 read=_read(event.get("read"), number),
-                markers=None if event.get("markers") is None else tuple(event["markers"]),
+                markers=_markers(event.get("markers"), number),
                 error=event.get("error", ""),
             )
     yield from open_by_process.values()
@@ -297,7 +297,7 @@ def read_operations(lines: Iterable[str]) -> Iterator[Operation]:
 def _event(line: str, number: int) -> dict[str, Any]:
     try:
         event = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidRecord(f"not JSON: {error}", line=number) from None
     if not isinstance(event, dict):
         raise InvalidRecord("an event is a JSON object", line=number)
@@ -308,6 +308,9 @@ def _event(line: str, number: int) -> dict[str, Any]:
         raise InvalidRecord(
             f"type {event['type']!r} is none of invoke, ok, fail, info", line=number
         )
+    for name in ("f", "marker", "turn_id", "error"):
+        if not isinstance(event.get(name, ""), str):
+            raise InvalidRecord(f"{name} is text, not {event[name]!r:.60}", line=number)
     return event
 
 
@@ -330,6 +333,14 @@ def _invoked(event: Mapping[str, Any], number: int) -> Operation:
         marker,
         event.get("turn_id", ""),
     )
+
+
+def _markers(given: Any, number: int) -> tuple[str, ...] | None:
+    if given is None:
+        return None
+    if not isinstance(given, list) or not all(isinstance(marker, str) for marker in given):
+        raise InvalidRecord(f"markers is a list of texts, not {given!r:.60}", line=number)
+    return tuple(given)
 
 
 def _read(fields: Any, number: int) -> Read | None:

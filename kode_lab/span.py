@@ -107,7 +107,7 @@ def span_of(line: str, *, number: int | None = None) -> Span:
         )
     except KeyError as error:
         raise InvalidRecord(f"a span needs the field {error.args[0]!r}", line=number) from None
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise InvalidRecord(f"not a span: {error}", line=number) from None
     if step not in STEPS:
         raise InvalidRecord(f"step {step!r} is none of {', '.join(STEPS)}", line=number)

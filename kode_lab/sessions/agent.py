@@ -39,8 +39,8 @@ __all__ = [
 STRATEGIES = ("enqueue", "reject", "interrupt", "rollback")
 CONFIG_LIMIT_BYTES = 1_000_000
 TOOLS_LIMIT = 128
-# Kernels stamp files with a clock that ticks every 1-10 ms: within this time of its stamp a file may
-# change again and look the same.
+# Kernels stamp files with a clock that ticks every 1-10 ms: within this time of its stamp a file
+# may change again and look the same.
 _RACY_NS = 100_000_000
 # One path component on every system: no separator, drive, dot in front, or control character.
 _FILE_NAME = re.compile(r"\w[\w.-]{0,99}")
