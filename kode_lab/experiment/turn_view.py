@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from kode_lab.key import SessionKey
 from kode_lab.operation import NEMESIS, Operation
@@ -19,6 +19,7 @@ from kode_lab.span import Span
 __all__ = ["Recorded", "TurnView", "turns_of"]
 
 
+@runtime_checkable
 class Recorded(Protocol):
     """Anything recorded that can be drawn: a ``Run``, or a stand-in of yours."""
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from kode_lab.experiment.figures.ink import shortened
 from kode_lab.experiment.figures.page import Tick, between, nice_ticks, seconds
+from kode_lab.experiment.figures.tool_marks import tool_marks
 from kode_lab.experiment.turn_view import TurnView
 from kode_lab.key import SessionKey
 
@@ -31,8 +32,6 @@ __all__ = [
 
 # 1.6 points are about four dots of a 2x picture: the thinnest mark that is not taken for an edge.
 SEEN_PT = 1.6
-# A lane is about this wide; only for deciding whether a tool call has to be widened.
-_LANE_PT = 420
 # Waits below this share of the picture cannot be drawn to scale, and are told in words alone.
 _WAIT_SEEN_SHARE = 0.004
 _ERROR_LIMIT_PT = 260.0
@@ -117,14 +116,17 @@ def both_in_flight(turns: Sequence[TurnView]) -> tuple[int, int] | None:
     return (start, end) if several and start < end else None
 
 
-def reading_of(turns: Sequence[TurnView], spread_ns: int, speed: float) -> str:
-    """Give the line that says how to read the marks: only those that are there."""
+def reading_of(turns: Sequence[TurnView], seen_ns: float, speed: float) -> str:
+    """Give the line that says how to read the marks: only those that are there.
+
+    A tool call shorter than ``seen_ns`` has to be drawn wider than it was.
+    """
     steps = Counter(step.step for turn in turns for step in turn.steps)
     words = ["Each bar is one turn."]
     if steps["ask"]:
         words.append("Light: the model is at work.")
     if steps["tool"]:
-        words.append(f"Dark: a tool call{_widened(turns, spread_ns)}.")
+        words.append(f"Dark: a tool call{_widened(turns, seen_ns)}.")
     if any(is_long(turn.time_in("wait"), turns) for turn in turns):
         words.append("Orange, half as high: waiting for the session’s lock.")
     if any(not turn.steps and not turn.is_open for turn in turns):
@@ -136,11 +138,13 @@ def reading_of(turns: Sequence[TurnView], spread_ns: int, speed: float) -> str:
     return " ".join(words)
 
 
-def _widened(turns: Sequence[TurnView], spread_ns: int) -> str:
-    took = [span.end_ns - span.start_ns for turn in turns for span in turn.steps_named("tool")]
-    seen_ns = spread_ns * SEEN_PT / _LANE_PT
-    if max(took) >= seen_ns:
+def _widened(turns: Sequence[TurnView], seen_ns: float) -> str:
+    took = [mark.end_ns - mark.start_ns for turn in turns for mark in tool_marks(turn)]
+    short = [duration for duration in took if duration < seen_ns]
+    if not short:
         return ""
+    if len(short) < len(took):
+        return f" (the {len(short)} that stick out took {between(short)}, and are drawn wider)"
     each = " each" if len(took) > 1 else ""
     return f" ({between(took)}{each}, drawn wider to be seen)"
 

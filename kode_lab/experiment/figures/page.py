@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import LineCollection, PatchCollection
+from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Circle, Polygon, Rectangle
 
 from kode_lab.experiment.figures.ink import (
     DPI,
@@ -115,16 +116,15 @@ class Tick(NamedTuple):
 
 
 class Page:
-    """A sheet 8.4 inches wide that grows downwards; ``finish`` trims it and gives the picture."""
+    """A sheet 8.4 inches wide that grows downwards; ``finish`` trims it and gives the picture.
+
+    Marks are noted, and made in one go at the end: matplotlib reads its settings whenever it makes
+    one, and these have to be ours.
+    """
 
     def __init__(self, title: str, reading: str) -> None:
         self.title, self.reading = legible(title), legible(reading)
-        with inked():
-            self._figure = Figure(figsize=(WIDTH_PT / 72, 1), dpi=DPI)
-            FigureCanvasAgg(self._figure)
-            self._axes = self._figure.add_axes((0, 0, 1, 1))
-        self._axes.set_axis_off()
-        self._axes.set_xlim(0, WIDTH_PT)
+        self._marks: list[Callable[[Axes], object]] = []
         self.top_pt = self._head()
 
     def _head(self) -> float:
@@ -149,59 +149,66 @@ class Page:
         color: str = INK,
         align: str = "left",
         is_bold: bool = False,
-    ) -> float:
-        """Write on the baseline ``y`` and give the width in points."""
-        words = legible(words)
-        with inked():
-            self._axes.text(
-                x,
-                y,
-                words,
-                color=color,
-                ha=align,
-                va="baseline",
-                fontproperties=font(size_pt, is_bold=is_bold),
-                parse_math=False,
-                zorder=10,
-            )
-        return width_pt(words, size_pt, is_bold=is_bold)
+    ) -> None:
+        """Write on the baseline ``y``; ``x`` is the left end, the middle or the right end."""
+        style: dict[str, Any] = {"color": color, "ha": align, "va": "baseline", "zorder": 10}
+        style["fontproperties"] = font(size_pt, is_bold=is_bold)
+        shown = legible(words)
+        self._marks.append(lambda axes: axes.text(x, y, shown, parse_math=False, **style))
 
     def box(self, x: float, y: float, width: float, height: float, color: str) -> None:
         """Fill a rectangle whose top left corner is ``x, y``."""
-        self._axes.add_patch(
-            Rectangle((x, y), width, height, facecolor=color, linewidth=0, snap=True)
-        )
+        style: dict[str, Any] = {"facecolor": color, "linewidth": 0, "snap": True}
+        self._marks.append(lambda axes: axes.add_patch(Rectangle((x, y), width, height, **style)))
 
     def outline(self, x: float, y: float, width: float, height: float, color: str) -> None:
         """Draw an empty, dashed rectangle: something that is known only by its ends."""
-        self._axes.add_patch(
-            Rectangle(
-                (x, y),
-                width,
-                height,
-                fill=False,
-                edgecolor=color,
-                linewidth=0.8,
-                linestyle=(0, (4, 3)),
-            )
+        style: dict[str, Any] = {"edgecolor": color, "linewidth": 0.8, "linestyle": (0, (4, 3))}
+        self._marks.append(
+            lambda axes: axes.add_patch(Rectangle((x, y), width, height, fill=False, **style))
         )
 
     def boxes(self, places: Sequence[tuple[float, float, float, float]], color: str) -> None:
         """Fill many rectangles ``(x, y, width, height)`` as one mark: for thousands."""
-        if places:
-            patches = [Rectangle(place[:2], *place[2:]) for place in places]
-            self._axes.add_collection(
-                PatchCollection(patches, facecolor=color, linewidth=0), autolim=False
+        corners = [
+            ((x, y), (x + width, y), (x + width, y + height), (x, y + height))
+            for x, y, width, height in places
+        ]
+        self._marks.append(
+            lambda axes: axes.add_collection(
+                PolyCollection(corners, facecolors=[color], linewidths=[0]), autolim=False
             )
+        )
+
+    def area(self, points: Sequence[tuple[float, float]], color: str) -> None:
+        """Fill a polygon."""
+        style: dict[str, Any] = {"facecolor": color, "linewidth": 0}
+        self._marks.append(lambda axes: axes.add_patch(Polygon(points, closed=True, **style)))
 
     def line(
         self, points: Sequence[tuple[float, float]], color: str = SOFT, width: float = 0.8
     ) -> None:
         """Draw a line through the points."""
-        self._axes.add_collection(
-            LineCollection([list(points)], colors=[color], linewidths=[width], capstyle="butt"),
-            autolim=False,
+        self.lines([points], color, width)
+
+    def lines(
+        self, many: Sequence[Sequence[tuple[float, float]]], color: str = SOFT, width: float = 0.8
+    ) -> None:
+        """Draw many lines as one mark."""
+        paths = [list(points) for points in many]
+        style: dict[str, Any] = {"colors": [color], "linewidths": [width], "capstyle": "butt"}
+        self._marks.append(
+            lambda axes: axes.add_collection(LineCollection(paths, **style), autolim=False)
         )
+
+    def dots(self, places: Sequence[tuple[float, float]], color: str, radius: float = 2.6) -> None:
+        """Draw a dot at each place."""
+
+        def mark(axes: Axes) -> None:
+            for place in places:
+                axes.add_patch(Circle(place, radius, facecolor=color, linewidth=0, zorder=5))
+
+        self._marks.append(mark)
 
     def time_axis(
         self, scale: Scale, y: float, ticks: Sequence[Tick], captions: Sequence[str]
@@ -224,12 +231,18 @@ class Page:
         return y - 12.5
 
     def finish(self, bottom_pt: float) -> Picture:
-        """Trim the sheet below ``bottom_pt`` and give the picture."""
-        height = bottom_pt + MARGIN_PT
-        self._figure.set_size_inches(WIDTH_PT / 72, height / 72)
-        self._figure.set_facecolor(PAPER)
-        self._axes.set_ylim(height, 0)
-        return Picture(self._figure, self.title, self.reading)
+        """Trim the sheet below ``bottom_pt``, make the marks, and give the picture."""
+        height_pt = bottom_pt + MARGIN_PT
+        with inked():
+            figure = Figure(figsize=(WIDTH_PT / 72, height_pt / 72), dpi=DPI, facecolor=PAPER)
+            FigureCanvasAgg(figure)
+            axes = figure.add_axes((0, 0, 1, 1))
+            axes.set_axis_off()
+            axes.set_xlim(0, WIDTH_PT)
+            axes.set_ylim(height_pt, 0)
+            for mark in self._marks:
+                mark(axes)
+        return Picture(figure, self.title, self.reading)
 
 
 def _placed(ticks: Sequence[Tick], scale: Scale) -> list[Tick]:
@@ -255,7 +268,9 @@ def nice_ticks(high: float, most: int = 9) -> list[Tick]:
     if f"{step:e}".startswith("2.5"):
         places += 1
     count = math.floor(high / step + 1e-9)
-    return [Tick(n * step, f"{n * step:.{places}f}" if n else "0") for n in range(count + 1)]
+    # Rounded, and never beyond the data: 7 * 0.1 is a little more than 0.7.
+    values = [min(high, round(n * step, places)) for n in range(count + 1)]
+    return [Tick(value, f"{value:.{places}f}" if value else "0") for value in values]
 
 
 def seconds(duration_ns: float) -> str:

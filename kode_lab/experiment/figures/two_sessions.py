@@ -104,7 +104,8 @@ def draw_sessions(
     left = MARGIN_PT + names_pt + 10
     scale = Scale(start_ns, end_ns, left, WIDTH_PT - MARGIN_PT - endings_pt - 8)
 
-    page = Page(finding_of(turns), reading_of(turns, end_ns - start_ns, speed))
+    seen_ns = (end_ns - start_ns) * SEEN_PT / (scale.end_pt - scale.start_pt)
+    page = Page(finding_of(turns), reading_of(turns, seen_ns, speed))
     both = both_in_flight(turns)
     top = page.top_pt + (24 if both else 12)
     rows = [[_row(turn, scale) for turn in lane.turns] for lane, _ in lanes]
