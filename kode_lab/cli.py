@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         "reproduce", help="run the concurrency report's two tests and compare number by number"
     )
     command.add_argument(
-        "--speed", type=float, help="make the simulated model this much faster (default: 1)"
+        "--speed", type=float, default=1.0, help="make the simulated model faster (default: 1)"
     )
     command.add_argument("--model", help="ask this real model; needs ANTHROPIC_API_KEY")
     command.add_argument(
@@ -99,7 +99,7 @@ def _reproduce(options: argparse.Namespace) -> int:
 
     progress = Progress("")
     handle = reproduce(
-        speed=options.speed or 1.0,
+        speed=options.speed,
         model=options.model,
         profile=profile_of(options.profile) if options.profile else None,
         results=options.results,

@@ -156,7 +156,8 @@ told = []
 
 def on_tick():
     if not told:
-        told.append(print("waiting", flush=True))
+        told.append(True)
+        print("waiting", flush=True)
 
 try:
     start(work, on_tick=on_tick).result()

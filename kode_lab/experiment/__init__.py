@@ -1,1 +1,13 @@
-"""."""
+"""The laboratory: experiments that are run, recorded, judged and drawn.
+
+    lab          the loop an experiment runs on, and the handle its caller waits with
+    run          the directory that holds all that came of a run
+    documented   the report's two tests, as data
+    reproduce    doing them again
+    claims       what the report says, judged from the record
+    summary      what a person reads afterwards; live: what they see meanwhile
+    perfetto     a trace for ui.perfetto.dev
+    turn_view    a turn from both sides, for tables (the only pandas) and figures (matplotlib)
+
+Rooms are imported by name: what draws or tabulates costs seconds to load, and a run needs neither.
+"""

@@ -12,8 +12,9 @@ Idea: the two columns *reported | measured* of a replication study.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
@@ -110,13 +111,13 @@ class Evidence(NamedTuple):
     """What the claims about one test are judged from.
 
     Attributes:
-        files: the stored files of the test's sessions, relative to the storage directory.
+        files: how many messages each stored file has, by its path below the storage directory.
         is_simulated: the model's times are the profile's, and not the real API's.
     """
 
     test: DocumentedTest
     turns: tuple[Turn, ...]
-    files: tuple[str, ...]
+    files: Mapping[str, int | None]
     speed: float
     is_simulated: bool
 
@@ -145,7 +146,7 @@ def evidence_of(run: Run) -> tuple[Evidence, ...]:
         Evidence(
             test,
             tuple(recorded(test, turn) for turn in test.turns),
-            tuple(stored_files(run.path / test.name / STORAGE)),
+            stored_files(run.path / test.name / STORAGE),
             speed,
             asked["is_simulated"],
         )
@@ -158,10 +159,19 @@ def turn_id(test: DocumentedTest, turn: DocumentedTurn) -> str:
     return f"{test.name}/{turn.name.replace(' ', '-')}"
 
 
-def stored_files(storage: Path) -> Iterator[str]:
-    """Give the messages files below a storage directory, as paths relative to it."""
+def stored_files(storage: Path) -> Mapping[str, int | None]:
+    """Give how many messages each session's file has, by its path below ``storage``.
+
+    None is a file that is no array, as an interrupted turn may leave it.
+    """
+    found: dict[str, int | None] = {}
     for path in sorted(storage.rglob("messages.json")):
-        yield path.relative_to(storage).as_posix()
+        name = path.relative_to(storage).as_posix()
+        try:
+            found[name] = len(json.loads(path.read_bytes()))
+        except (ValueError, TypeError):
+            found[name] = None
+    return found
 
 
 def allowance_s(critical_path_s: float) -> float:
@@ -176,7 +186,8 @@ def claims_of(evidence: Evidence) -> tuple[Claim, ...]:
     for turn in (first, second):
         claims += _about_one(evidence, turn)
     claims += [_overlap(evidence), _waits(evidence), _serial(evidence)]
-    return (*claims, _beyond(evidence), _apart(evidence), _storage(evidence))
+    claims += [_beyond(evidence), _apart(evidence)]
+    return (*claims, _storage(evidence, first), _storage(evidence, second))
 
 
 def verdict_of(claims: Iterable[Claim]) -> Verdict:
@@ -313,19 +324,22 @@ def _apart(evidence: Evidence) -> Claim:
     return replace(claim, measured="nobody observed it", verdict=verdict)
 
 
-def _storage(evidence: Evidence) -> Claim:
+def _storage(evidence: Evidence, turn: Turn) -> Claim:
+    asked = turn.asked
+
     def measure() -> tuple[str, bool]:
-        expected = [_stored_path(turn.asked) for turn in evidence.turns]
-        names = [path.parent.parent.name for path in map(Path, evidence.files)]
-        return "\n".join(names) or "none", sorted(evidence.files) == sorted(expected)
+        of_user = {path: n for path, n in evidence.files.items() if path.startswith(f"{user}/")}
+        others = f", {len(of_user) - 1} others" if len(of_user) > 1 else ""
+        if path not in of_user:
+            return f"not there{others}", False
+        messages = of_user[path]
+        told = "no array" if messages is None else f"{messages} messages"
+        return f"there, {told}{others}", messages is not None and not others
 
-    reported = "\n".join(turn.asked.key.instance_part for turn in evidence.turns)
-    return _judged(evidence, "storage directories", reported, "the files that are there", measure)
-
-
-def _stored_path(turn: DocumentedTurn) -> str:
-    key = turn.key
-    return f"{key.user_part}/{key.instance_part}/{key.instance_part}/runtime/messages.json"
+    user = asked.key.user_part
+    path = f"{user}/{asked.storage}/{asked.storage}/runtime/messages.json"
+    what = f"{asked.name} stored in"
+    return _judged(evidence, what, asked.storage, "messages.json", measure, turns=(turn,))
 
 
 def _since_first_arrival_s(evidence: Evidence, turn: Turn) -> float:

@@ -32,6 +32,7 @@ class DocumentedTurn(NamedTuple):
         tool_calls: how many it made.
         done_at_s: when it was done after the first arrival, in the whole seconds of the report's
             clock.
+        storage: the name of its session's directory.
         schedule_id: the id its creation got.
     """
 
@@ -39,6 +40,7 @@ class DocumentedTurn(NamedTuple):
     key: SessionKey
     prompt: str
     plan: str
+    storage: str
     answered_s: float | None = None
     tool_calls: int | None = None
     done_at_s: int | None = None
@@ -89,6 +91,7 @@ DOCUMENTED = (
                 SessionKey.of("yeya", AGENT),
                 "Create a schedule: project review on 2026-03-02 at 15:00.",
                 plan="create",
+                storage="schedule-assistant",
                 answered_s=2.19,
                 tool_calls=1,
                 done_at_s=2,
@@ -98,6 +101,7 @@ DOCUMENTED = (
                 SessionKey.of("test_user", AGENT, "independent_session"),
                 "Query my schedules for the eight days from 2026-03-02 on, day by day.",
                 plan="query",
+                storage="independent_session:schedule-assistant",
                 answered_s=16.73,
                 tool_calls=8,
                 done_at_s=16,
@@ -114,6 +118,7 @@ DOCUMENTED = (
                 SessionKey.of("user_1", AGENT, "concurrent_create_1"),
                 "Create a meeting this afternoon, 2026-03-02 at 14:00.",
                 plan="create-meeting",
+                storage="concurrent_create_1:schedule-assistant",
                 tool_calls=1,
                 schedule_id=13039,
             ),
@@ -122,6 +127,7 @@ DOCUMENTED = (
                 SessionKey.of("user_2", AGENT, "concurrent_create_2"),
                 "Create study time tomorrow morning, 2026-03-03 at 09:00.",
                 plan="create-study",
+                storage="concurrent_create_2:schedule-assistant",
                 tool_calls=1,
                 schedule_id=13040,
             ),

@@ -96,7 +96,8 @@ class Handle(Generic[T]):
                 # Not thread.join(): interrupted, Python 3.11 takes the living thread for ended.
                 futures.wait((self._future,), TICK_S)
                 self._on_tick()
-        except KeyboardInterrupt:
+        except BaseException:
+            # An interrupt, or whoever draws has failed: nobody waits any more.
             self.cancel()
             futures.wait((self._future,), SETTLE_LIMIT_S)
             self._on_tick()
@@ -116,7 +117,7 @@ class Handle(Generic[T]):
     async def _awaited(self) -> T:
         try:
             await self._ticking(None)
-        except asyncio.CancelledError:
+        except BaseException:
             self.cancel()
             with suppress(TimeoutError):
                 await self._ticking(SETTLE_LIMIT_S)

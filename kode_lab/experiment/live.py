@@ -14,6 +14,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
@@ -105,8 +106,10 @@ class _PlainCard:
         for row in progress.rows:
             if row.ended_ns and (row.test, row.name) not in self._told:
                 self._told.add((row.test, row.name))
-                self._stream.write(f"{row.test}  {row.name}  {_state(row, row.ended_ns)}\n")
-                self._stream.flush()
+                # A reader that left (`| head`) is no reason to break off what it no longer watches.
+                with suppress(BrokenPipeError):
+                    self._stream.write(f"{row.test}  {row.name}  {_state(row, row.ended_ns)}\n")
+                    self._stream.flush()
 
     def close(self) -> None:
         pass

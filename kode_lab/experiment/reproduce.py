@@ -11,6 +11,7 @@ Source: the concurrency report, "Concurrency test results".
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -80,8 +81,10 @@ class _Plan(NamedTuple):
 
     def command(self) -> str:
         """Give how to do it again."""
+        speed = f" --speed {self.speed:g}" if self.speed != 1 else ""
         model = f" --model {self.model}" if self.model else ""
-        return "kode-lab reproduce" + (f" --speed {self.speed:g}" if self.speed != 1 else model)
+        profile = " --profile FILE" if self.profile != report_profile() else ""
+        return f"kode-lab reproduce{speed}{model}{profile}"
 
 
 def reproduce(
@@ -173,7 +176,7 @@ async def _measured(
     agents.mkdir()
     text = (AGENTS / f"{AGENT}.toml").read_text("utf-8")
     if plan.model:
-        text = _MODEL_LINE.sub(lambda _: f'model = "{plan.model}"', text)
+        text = _MODEL_LINE.sub(lambda _: f"model = {json.dumps(plan.model)}", text)
     (agents / f"{AGENT}.toml").write_text(text, "utf-8")
     async with AsyncExitStack() as stack:
         claude = real
@@ -257,15 +260,19 @@ def _watching(trace: Trace, rows: Mapping[str, Row]) -> Trace:
 
 
 def _judged(recorder: RunRecorder, status: str, *, is_drawn: bool) -> Reproduction:
-    """Judge what was recorded, draw it, and close the record."""
+    """Judge what was recorded, draw it, and close the record, whatever happens to its judge."""
     run = recorder.close()
-    claims = tuple(claim for evidence in evidence_of(run) for claim in claims_of(evidence))
-    verdict = verdict_of(claims)
-    recorder.write_json("claims.json", {"verdict": verdict, "claims": [asdict(c) for c in claims]})
-    recorder.write_json("trace.perfetto.json", chrome_trace(run.spans()))
-    if is_drawn:
-        _draw(run)
-    return Reproduction(recorder.finish(status, verdict=verdict), claims)
+    claims: tuple[Claim, ...] = ()
+    try:
+        claims = tuple(claim for evidence in evidence_of(run) for claim in claims_of(evidence))
+        table = [asdict(claim) for claim in claims]
+        recorder.write_json("claims.json", {"verdict": verdict_of(claims), "claims": table})
+        recorder.write_json("trace.perfetto.json", chrome_trace(run.spans()))
+        if is_drawn:
+            _draw(run)
+    finally:
+        run = recorder.finish(status, verdict=verdict_of(claims))
+    return Reproduction(run, claims)
 
 
 def _draw(run: Run) -> None:

@@ -94,7 +94,7 @@ def _tree(storage: Path) -> Tree:
             if entry.is_dir():
                 grow(grown, entry)
 
-    tree = Tree(Text(f"{storage.name}/"))
+    tree = Tree(Text(f"{storage.name}/  (as it was made; the store's own +files are left out)"))
     if storage.is_dir():
         grow(tree, storage)
     return tree
