@@ -10,6 +10,9 @@ so a client that dies leaves indeterminate operations by itself. A process is se
 completion belongs to its last invoke, and after ``info`` its name is not used again. The process
 ``nemesis`` records faults (``f`` names the fault: ``kill``, ``pause``, ...; its type is ``info``).
 
+The last acts of a run are its probe: ``quiet`` (a fault of the nemesis that says all faults are
+over), then one turn and one authoritative read a session.
+
 *Markers.* Each prompt carries a unique word. What of these words a backend showed its model is what
 it believes the session to be, so ``Read`` is what one turn saw: the markers of its own session that
 came before it, and the markers of other sessions that should not have been there.
@@ -28,36 +31,47 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kode_lab.digest import digest_of, hash_of
 from kode_lab.errors import InvalidKey, InvalidRecord
+from kode_lab.event import event_of
 from kode_lab.key import SessionKey
 
 __all__ = [
+    "CLOCK_SKEW_LIMIT_S",
+    "CRASHES",
+    "HEALS",
     "NEMESIS",
+    "QUIET",
     "TAIL_LIMIT",
+    "Effect",
     "HistoryWriter",
     "Operation",
     "Read",
     "digest_of",
     "echo_in",
     "echo_of",
+    "hash_of",
     "marker_of",
     "markers_in",
+    "numbered_operations",
     "read_of",
     "read_operations",
 ]
 
 NEMESIS = "nemesis"
+# What ends a fault, by what begins it; a name that stands nowhere here is a fault at one moment.
+HEALS = {"kill": "restart", "pause": "resume", "partition": "heal", "configure": "configured"}
+CRASHES = ("kill", "power-cut")
+QUIET = "quiet"
+# Lines are written as things happen, so times of one clock fall back only by what threads race.
+CLOCK_SKEW_LIMIT_S = 60
 # How many markers a read spells out; the digest covers the rest (full prefixes would be quadratic).
 TAIL_LIMIT = 8
-_COMPLETIONS = ("ok", "fail", "info")
 _MARKER = re.compile(r"#m[0-9a-f]{10}-[0-9a-f]{6,}")
 _ECHO = re.compile(
     rf"\[({_MARKER.pattern}) read ([0-9]+) ([0-9a-f]{{16}})"
     rf"(?: tail((?: {_MARKER.pattern})+))?(?: foreign((?: {_MARKER.pattern})+))?\]"
 )
-_MASK = 0xFFFF_FFFF_FFFF_FFFF
-# Knuth's MMIX multiplier: odd, so that each step is invertible and no prefix is forgotten.
-_MULTIPLIER = 6_364_136_223_846_793_005
 
 
 class Read(NamedTuple):
@@ -68,20 +82,40 @@ class Read(NamedTuple):
         digest: 64-bit order-sensitive digest of these markers (``digest_of``).
         tail: the last of them, at most ``TAIL_LIMIT``, in order: for witnesses.
         foreign: markers of other sessions that it was shown, in order.
+        half: markers of earlier turns of which it was shown the prompt without a final reply.
     """
 
     position: int
     digest: int
     tail: tuple[str, ...] = ()
     foreign: tuple[str, ...] = ()
+    half: tuple[str, ...] = ()
+
+
+class Effect(NamedTuple):
+    """What a tool did to the world, as the world tells it.
+
+    Attributes:
+        id: the name that the world gave it (a schedule's id): one id, one effect.
+        name: which of the turn's effects it is (``create_schedule``, ``create_schedule/2``).
+        marker: the turn that asked for it, or "" when that cannot be seen.
+        user_id: for whom the tool ran.
+        session_id: for which of the user's sessions, or "" when the world does not know.
+    """
+
+    id: str
+    name: str = ""
+    marker: str = ""
+    user_id: str = ""
+    session_id: str = ""
 
 
 class Operation(NamedTuple):
     """One turn, one authoritative read, or one fault, from its invoke to its completion.
 
     Attributes:
-        f: ``turn``; ``read`` (``markers`` is then the whole session as the backend tells it); for
-            the process ``nemesis`` the name of the fault.
+        f: ``turn``; ``read`` (``markers`` is then the whole session as the backend tells it);
+            ``effects`` (all that tools did); for the process ``nemesis`` the name of the fault.
         type: ``ok``, ``fail`` or ``info``.
         invoke_ns: monotonic nanoseconds, before sending.
         complete_ns: monotonic nanoseconds, after receiving; infinity when nothing ever came.
@@ -90,6 +124,9 @@ class Operation(NamedTuple):
         read: what the turn was shown, or None when nobody observed it.
         markers: the session's list, for an ``ok`` read.
         error: why it is not ``ok``.
+        answered: the marker of the prompt that the reply says it answers, or "".
+        config: the version of the agent's configuration that the turn ran with, or "".
+        effects: what tools did, for this turn or (``f`` is ``effects``) at all.
     """
 
     key: SessionKey
@@ -103,6 +140,9 @@ class Operation(NamedTuple):
     read: Read | None = None
     markers: tuple[str, ...] | None = None
     error: str = ""
+    answered: str = ""
+    config: str = ""
+    effects: tuple[Effect, ...] | None = None
 
 
 def marker_of(key: SessionKey, number: int, *, seed: int = 0) -> str:
@@ -118,15 +158,6 @@ def marker_of(key: SessionKey, number: int, *, seed: int = 0) -> str:
 def markers_in(text: str) -> list[str]:
     """Give the markers that a text shows, in order."""
     return _MARKER.findall(text)
-
-
-def digest_of(markers: Iterable[str], digest: int = 0) -> int:
-    """Give the 64-bit digest of ``markers`` after a prefix that has ``digest``."""
-    for marker in markers:
-        digest = (
-            digest * _MULTIPLIER + int.from_bytes(blake2b(marker.encode(), digest_size=8).digest())
-        ) & _MASK
-    return digest
 
 
 def read_of(own: str, shown: Iterable[str]) -> Read:
@@ -206,21 +237,22 @@ class HistoryWriter:
         read: Read | None = None,
         markers: Iterable[str] | None = None,
         error: str = "",
+        answered: str = "",
+        config: str = "",
+        effects: Iterable[Effect] | None = None,
     ) -> None:
         """Write how the process's open request ended: ``ok``, ``fail`` or ``info``."""
         event: dict[str, Any] = {"type": type, "process": process, "time_ns": time_ns}
         if read is not None:
-            event["read"] = {
-                "position": read.position,
-                "digest": f"{read.digest:016x}",
-                "tail": list(read.tail),
-                "foreign": list(read.foreign),
-            }
+            lists = (("tail", read.tail), ("foreign", read.foreign), ("half", read.half))
+            event["read"] = {"position": read.position, "digest": f"{read.digest:016x}"}
+            event["read"] |= {name: list(shown) for name, shown in lists if shown}
         if markers is not None:
             event["markers"] = list(markers)
-        if error:
-            event["error"] = error
-        self._write(event)
+        if effects is not None:
+            event["effects"] = [_effect_fields(effect) for effect in effects]
+        facts = (("error", error), ("answered", answered), ("config", config))
+        self._write(event | {name: fact for name, fact in facts if fact})
 
     def fault(self, name: str, time_ns: int, detail: str = "") -> None:
         """Write that a fault begins, or ends, now."""
@@ -250,68 +282,60 @@ def read_operations(lines: Iterable[str]) -> Iterator[Operation]:
     Raises:
         InvalidRecord: a line is not an event, completes nothing, or invokes twice; names the line.
     """
-    open_by_process: dict[str, Operation] = {}
+    return (operation for _, operation in numbered_operations(lines))
+
+
+def numbered_operations(lines: Iterable[str]) -> Iterator[tuple[int, Operation]]:
+    """Give each operation with the number of the line that began it.
+
+    Raises:
+        InvalidRecord: as ``read_operations``.
+    """
+    open_by_process: dict[str, tuple[int, Operation]] = {}
+    latest_ns, clock = 0, None
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        event = _event(line, number)
-        kind, process, time_ns = event["type"], event["process"], event["time_ns"]
+        event = event_of(line, number)
+        process, time_ns = event["process"], event["time_ns"]
+        clock = _same_clock(clock, event.get("clock"), number)
         if process == NEMESIS:
-            yield Operation(
-                _NOBODY,
-                event.get("f", ""),
-                NEMESIS,
-                "info",
-                time_ns,
-                time_ns,
-                error=event.get("error", ""),
-            )
-        elif kind == "invoke":
+            yield number, _fault(event)
+        elif event["type"] == "invoke":
             if process in open_by_process:
                 raise InvalidRecord(
-                    f"process {process!r} invokes again before its last one ended", line=number
+                    f"process {process!r:.60} invokes again before its last one ended", line=number
                 )
-            open_by_process[process] = _invoked(event, number)
+            open_by_process[process] = number, _invoked(event, number)
         else:
-            begun = open_by_process.pop(process, None)
+            begun_line, begun = open_by_process.pop(process, (0, None))
             if begun is None:
                 raise InvalidRecord(
-                    f"process {process!r} completes what it never invoked", line=number
+                    f"process {process!r:.60} completes what it never invoked", line=number
                 )
-            if time_ns < begun.invoke_ns:
-                raise InvalidRecord(
-                    f"process {process!r} completes before it invoked: "
-                    "one monotonic clock is needed",
-                    line=number,
-                )
-            yield begun._replace(
-                type=kind,
-                complete_ns=time_ns,
-                read=_read(event.get("read"), number),
-                markers=_markers(event.get("markers"), number),
-                error=event.get("error", ""),
+            yield begun_line, _completed(begun, event, number)
+        if time_ns < latest_ns - CLOCK_SKEW_LIMIT_S * 1_000_000_000:
+            raise InvalidRecord(
+                f"time_ns is more than CLOCK_SKEW_LIMIT_S={CLOCK_SKEW_LIMIT_S} before an earlier "
+                "line's: are these two clocks? Merge files of one clock by time_ns",
+                line=number,
             )
+        latest_ns = max(latest_ns, time_ns)
     yield from open_by_process.values()
 
 
-def _event(line: str, number: int) -> dict[str, Any]:
-    try:
-        event = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRecord(f"not JSON: {error}", line=number) from None
-    if not isinstance(event, dict):
-        raise InvalidRecord("an event is a JSON object", line=number)
-    for name, kind in (("type", str), ("process", str), ("time_ns", int)):
-        if not isinstance(event.get(name), kind):
-            raise InvalidRecord(f"an event needs {name} ({kind.__name__})", line=number)
-    if event["type"] != "invoke" and event["type"] not in _COMPLETIONS:
+def _same_clock(clock: str | None, named: str | None, number: int) -> str | None:
+    if named is not None and clock is not None and named != clock:
         raise InvalidRecord(
-            f"type {event['type']!r} is none of invoke, ok, fail, info", line=number
+            f"clock {named!r:.60} after clock {clock!r:.60}: times of two clocks have no order",
+            line=number,
         )
-    for name in ("f", "marker", "turn_id", "error"):
-        if not isinstance(event.get(name, ""), str):
-            raise InvalidRecord(f"{name} is text, not {event[name]!r:.60}", line=number)
-    return event
+    return named or clock
+
+
+def _fault(event: Mapping[str, Any]) -> Operation:
+    name, time_ns, detail = event.get("f") or "", event["time_ns"], event.get("error") or ""
+    return Operation(_NOBODY, name, NEMESIS, "info", time_ns, time_ns, error=detail)
 
 
 def _invoked(event: Mapping[str, Any], number: int) -> Operation:
@@ -319,41 +343,52 @@ def _invoked(event: Mapping[str, Any], number: int) -> Operation:
         key = SessionKey.from_json(event)
     except InvalidKey as error:
         raise InvalidRecord(str(error), line=number) from None
-    f = event.get("f", "turn")
-    marker = event.get("marker", "")
+    f, marker = event.get("f") or "turn", event.get("marker") or ""
+    if f not in ("turn", "read", "effects"):
+        raise InvalidRecord(f"f {f!r:.60} is none of turn, read, effects", line=number)
     if f == "turn" and not marker:
         raise InvalidRecord("a turn needs its marker", line=number)
-    return Operation(
-        key,
-        f,
-        event["process"],
-        "info",
-        event["time_ns"],
-        math.inf,
-        marker,
-        event.get("turn_id", ""),
+    turn_id = event.get("turn_id") or ""
+    return Operation(key, f, event["process"], "info", event["time_ns"], math.inf, marker, turn_id)
+
+
+def _completed(begun: Operation, event: Mapping[str, Any], number: int) -> Operation:
+    if event["time_ns"] < begun.invoke_ns:
+        raise InvalidRecord(
+            f"process {begun.process!r:.60} completes before it invoked: "
+            "one monotonic clock is needed",
+            line=number,
+        )
+    for name in ("f", "marker", "turn_id"):
+        if event.get(name) not in (None, getattr(begun, name)):
+            raise InvalidRecord(
+                f"{name} {event[name]!r:.60} is not that of the invoke which it completes",
+                line=number,
+            )
+    read, markers, effects = (event.get(name) for name in ("read", "markers", "effects"))
+    return begun._replace(
+        type=event["type"],
+        complete_ns=event["time_ns"],
+        read=None if read is None else _read(read),
+        markers=None if markers is None else tuple(markers),
+        effects=None if effects is None else tuple(map(_effect, effects)),
+        error=event.get("error") or "",
+        answered=event.get("answered") or "",
+        config=event.get("config") or "",
     )
 
 
-def _markers(given: Any, number: int) -> tuple[str, ...] | None:
-    if given is None:
-        return None
-    if not isinstance(given, list) or not all(isinstance(marker, str) for marker in given):
-        raise InvalidRecord(f"markers is a list of texts, not {given!r:.60}", line=number)
-    return tuple(given)
+def _read(fields: Mapping[str, Any]) -> Read:
+    lists = (tuple(fields.get(name) or ()) for name in ("tail", "foreign", "half"))
+    return Read(fields["position"], int(fields["digest"], 16), *lists)
 
 
-def _read(fields: Any, number: int) -> Read | None:
-    if fields is None:
-        return None
-    try:
-        return Read(
-            int(fields["position"]),
-            int(fields["digest"], 16),
-            tuple(fields.get("tail", ())),
-            tuple(fields.get("foreign", ())),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise InvalidRecord(
-            f"read needs position and a hexadecimal digest: {error!r}", line=number
-        ) from None
+_EFFECT_FIELDS = ("id", "name", "marker", "userId", "sessionId")
+
+
+def _effect(fields: Mapping[str, Any]) -> Effect:
+    return Effect(*(fields.get(name) or "" for name in _EFFECT_FIELDS))
+
+
+def _effect_fields(effect: Effect) -> dict[str, str]:
+    return {name: value for name, value in zip(_EFFECT_FIELDS, effect, strict=True) if value}
