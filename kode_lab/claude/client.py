@@ -5,8 +5,10 @@ It must never know sessions, tools or stores: it gets a ``Request`` and gives a 
 
 Why so: a client per session costs 29 ms and 876 kB; the default transport costs several times the
 CPU of the aiohttp one under load; a retry inside the SDK is a second request that nobody sees, so
-the SDK's are off and ours are told to ``on_attempt``. The SDK's models are passed by: the content
-blocks are kept as they came over the wire, so what is stored is what was said.
+the SDK's are off and ours are told to ``on_attempt``. Bodies are written and read here as JSON: the
+SDK walks a conversation of 1,001 messages in 12 ms of CPU a call, its ``post`` with ready bytes
+takes 1.5; and content blocks are kept as they came over the wire, so what is stored is what was
+said.
 
 Source: anthropic 2.12, read: it is built on httpx2, sends its key as ``Authorization: Bearer`` and
 API version 2026-10-21, which knows no temperature.
@@ -18,7 +20,7 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from urllib.parse import urlsplit
 
@@ -31,6 +33,7 @@ from kode_lab.errors import (
     InvalidScenario,
     MissingApiKey,
     ModelGarbage,
+    ModelRefused,
     ModelUnavailable,
 )
 from kode_lab.message import Reply, Request
@@ -137,6 +140,7 @@ class Claude:
         self._random = random.Random(seed)
         self._client: anthropic.AsyncAnthropic | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._url = ""
         self._calls = self._attempts = self._in_flight = self._peak = 0
 
     async def __aenter__(self) -> Self:
@@ -147,9 +151,12 @@ class Claude:
             api_key=self._api_key,
             base_url=self.base_url,
             max_retries=0,
+            open_telemetry=False,
             timeout=_timeout(self._timeout_s),
             http_client=_transport(self.base_url, self._concurrency, self._timeout_s),
         )
+        # Whole, so that the SDK need not put it together for each call.
+        self._url = f"{str(self._client.base_url).rstrip('/')}/v1/messages"
         return self
 
     async def __aexit__(
@@ -206,7 +213,6 @@ class Claude:
             except sdk.APIError as error:
                 raise failure_of(error, self._where) from error
 
-        _ = client.messages  # loads its module
         await asyncio.gather(*(ask() for _ in range(min(connections, self._concurrency))))
 
     def statistics(self) -> Statistics:
@@ -233,13 +239,14 @@ class Claude:
         on_text: Callable[[str], None] | None,
     ) -> Reply:
         """Try, and try again where it may help and nothing was said yet."""
-        fields = _fields_of(request)
+        body = _body_of(request, is_stream=on_text is not None)
+        options = _options_of(request)
         for number in range(self._retries + 1):
             assembly = None if on_text is None else Assembly(on_text)
             start_ns = time.monotonic_ns()
             self._attempts += 1
             try:
-                reply = await self._ask(client, fields, assembly)
+                reply = await self._ask(client, body, options, assembly)
             except ModelUnavailable as error:
                 is_last = number == self._retries or (assembly is not None and assembly.has_text)
                 pause_s = None if is_last else self._pause_s(number, error.retry_after_s)
@@ -261,7 +268,8 @@ class Claude:
     async def _ask(
         self,
         client: anthropic.AsyncAnthropic,
-        fields: dict[str, Any],
+        body: bytes,
+        options: Any,
         assembly: Assembly | None,
     ) -> Reply:
         """Send one request and give its reply."""
@@ -270,13 +278,17 @@ class Claude:
 
         request_id = "unknown"
         try:
-            raw = await client.messages.with_raw_response.create(
-                **fields, stream=assembly is not None
+            response = await client.post(
+                self._url,
+                cast_to=httpx2.Response,
+                content=body,
+                options=options,
+                stream=assembly is not None,
+                stream_cls=sdk.AsyncStream[Any],
             )
-            request_id = raw.headers.get("request-id", request_id)
+            request_id = response.headers.get("request-id", request_id)
             if assembly is None:
-                return reply_of(orjson.loads(await raw.read()))
-            response = raw.http_response
+                return reply_of(orjson.loads(response.content))
             try:
                 async for event in sdk.AsyncStream.raw_events(response):
                     if event.event == "error":
@@ -349,8 +361,8 @@ def _timeout(timeout_s: float) -> Any:
     return httpx2.Timeout(timeout_s, connect=min(_CONNECT_S, timeout_s))
 
 
-def _fields_of(request: Request) -> dict[str, Any]:
-    """The arguments of ``messages.create``."""
+def _body_of(request: Request, *, is_stream: bool) -> bytes:
+    """The JSON of ``POST /v1/messages``."""
     fields: dict[str, Any] = {
         "model": request.model,
         "max_tokens": request.max_tokens,
@@ -359,17 +371,29 @@ def _fields_of(request: Request) -> dict[str, Any]:
     if request.system:
         fields["system"] = request.system
     if request.tools:
-        fields["tools"] = [_plain(tool) for tool in request.tools]
+        fields["tools"] = request.tools
     if request.temperature is not None:
-        fields["extra_body"] = {"temperature": request.temperature}
-        fields["extra_headers"] = {"anthropic-version": _VERSION_WITH_TEMPERATURE}
-    return fields
+        fields["temperature"] = request.temperature
+    if is_stream:
+        fields["stream"] = True
+    try:
+        return orjson.dumps(fields, default=_plain)
+    except TypeError as error:
+        raise ModelRefused(
+            f"the conversation cannot be written as JSON: {error}; correct its text"
+        ) from None
+
+
+def _options_of(request: Request) -> dict[str, Any]:
+    if request.temperature is None:
+        return {}
+    return {"headers": {"anthropic-version": _VERSION_WITH_TEMPERATURE}}
 
 
 def _plain(value: Any) -> Any:
-    """Read-only mappings and tuples as the dicts and lists that the SDK can write as JSON."""
+    """Read-only mappings and other sequences, as the dicts and lists that orjson can write."""
     if isinstance(value, Mapping):
-        return {name: _plain(inner) for name, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
-    return value
+        return dict(value)
+    if isinstance(value, Sequence):
+        return list(value)
+    raise TypeError(f"{type(value).__name__} cannot be sent as JSON")

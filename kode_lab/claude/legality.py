@@ -43,7 +43,7 @@ MESSAGES_LIMIT = 100_000
 _TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,128}")
 _ROLES = ("user", "assistant", "system")
 # Whose messages may hold a block, where only one side's may.
-_WRITERS = {"tool_use": "assistant", "tool_result": "user"}
+_WRITERS: Mapping[Any, str] = {"tool_use": "assistant", "tool_result": "user"}
 _BLOCK_FIELDS: Mapping[Any, tuple[tuple[str, type], ...]] = {
     "text": (("text", str),),
     "tool_use": (("id", str), ("name", str), ("input", dict)),
