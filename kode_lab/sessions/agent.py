@@ -238,7 +238,8 @@ def config_of(
         UnknownTool: ``tools`` names one that is not in the toolbox; names those that are.
     """
     try:
-        given = tomllib.loads(content.decode("utf-8-sig"))
+        # With the line break, an error at the end has a line number too.
+        given = tomllib.loads(content.decode("utf-8-sig") + "\n")
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidConfig(f"{where}: not TOML: {error}") from error
     for name in given:

@@ -16,6 +16,7 @@ session id name one directory, so the second one is refused by the owner that is
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import platform
@@ -42,14 +43,8 @@ from kode_lab.sessions.file_lock import FileLocks, OwnedFile
 from kode_lab.sessions.keyed_lock import KeyedLock, LockStatistics
 from kode_lab.sessions.open_turn import Finished, OpenTurn
 from kode_lab.sessions.power_journal import PowerJournal, recover
-from kode_lab.sessions.session_files import (
-    FORMAT,
-    SessionFiles,
-    Tail,
-    decode,
-    encode,
-    owner_of,
-)
+from kode_lab.sessions.session_files import SessionFiles, Tail
+from kode_lab.sessions.session_format import FORMAT, decode, encode, owner_of
 from kode_lab.sessions.store import Lease, Stored
 
 __all__ = ["JsonStore"]
@@ -148,7 +143,7 @@ class JsonStore:
             files = self._open.get(key)
             if files is None:
                 directory = f"{self._root}/{self._directory(key)}"
-                files = SessionFiles(key, directory, self._disk)
+                files = SessionFiles(key, directory, self._disk, is_alone=self._power is not None)
             self._touch(files)
             lease = Lease(key, files.next_fence())
         except BaseException:
@@ -231,6 +226,8 @@ class JsonStore:
             SessionDamaged: what is stored is not a conversation.
         """
         directory = self.root / self._directory(key)
+        if (files := self._open.get(key)) is not None:
+            files.flush()
         for _ in range(_PEEKS):
             try:
                 header = (directory / "turns.jsonl").read_bytes().partition(b"\n")[0]
@@ -329,23 +326,15 @@ class JsonStore:
         return files
 
     async def _write(self, files: SessionFiles, tails: Sequence[Tail]) -> None:
-        def apply() -> None:
-            try:
-                for tail in tails:
-                    files.apply(tail)
-            except OSError:
-                if self._power is None:
-                    files.undo()
-                files.is_settled = self._power is None
-                raise
-
+        if self._power is not None:
+            await self._power.log(files, tails)
+            return
         try:
-            if self._power is None:
-                apply()
-            else:
-                header = files.header(files.fence)
-                await self._power.log(self._directory(files.key), header, tails, apply)
+            for tail in tails:
+                files.apply(tail)
         except OSError as error:
+            with contextlib.suppress(OSError):  # then the next load mends it
+                files.undo()
             raise _explained(str(files.key), error) from error
 
     def _move_in(self, *, alone: bool) -> None:

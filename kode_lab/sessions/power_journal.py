@@ -2,9 +2,10 @@
 
 Durability ``power`` means: logged before applied. A frame holds what one step writes to one
 session's files; frames of all sessions gather while the disk is busy, and go down together with
-one ``fdatasync`` (group commit). Only then are they applied to the session's own files, which the
-system may write back whenever it likes. After a power cut the frames are applied again: each says
-where a file's new end begins, so applying twice is applying once.
+one ``fdatasync`` (group commit). Only then do the session's own files follow, the turns of some
+hundredths of a second as one, and the system may write them back whenever it likes. After a power
+cut the frames are applied again: each says where a file's new end begins, so applying twice is
+applying once.
 
 The journal is preallocated and written from its beginning; when it is full, the files that it
 speaks of are synced, and it begins again with the next generation. It belongs to one process at a
@@ -23,7 +24,7 @@ from __future__ import annotations
 import asyncio
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,7 +32,7 @@ import orjson
 
 from kode_lab.errors import StoreUnwritable
 from kode_lab.sessions.disk import Disk
-from kode_lab.sessions.session_files import Tail
+from kode_lab.sessions.session_files import SessionFiles, Tail
 
 __all__ = ["JOURNAL_BYTES", "PowerJournal"]
 
@@ -39,24 +40,22 @@ __all__ = ["JOURNAL_BYTES", "PowerJournal"]
 JOURNAL_BYTES = 16 * 1024 * 1024
 _FRAME = struct.Struct("<IIII")
 _BLANK = bytes(64 * 1024)
+# The sessions' own files follow after this, or when this much waits for one of them.
+_CATCH_UP_S = 0.05
+_DELAYED_BYTES = 256 * 1024
 
 
 class _Waiting:
-    """One frame on its way down, and what is to be done when it is there."""
+    """One frame on its way down, and who waits for it."""
 
-    __slots__ = ("apply", "directory", "done", "payload")
+    __slots__ = ("done", "files", "is_down", "payload", "tails")
 
-    def __init__(
-        self,
-        directory: str,
-        payload: bytes,
-        apply: Callable[[], None],
-        done: asyncio.Future[None],
-    ) -> None:
-        self.directory = directory
+    def __init__(self, files: SessionFiles, tails: Sequence[Tail], payload: bytes) -> None:
+        self.files = files
+        self.tails = tails
         self.payload = payload
-        self.apply = apply
-        self.done = done
+        self.is_down = False
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
 class PowerJournal:
@@ -72,6 +71,7 @@ class PowerJournal:
         self, path: Path, root: Path, disk: Disk, *, size_bytes: int = JOURNAL_BYTES
     ) -> None:
         self._root = root
+        self._root_chars = len(str(root)) + 1
         self._disk = disk
         self._size_bytes = size_bytes
         self._fd = disk.open(path, create=True)
@@ -79,6 +79,8 @@ class PowerJournal:
         self._sequence = 0
         self._at = 0
         self._dirty: set[str] = set()
+        self._behind: dict[str, SessionFiles] = {}
+        self._catching_up: asyncio.TimerHandle | None = None
         self._queue: list[_Waiting] = []
         self._flusher: asyncio.Task[None] | None = None
         self._failure: str | None = None
@@ -88,36 +90,34 @@ class PowerJournal:
         disk.sync(self._fd)
         disk.sync_directory(root)
 
-    async def log(
-        self, directory: str, header: bytes, tails: Sequence[Tail], apply: Callable[[], None]
-    ) -> None:
-        """Return when the tails survive a power cut and ``apply`` has run, even if cancelled.
+    async def log(self, files: SessionFiles, tails: Sequence[Tail]) -> None:
+        """Return when the tails survive a power cut, even if cancelled meanwhile.
 
         Raises:
             StoreUnwritable: the disk failed now or before; nothing more is acknowledged.
-            OSError: ``apply`` raised it.
+            asyncio.CancelledError: the caller was cancelled; the tails are down all the same.
         """
         if self._failure is not None:
             raise StoreUnwritable(self._failure)
-        payload = _payload(directory, header, tails)
+        payload = _payload(files.directory[self._root_chars :], files, tails)
         if len(payload) + _FRAME.size > self._size_bytes:
             raise StoreUnwritable(
-                f"a turn of {len(payload)} bytes does not fit JOURNAL_BYTES={self._size_bytes}"
+                f"a step of {len(payload)} bytes does not fit JOURNAL_BYTES={self._size_bytes}"
             )
-        loop = asyncio.get_running_loop()
-        waiting = _Waiting(directory, payload, apply, loop.create_future())
+        waiting = _Waiting(files, tails, payload)
         self._queue.append(waiting)
         if self._flusher is None:
-            self._flusher = loop.create_task(self._flush())
+            self._flusher = asyncio.get_running_loop().create_task(self._flush())
         cancelled: asyncio.CancelledError | None = None
-        while not waiting.done.done():
+        while True:
             try:
-                await asyncio.shield(waiting.done)
+                await waiting.done
+                break
             except asyncio.CancelledError as error:
                 cancelled = error
-            except Exception:  # noqa: BLE001, S110 - it is raised below, from the future
-                pass
-        waiting.done.result()
+                if waiting.is_down:
+                    break
+                waiting.done = asyncio.get_running_loop().create_future()
         if cancelled is not None:
             raise cancelled
 
@@ -127,6 +127,7 @@ class PowerJournal:
             await asyncio.wait([self._flusher])
         try:
             if self._failure is None:
+                self._catch_up()
                 await asyncio.get_running_loop().run_in_executor(self._thread, self._begin_again)
         finally:
             self._thread.shutdown()
@@ -135,25 +136,48 @@ class PowerJournal:
     async def _flush(self) -> None:
         """Write batch after batch; a batch is whatever came while the one before went down."""
         loop = asyncio.get_running_loop()
+        batch: list[_Waiting] = []
         try:
             while self._queue:
                 batch = self._next_batch()
-                try:
-                    if not batch:  # full; and all that was written is applied by now
-                        await loop.run_in_executor(self._thread, self._begin_again)
-                        continue
+                if batch:
                     await loop.run_in_executor(self._thread, self._write, batch)
-                except OSError as error:
-                    self._fail(batch, error)
-                    return
-                for waiting in batch:
-                    try:
-                        waiting.apply()
-                        waiting.done.set_result(None)
-                    except OSError as error:
-                        waiting.done.set_exception(error)
+                    self._acknowledge(batch)
+                else:  # full
+                    self._catch_up()
+                    await loop.run_in_executor(self._thread, self._begin_again)
+        except OSError as error:
+            self._fail(batch, error)
         finally:
             self._flusher = None
+
+    def _acknowledge(self, batch: list[_Waiting]) -> None:
+        for waiting in batch:
+            files = waiting.files
+            self._behind[files.directory] = files
+            if max([files.delay(tail) for tail in waiting.tails]) > _DELAYED_BYTES:
+                files.flush()
+            waiting.is_down = True
+            if not waiting.done.done():
+                waiting.done.set_result(None)
+        if self._catching_up is None:
+            loop = asyncio.get_running_loop()
+            self._catching_up = loop.call_later(_CATCH_UP_S, self._catch_up_now)
+
+    def _catch_up_now(self) -> None:
+        try:
+            self._catch_up()
+        except OSError as error:
+            self._fail([], error)
+
+    def _catch_up(self) -> None:
+        """Write into the sessions' own files what is logged and was delayed."""
+        if self._catching_up is not None:
+            self._catching_up.cancel()
+            self._catching_up = None
+        while self._behind:
+            _, files = self._behind.popitem()
+            files.flush()
 
     def _next_batch(self) -> list[_Waiting]:
         """Take from the queue what fits behind the frames that are written."""
@@ -173,7 +197,9 @@ class PowerJournal:
             "mend the disk, then start again"
         )
         for waiting in [*batch, *self._queue]:
-            waiting.done.set_exception(StoreUnwritable(self._failure))
+            waiting.is_down = True
+            if not waiting.done.done():
+                waiting.done.set_exception(StoreUnwritable(self._failure))
         self._queue.clear()
 
     def _write(self, batch: list[_Waiting]) -> None:
@@ -184,7 +210,7 @@ class PowerJournal:
             head = (self._generation, self._sequence)
             pieces.append(_FRAME.pack(len(waiting.payload), _sum(waiting.payload, *head), *head))
             pieces.append(waiting.payload)
-            self._dirty.add(waiting.directory)
+            self._dirty.add(waiting.files.directory)
         data = b"".join(pieces)
         self._disk.write(self._fd, data, self._at)
         self._disk.sync(self._fd)
@@ -209,7 +235,7 @@ def recover(fd: int, root: Path, disk: Disk) -> int:
     generation = 0
     touched: set[str] = set()
     for generation, directory, tails in _frames(disk.read(fd, disk.size(fd), 0)):  # noqa: B007
-        touched.add(directory)
+        touched.add(f"{root}/{directory}")
         _apply(root / directory, tails, disk)
     if touched:
         _sync_all(touched, root, disk)
@@ -218,11 +244,12 @@ def recover(fd: int, root: Path, disk: Disk) -> int:
     return generation + 1
 
 
-def _payload(directory: str, header: bytes, tails: Sequence[Tail]) -> bytes:
+def _payload(directory: str, files: SessionFiles, tails: Sequence[Tail]) -> bytes:
     """Put together what a frame carries: where, and for each file its new end."""
+    header = files.fenced_header()
     sizes = [[tail.name, tail.offset, len(tail.data)] for tail in tails]
     words = orjson.dumps([directory, len(header), sizes])
-    return b"".join([words, b"\n", header, *(tail.data for tail in tails)])
+    return b"".join([words, b"\n", header, *[tail.data for tail in tails]])
 
 
 def _frames(data: bytes) -> Iterator[tuple[int, str, list[Tail]]]:
@@ -270,7 +297,7 @@ def _apply(directory: Path, tails: Sequence[Tail], disk: Disk) -> None:
 def _sync_all(directories: set[str], root: Path, disk: Disk) -> None:
     """Sync both files of each session, then every directory on the way up to the root."""
     above: set[Path] = set()
-    for directory in [root / name for name in directories]:
+    for directory in map(Path, directories):
         for name in ("turns.jsonl", "messages.json"):
             fd = disk.open(directory / name, create=True)
             try:

@@ -1,45 +1,46 @@
-r"""The two files of one session: what they mean, how they grow, how they are mended.
-
-    messages.json   [\n{message},\n{message}\n]\n      the conversation, an ordinary JSON array
-    turns.jsonl     {"kode_lab":1,"fence":"…","userId":…}   whose it is, and the newest fence
-                    {"done":…,"end":bytes,…}                 a line for each turn in the
-                    conversation
-                    {"open":…} {"reply":…} {"result":…}      the steps of an unfinished turn
+"""The two files of one session on the disk: how they grow, and how they are mended.
 
 Both grow only at their end: ``messages.json`` over its closing bracket, ``turns.jsonl`` with steps
 that one ``done`` line replaces. So a turn costs the same whatever the history, and what a crash can
 leave is one of few shapes, each mended on the next load. A turn is in the conversation from the
 moment its last reply is in ``turns.jsonl``: what follows can be done again from there.
 
-Nothing here knows locks or leases; who calls holds the session.
+Where this process is alone with the directory and logs elsewhere first (durability ``power``), the
+fence needs no file and the tails of several turns are written as one, a little later.
 
-Source: undo of torn appends as in ARIES' redo-only special case; the doubled directory and the
-array's shape are the report's and its SDK's.
+Nothing here knows locks, leases or what a line means; who calls holds the session.
+
+Source: redo of torn appends as in ARIES, for files that only grow at their end.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import orjson
-
-from kode_lab.errors import NewerFormat, SessionDamaged, WrongOwner
+from kode_lab.errors import SessionDamaged
 from kode_lab.key import SessionKey
-from kode_lab.message import Message, Usage
+from kode_lab.message import Message
 from kode_lab.sessions.disk import Disk
 from kode_lab.sessions.open_turn import Finished, OpenTurn
+from kode_lab.sessions.session_format import (
+    CLOSING,
+    FENCE_AT,
+    encode,
+    header_of,
+    messages_of,
+    read_header,
+    read_turns,
+)
 from kode_lab.sessions.store import Stored
 
-__all__ = ["FORMAT", "SessionFiles", "Tail", "decode", "encode", "owner_of"]
+__all__ = ["SessionFiles", "Tail"]
 
-FORMAT = 1
-_CLOSING = b"\n]\n"
+MESSAGES = "messages.json"
+TURNS = "turns.jsonl"
 _FENCE_DIGITS = 20
-_FENCE_AT = len(b'{"kode_lab":1,"fence":"')
-# The header and the last line of a settled turns.jsonl are found in one read of this size.
+# The header, or the last line of a settled turns.jsonl, is usually found in one read of this size.
 _READ_BYTES = 4096
 
 
@@ -55,6 +56,7 @@ class SessionFiles:
     """What is known of one session's files; open descriptors come and go with the store's cache.
 
     Attributes:
+        header: the first line of ``turns.jsonl`` as it was read or written, b"" before.
         fence: the newest fence that this object has written or seen.
         is_settled: whether the positions below are known to be true.
         messages_bytes: the end of the last acknowledged turn in ``messages.json``.
@@ -64,34 +66,45 @@ class SessionFiles:
     """
 
     __slots__ = (
+        "_delayed",
+        "_fds",
+        "_is_alone",
         "count",
         "directory",
         "disk",
         "done_bytes",
-        "fds",
         "fence",
-        "header_bytes",
+        "header",
         "is_settled",
         "key",
         "messages_bytes",
         "turns_bytes",
     )
 
-    def __init__(self, key: SessionKey, directory: str, disk: Disk) -> None:
+    def __init__(self, key: SessionKey, directory: str, disk: Disk, *, is_alone: bool) -> None:
         self.key = key
         self.directory = directory
         self.disk = disk
-        self.fds: dict[str, int] = {}
+        self.header = b""
         self.fence = -1
         self.is_settled = False
-        self.header_bytes = self.messages_bytes = self.count = 0
-        self.done_bytes = self.turns_bytes = 0
+        self.messages_bytes = self.count = self.done_bytes = self.turns_bytes = 0
+        self._is_alone = is_alone
+        self._fds: dict[str, int] = {}
+        # What is not yet in the files: for each, where it begins.
+        self._delayed: dict[str, tuple[int, bytearray]] = {}
 
     # ---- descriptors
 
-    def fd(self, name: str) -> int:
+    def close(self) -> None:
+        """Write what was delayed and close the descriptors; what is known stays known."""
+        self.flush()
+        while self._fds:
+            self.disk.close(self._fds.popitem()[1])
+
+    def _fd(self, name: str) -> int:
         """Give the descriptor of one of the files, opened or made when it is first needed."""
-        fd = self.fds.get(name)
+        fd = self._fds.get(name)
         if fd is None:
             path = f"{self.directory}/{name}"
             try:
@@ -99,7 +112,7 @@ class SessionFiles:
             except FileNotFoundError:
                 self._make_directories()
                 fd = self.disk.open(path, create=True)
-            self.fds[name] = fd
+            self._fds[name] = fd
         return fd
 
     def _make_directories(self) -> None:
@@ -108,83 +121,59 @@ class SessionFiles:
         for place in (os.path.dirname(inner), inner, self.directory):  # noqa: PTH120
             self.disk.make_directory(place)
 
-    def close(self) -> None:
-        """Close the descriptors; what is known stays known."""
-        while self.fds:
-            self.disk.close(self.fds.popitem()[1])
-
     # ---- the fence
 
     def next_fence(self) -> int:
-        """Read the fence, add one, write it: from now on every older holder is refused.
+        """Add one to the fence and write it: from now on every older holder is refused.
 
         Raises:
             WrongOwner: the directory is another session's.
             NewerFormat: a newer kode_lab wrote it.
             SessionDamaged: its first line cannot be read.
         """
-        fence = self._known_fence()
-        if fence is None:
+        fence = self.newest_fence()
+        if fence < 0:
             fence = self._read_header()
         if fence != self.fence:
             self.is_settled = False
         self.fence = fence + 1
-        self.disk.write(self.fd("turns.jsonl"), b"%020d" % self.fence, _FENCE_AT)
+        if not self._is_alone:
+            self.disk.write(self._fd(TURNS), b"%020d" % self.fence, FENCE_AT)
         return self.fence
 
     def newest_fence(self) -> int:
-        """Give the fence as it stands in the file now; -1 when the file was removed."""
-        fence = self._known_fence()
-        return -1 if fence is None else fence
-
-    def _known_fence(self) -> int | None:
-        """Give the fence if the header was read before and the file is still that file."""
-        if self.header_bytes == 0:
-            return None
-        fd = self.fd("turns.jsonl")
-        if self.disk.size(fd) < self.header_bytes:  # removed or replaced under us
+        """Give the fence as it stands in the file now; -1 when that is not known or it is gone."""
+        if not self.header:
+            return -1
+        if self._is_alone:
+            return self.fence
+        fd = self._fd(TURNS)
+        if self.disk.size(fd) < len(self.header):  # removed or replaced under us
             self.close()
-            self.is_settled = False
-            return None
-        return int(self.disk.read(fd, _FENCE_DIGITS, _FENCE_AT))
+            self.header, self.is_settled = b"", False
+            return -1
+        return int(self.disk.read(fd, _FENCE_DIGITS, FENCE_AT))
 
     def _read_header(self) -> int:
-        fd = self.fd("turns.jsonl")
+        fd = self._fd(TURNS)
         line, found, _ = self.disk.read(fd, _READ_BYTES, 0).partition(b"\n")
         if not found and len(line) == _READ_BYTES:
             line, found, _ = self.disk.read(fd, self.disk.size(fd), 0).partition(b"\n")
-        if not found:  # new, or its maker died in the middle of this very line
-            return self._write_header(fd)
-        owner = _object(line)
-        if not isinstance(owner.get("kode_lab"), int):
-            raise SessionDamaged(
-                f"{self.key}: the first line of turns.jsonl does not say whose it is; "
-                "move the session's directory away to begin anew, or restore it from a backup"
-            )
-        if owner["kode_lab"] > FORMAT:
-            raise NewerFormat(
-                f"{self.key}: written in format {owner['kode_lab']}, this kode_lab reads up to "
-                f"{FORMAT}: update kode_lab"
-            )
-        if owner_of(owner) != self.key:
-            raise WrongOwner(
-                f"{self.key}: its directory belongs to another session; "
-                "use another sessionId, or layout='user' where users do not share directories"
-            )
-        self.header_bytes = len(line) + 1
-        return int(owner["fence"])
-
-    def _write_header(self, fd: int) -> int:
+        if found:
+            fence = read_header(self.key, line)
+            self.header = line + b"\n"
+            return fence
+        # It is new, or its maker died in the middle of this very line.
+        header = header_of(self.key, 0)
         self.disk.truncate(fd, 0)
-        line = self.header(0)
-        self.disk.write(fd, line, 0)
-        self.header_bytes = len(line)
+        self.disk.write(fd, header, 0)
+        self.header = header
         return 0
 
-    def header(self, fence: int) -> bytes:
-        """Give the first line of ``turns.jsonl``."""
-        ids = json.dumps(self.key.to_json(), separators=(",", ":"))[1:]
-        return f'{{"kode_lab":{FORMAT},"fence":"{fence:0{_FENCE_DIGITS}}",{ids}\n'.encode()
+    def fenced_header(self) -> bytes:
+        """Give the first line of ``turns.jsonl`` with the newest fence."""
+        header = self.header
+        return b"%b%020d%b" % (header[:FENCE_AT], self.fence, header[FENCE_AT + _FENCE_DIGITS :])
 
     # ---- reading
 
@@ -194,81 +183,55 @@ class SessionFiles:
         Raises:
             SessionDamaged: something else than a crash changed a file; it was left as it is.
         """
-        finished, turn, end_bytes = self._read_turns()
-        messages = self._read_messages(end_bytes, is_open=turn is not None)
+        self.flush()
+        fd = self._fd(TURNS)
+        size = self.disk.size(fd)
+        start = len(self.header)
+        text = read_turns(self.key, self.disk.read(fd, size - start, start))
+        messages = self._read_messages(text.end_bytes, is_open=text.open is not None)
+        self.done_bytes = start + text.done_bytes
+        self.turns_bytes = start + text.good_bytes
+        if self.turns_bytes < size:  # the rest of a step that was never finished
+            self.disk.truncate(fd, self.turns_bytes)
         self.count = len(messages)
         self.is_settled = True
-        known = {f.turn_id: f for f in finished if f.last < len(messages)}
-        return Stored(messages, known, turn)
+        known = {f.turn_id: f for f in text.finished if f.last < len(messages)}
+        return Stored(messages, known, text.open)
 
     def settle(self) -> None:
         """Learn the positions, from the last line alone where that is enough."""
-        size = self.disk.size(self.fd("turns.jsonl"))
-        start = max(self.header_bytes, size - _READ_BYTES)
-        data = self.disk.read(self.fd("turns.jsonl"), size - start, start)
-        last = _object(data.rstrip(b"\n").rpartition(b"\n")[2]) if data.endswith(b"\n") else {}
-        if last.get("end") == self.disk.size(self.fd("messages.json")):
-            self.messages_bytes = last["end"]
-            self.count = last["messages"][1] + 1
+        self.flush()
+        size = self.disk.size(self._fd(TURNS))
+        start = max(len(self.header), size - _READ_BYTES)
+        data = self.disk.read(self._fd(TURNS), size - start, start)
+        last = data[data.rfind(b"\n", 0, -1) + 1 :]
+        try:
+            text = read_turns(self.key, last)
+        except SessionDamaged:  # pragma: no cover - one line has nothing after it
+            text = read_turns(self.key, b"")
+        messages_bytes = self.disk.size(self._fd(MESSAGES))
+        if text.finished and text.good_bytes == len(last) and text.end_bytes == messages_bytes:
+            self.messages_bytes = messages_bytes
+            self.count = text.finished[0].last + 1
             self.done_bytes = self.turns_bytes = size
             self.is_settled = True
         else:
             self.read()
 
-    def _read_turns(self) -> tuple[list[Finished], OpenTurn | None, int]:
-        """Read ``turns.jsonl`` up to the first thing that is not a whole line of ours."""
-        fd = self.fd("turns.jsonl")
-        size = self.disk.size(fd)
-        lines = self.disk.read(fd, size - self.header_bytes, self.header_bytes).split(b"\n")
-        finished: list[Finished] = []
-        turn: OpenTurn | None = None
-        end_bytes = 0
-        at = self.done_bytes = self.header_bytes
-        for number, line in enumerate(lines[:-1]):
-            entry = _object(line)
-            try:
-                if "done" in entry:
-                    finished.append(_finished(entry))
-                    end_bytes, turn = entry["end"], None
-                    self.done_bytes = at + len(line) + 1
-                elif "open" in entry:
-                    turn = OpenTurn.reopened(entry)
-                elif turn is None or not turn.replay(entry):
-                    self._refuse_lost_lines(lines[number + 1 : -1])
-                    break
-            except (KeyError, TypeError, IndexError):
-                self._refuse_lost_lines(lines[number + 1 : -1])
-                break
-            at += len(line) + 1
-        if turn is not None and turn.steps == 0:
-            at, turn = self.done_bytes, None  # opened, but its first step was torn
-        if at < size:  # the rest of a step that was never finished
-            self.disk.truncate(fd, at)
-        self.turns_bytes = at
-        return finished, turn, end_bytes
-
-    def _refuse_lost_lines(self, rest: Sequence[bytes]) -> None:
-        """A crash leaves rubbish only at the end: a good line after it means something else."""
-        if any({"done", "open"} & _object(line).keys() for line in rest):
-            raise SessionDamaged(
-                f"{self.key}: a line in the middle of turns.jsonl cannot be read, and turns follow "
-                "it; nothing was changed: restore the file, or move it away (the messages stay)"
-            )
-
     def _read_messages(self, end_bytes: int, *, is_open: bool) -> list[Message]:
-        fd = self.fd("messages.json")
+        fd = self._fd(MESSAGES)
         size = self.disk.size(fd)
         data = self.disk.read(fd, size, 0)
         self.messages_bytes = end_bytes
-        whole = _messages(data) if data else []
+        whole = messages_of(data) if data else []
         if size == end_bytes and whole is not None:
             return whole
-        cut = _messages(data[: end_bytes - len(_CLOSING)] + _CLOSING) if end_bytes else []
+        cut = messages_of(data[: end_bytes - len(CLOSING)] + CLOSING) if end_bytes else []
         if size > end_bytes and cut is not None and (is_open or whole is None):
             # Our own append did not finish. Without an open turn no crash of ours explains it:
             # then the rest is kept aside, for a person to look at.
             if not is_open:
-                self._keep_aside(data[end_bytes:])
+                self._keep_aside(data[max(end_bytes - len(CLOSING), 0) :])
             self._cut_messages()
             return cut
         if whole is not None:
@@ -281,7 +244,7 @@ class SessionFiles:
         )
 
     def _keep_aside(self, data: bytes) -> None:
-        fd = self.disk.open(f"{self.directory}/messages.json.torn", create=True)
+        fd = self.disk.open(f"{self.directory}/{MESSAGES}.torn", create=True)
         try:
             self.disk.write(fd, data, self.disk.size(fd))
         finally:
@@ -289,49 +252,70 @@ class SessionFiles:
 
     def _cut_messages(self) -> None:
         """Bring ``messages.json`` back to its last acknowledged turn."""
-        fd, end = self.fd("messages.json"), self.messages_bytes
+        fd, end = self._fd(MESSAGES), self.messages_bytes
         if end:
-            self.disk.write(fd, _CLOSING, end - len(_CLOSING))
+            self.disk.write(fd, CLOSING, end - len(CLOSING))
         self.disk.truncate(fd, end)
 
-    # ---- writing
+    # ---- what a change writes
 
     def step_tail(self, turn: OpenTurn, entries: Sequence[dict[str, Any]]) -> Tail:
         """Give what journalling these steps writes; the first step brings the turn's opening."""
         if self.turns_bytes == self.done_bytes:
             entries = [turn.opening(self.fence), *entries]
-        return Tail("turns.jsonl", self.turns_bytes, b"".join(encode(e) + b"\n" for e in entries))
+        return Tail(TURNS, self.turns_bytes, b"".join([encode(e) + b"\n" for e in entries]))
 
     def turn_tails(self, turn: OpenTurn) -> tuple[Tail, Tail]:
         """Give what appending the finished turn writes: its messages, and its ``done`` line."""
-        body = b",\n".join([encode(message) for message in turn.messages]) + _CLOSING
+        body = b",\n".join([encode(message) for message in turn.messages]) + CLOSING
         if self.messages_bytes:
-            messages = Tail("messages.json", self.messages_bytes - len(_CLOSING), b",\n" + body)
+            messages = Tail(MESSAGES, self.messages_bytes - len(CLOSING), b",\n" + body)
         else:
-            messages = Tail("messages.json", 0, b"[\n" + body)
+            messages = Tail(MESSAGES, 0, b"[\n" + body)
         end = messages.offset + len(messages.data)
         done = encode(turn.closing(self.fence, self.count, end)) + b"\n"
-        return messages, Tail("turns.jsonl", self.done_bytes, done)
+        return messages, Tail(TURNS, self.done_bytes, done)
 
     def discard_tail(self) -> Tail:
         """Give what forgetting the unfinished turn writes."""
-        return Tail("turns.jsonl", self.done_bytes, b"")
+        return Tail(TURNS, self.done_bytes, b"")
 
     def delete_tails(self) -> tuple[Tail, Tail]:
         """Give what forgetting the conversation writes; the header with its fence stays."""
-        return Tail("turns.jsonl", self.header_bytes, b""), Tail("messages.json", 0, b"")
+        return Tail(TURNS, len(self.header), b""), Tail(MESSAGES, 0, b"")
+
+    # ---- writing it
 
     def apply(self, tail: Tail) -> None:
         """Write one tail; the file ends where it ends."""
-        fd, end = self.fd(tail.name), tail.offset + len(tail.data)
+        fd, end = self._fd(tail.name), tail.offset + len(tail.data)
         if tail.data:
             self.disk.write(fd, tail.data, tail.offset)
-        if tail.name == "turns.jsonl":
-            if end < self.turns_bytes:
-                self.disk.truncate(fd, end)
-            self.turns_bytes = end
-        elif end < self.messages_bytes:
+        if end < (self.turns_bytes if tail.name == TURNS else self.messages_bytes):
             self.disk.truncate(fd, end)
+        if tail.name == TURNS:
+            self.turns_bytes = end
+
+    def delay(self, tail: Tail) -> int:
+        """Take one tail that is logged elsewhere; give the bytes that wait for ``flush``."""
+        start, data = self._delayed.get(tail.name) or (tail.offset, bytearray())
+        if tail.offset < start:
+            start, data = tail.offset, bytearray()
+        data[tail.offset - start :] = tail.data
+        self._delayed[tail.name] = (start, data)
+        if tail.name == TURNS:
+            self.turns_bytes = tail.offset + len(tail.data)
+        return len(data)
+
+    def flush(self) -> None:
+        """Write what was delayed."""
+        for name, (start, data) in self._delayed.items():
+            fd = self._fd(name)
+            self.disk.write(fd, bytes(data), start)
+            self.disk.truncate(fd, start + len(data))
+            if name == TURNS:
+                self.disk.write(fd, b"%020d" % self.fence, FENCE_AT)
+        self._delayed.clear()
 
     def took_turn(self, turn: OpenTurn, messages: Tail) -> Finished:
         """Move the positions past the turn that was appended."""
@@ -342,71 +326,13 @@ class SessionFiles:
         last = self.count - 1
         return Finished(turn.turn_id, first, last, turn.is_sealed, turn.usage, turn.version)
 
-    def undo(self) -> None:
-        """After a write that failed: bring both files back to what is known."""
-        self.is_settled = False
-        self._cut_messages()
-        self.disk.truncate(self.fd("turns.jsonl"), self.turns_bytes)
-
     def forgot(self) -> None:
         """Move the positions to the beginning."""
         self.messages_bytes = self.count = 0
         self.done_bytes = self.turns_bytes
 
-
-def encode(value: Any) -> bytes:
-    """Give the value as one line of JSON.
-
-    What orjson refuses (huge integers, lone surrogates) the standard library writes.
-    """
-    try:
-        return orjson.dumps(value)
-    except TypeError:
-        return json.dumps(value, separators=(",", ":")).encode()
-
-
-def decode(data: bytes) -> Any:
-    """Give the value that these bytes hold; the inverse of ``encode``.
-
-    Raises:
-        ValueError: they are not JSON.
-    """
-    try:
-        return orjson.loads(data)
-    except orjson.JSONDecodeError:
-        return json.loads(data)
-
-
-def owner_of(header: dict[str, Any]) -> SessionKey | None:
-    """Give the session that a first line of ``turns.jsonl`` names, or None."""
-    try:
-        return SessionKey(header["userId"], header["sessionId"], header["agentId"])
-    except KeyError:
-        return None
-
-
-def _object(line: bytes) -> dict[str, Any]:
-    try:
-        value = decode(line)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _messages(data: bytes) -> list[Message] | None:
-    try:
-        value = decode(data)
-    except ValueError:
-        return None
-    if isinstance(value, list) and all(
-        isinstance(m, dict) and m.get("role") in ("user", "assistant") and "content" in m
-        for m in value
-    ):
-        return value
-    return None
-
-
-def _finished(entry: dict[str, Any]) -> Finished:
-    first, last = entry["messages"]
-    usage = Usage(*entry["usage"])
-    return Finished(entry["done"], first, last, entry["sealed"], usage, entry["version"])
+    def undo(self) -> None:
+        """After a write that failed: bring both files back to what is known."""
+        self.is_settled = False
+        self._cut_messages()
+        self.disk.truncate(self._fd(TURNS), self.turns_bytes)

@@ -1,0 +1,192 @@
+r"""The two files of one session as text: what their lines mean. Pure: no file is touched here.
+
+    messages.json   [\n{message},\n{message}\n]\n      the conversation, an ordinary JSON array
+    turns.jsonl     {"kode_lab":1,"fence":"…","userId":…}   whose it is, and the newest fence
+                    {"done":…,"end":bytes,…}                 a line for each turn in the
+                    conversation {"open":…} {"reply":…} {"result":…}      the steps of an
+                    unfinished turn
+
+Everything that decides whether bytes on a disk are a conversation must live here.
+
+Source: the doubled directory and the array's shape are those of the report and of its SDK.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import orjson
+
+from kode_lab.errors import NewerFormat, SessionDamaged, WrongOwner
+from kode_lab.key import SessionKey
+from kode_lab.message import Message, Usage
+from kode_lab.sessions.open_turn import Finished, OpenTurn
+
+__all__ = [
+    "CLOSING",
+    "FENCE_AT",
+    "FORMAT",
+    "TurnsText",
+    "decode",
+    "encode",
+    "header_of",
+    "messages_of",
+    "owner_of",
+    "read_header",
+    "read_turns",
+]
+
+FORMAT = 1
+CLOSING = b"\n]\n"
+FENCE_AT = len(b'{"kode_lab":1,"fence":"')
+
+
+class TurnsText(NamedTuple):
+    """What the lines of ``turns.jsonl`` say.
+
+    Attributes:
+        open: the unfinished turn, if at least one step of it is whole.
+        end_bytes: where ``messages.json`` ends after the last finished turn.
+        done_bytes: where the last ``done`` line ends, counted from the first line after the header.
+        good_bytes: where the last whole line that belongs here ends; what follows is rubbish.
+    """
+
+    finished: list[Finished]
+    open: OpenTurn | None
+    end_bytes: int
+    done_bytes: int
+    good_bytes: int
+
+
+def header_of(key: SessionKey, fence: int) -> bytes:
+    """Give the first line of ``turns.jsonl``; the fence stands at ``FENCE_AT``, 20 digits."""
+    ids = json.dumps(key.to_json(), separators=(",", ":"))[1:]
+    return f'{{"kode_lab":{FORMAT},"fence":"{fence:020}",{ids}\n'.encode()
+
+
+def read_header(key: SessionKey, line: bytes) -> int:
+    """Give the fence in the first line of ``turns.jsonl``.
+
+    Raises:
+        WrongOwner: it is another session's.
+        NewerFormat: a newer kode_lab wrote it.
+        SessionDamaged: it does not say whose it is.
+    """
+    header = _object(line)
+    if not isinstance(header.get("kode_lab"), int):
+        raise SessionDamaged(
+            f"{key}: the first line of turns.jsonl does not say whose it is; "
+            "move the session's directory away to begin anew, or restore it from a backup"
+        )
+    if header["kode_lab"] > FORMAT:
+        raise NewerFormat(
+            f"{key}: written in format {header['kode_lab']}, this kode_lab reads up to {FORMAT}: "
+            "update kode_lab"
+        )
+    if owner_of(header) != key:
+        raise WrongOwner(
+            f"{key}: its directory belongs to another session; "
+            "use another sessionId, or layout='user' where users do not share directories"
+        )
+    return int(header["fence"])
+
+
+def owner_of(header: Any) -> SessionKey | None:
+    """Give the session that a header names, or None."""
+    try:
+        return SessionKey(header["userId"], header["sessionId"], header["agentId"])
+    except (KeyError, TypeError):
+        return None
+
+
+def read_turns(key: SessionKey, data: bytes) -> TurnsText:
+    """Read what follows the header, up to the first thing that is not a whole line of ours.
+
+    Raises:
+        SessionDamaged: a line cannot be read, and turns follow it: no crash does that.
+    """
+    lines = data.split(b"\n")[:-1]
+    finished: list[Finished] = []
+    turn: OpenTurn | None = None
+    end_bytes = done_bytes = at = 0
+    for number, line in enumerate(lines):
+        entry = _object(line)
+        try:
+            if "done" in entry:
+                finished.append(_finished(entry))
+                end_bytes, turn = entry["end"], None
+                done_bytes = at + len(line) + 1
+            elif "open" in entry:
+                turn = OpenTurn.reopened(entry)
+            elif turn is None or not turn.replay(entry):
+                _refuse_lost_lines(key, lines[number + 1 :])
+                break
+        except (KeyError, TypeError, IndexError, ValueError):
+            _refuse_lost_lines(key, lines[number + 1 :])
+            break
+        at += len(line) + 1
+    if turn is not None and turn.steps == 0:
+        at, turn = done_bytes, None  # opened, but its first step was torn
+    return TurnsText(finished, turn, end_bytes, done_bytes, at)
+
+
+def messages_of(data: bytes) -> list[Message] | None:
+    """Give the conversation that these bytes are, or None."""
+    try:
+        value = decode(data)
+    except ValueError:
+        return None
+    if isinstance(value, list) and all(
+        isinstance(m, dict) and m.get("role") in ("user", "assistant") and "content" in m
+        for m in value
+    ):
+        return value
+    return None
+
+
+def encode(value: Any) -> bytes:
+    """Give the value as one line of JSON.
+
+    What orjson refuses (huge integers, lone surrogates) the standard library writes.
+    """
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        return json.dumps(value, separators=(",", ":")).encode()
+
+
+def decode(data: bytes) -> Any:
+    """Give the value that these bytes hold; the inverse of ``encode``.
+
+    Raises:
+        ValueError: they are not JSON.
+    """
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return json.loads(data)
+
+
+def _refuse_lost_lines(key: SessionKey, rest: Sequence[bytes]) -> None:
+    """A crash leaves rubbish only at the end: a good line after it means something else."""
+    if any({"done", "open"} & _object(line).keys() for line in rest):
+        raise SessionDamaged(
+            f"{key}: a line in the middle of turns.jsonl cannot be read, and turns follow it; "
+            "nothing was changed: restore the file, or move it away (the messages stay)"
+        )
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    try:
+        value = decode(line)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _finished(entry: dict[str, Any]) -> Finished:
+    first, last = entry["messages"]
+    usage = Usage(*entry["usage"])
+    return Finished(entry["done"], first, last, entry["sealed"], usage, entry["version"])
