@@ -3,7 +3,7 @@
 Durability ``power`` means: logged before applied. A frame holds what one step writes to one
 session's files; frames of all sessions gather while the disk is busy, and go down together with
 one ``fdatasync`` (group commit). Only then do the session's own files follow, the turns of some
-hundredths of a second as one, and the system may write them back whenever it likes. After a power
+tenths of a second as one, and the system may write them back whenever it likes. After a power
 cut the frames are applied again: each says where a file's new end begins, so applying twice is
 applying once.
 
@@ -41,7 +41,7 @@ JOURNAL_BYTES = 16 * 1024 * 1024
 _FRAME = struct.Struct("<IIII")
 _BLANK = bytes(64 * 1024)
 # The sessions' own files follow after this, or when this much waits for one of them.
-_CATCH_UP_S = 0.05
+_CATCH_UP_S = 0.2
 _DELAYED_BYTES = 256 * 1024
 
 

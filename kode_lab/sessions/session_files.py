@@ -311,8 +311,10 @@ class SessionFiles:
         """Write what was delayed."""
         for name, (start, data) in self._delayed.items():
             fd = self._fd(name)
-            self.disk.write(fd, bytes(data), start)
-            self.disk.truncate(fd, start + len(data))
+            if data:
+                self.disk.write(fd, bytes(data), start)
+            if self.disk.size(fd) > start + len(data):
+                self.disk.truncate(fd, start + len(data))
             if name == TURNS:
                 self.disk.write(fd, b"%020d" % self.fence, FENCE_AT)
         self._delayed.clear()
