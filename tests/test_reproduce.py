@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import asdict
 
 import pytest
@@ -9,14 +10,12 @@ import pytest
 from kode_lab.claude import Plan, Profile
 from kode_lab.errors import InvalidRecord, InvalidScenario
 from kode_lab.experiment.claims import (
-    Evidence,
-    Turn,
     allowance_s,
     claims_of,
-    evidence_of,
     verdict_of,
 )
-from kode_lab.experiment.documented import DOCUMENTED, DocumentedTest
+from kode_lab.experiment.documented import DOCUMENTED, STORAGE, DocumentedTest
+from kode_lab.experiment.evidence import Evidence, Turn, evidence_of, stored_files
 from kode_lab.experiment.live import Progress
 from kode_lab.experiment.reproduce import reproduce
 from kode_lab.experiment.run import Run, RunRecorder
@@ -84,6 +83,16 @@ def test_a_loaded_run_is_judged_as_it_was(reproduction):
     assert tuple(claims) == reproduction.claims
     stored = json.loads((again.path / "claims.json").read_bytes())
     assert stored["claims"] == [asdict(claim) for claim in claims]
+
+
+def test_a_run_whose_sessions_stayed_behind_still_tells_what_was_stored(reproduction, tmp_path):
+    run = reproduction.run
+    moved = tmp_path / "moved"
+    shutil.copytree(run.path, moved, ignore=shutil.ignore_patterns(STORAGE))
+    assert stored_files(Run.load(moved)) == stored_files(run)
+    (run.path / "storage.json").rename(tmp_path / "storage.json")
+    assert stored_files(run) == stored_files(Run.load(moved))
+    (tmp_path / "storage.json").rename(run.path / "storage.json")
 
 
 def test_the_run_keeps_the_configuration_it_was_made_with(reproduction):

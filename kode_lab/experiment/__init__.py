@@ -4,7 +4,8 @@
     run          the directory that holds all that came of a run
     documented   the report's two tests, as data
     reproduce    doing them again
-    claims       what the report says, judged from the record
+    evidence     what a reproduction left behind, turn by turn
+    claims       what the report says, judged from that
     summary      what a person reads afterwards; live: what they see meanwhile
     perfetto     a trace for ui.perfetto.dev
     turn_view    a turn from both sides, for tables (the only pandas) and figures (matplotlib)

@@ -1,4 +1,4 @@
-"""The report's claims, each judged from a recorded run.
+"""The report's claims, each judged from the evidence of a recorded run.
 
 It owns what each claim means and when it holds. Every claim is a function of the evidence and of
 nothing else: it asks no clock and touches no running system, so a run can be judged again years
@@ -12,20 +12,14 @@ Idea: the two columns *reported | measured* of a replication study.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, TypeAlias
 
-from kode_lab.errors import InvalidRecord
-from kode_lab.experiment.documented import STORAGE, DocumentedTest, DocumentedTurn
-from kode_lab.experiment.run import Run
-from kode_lab.operation import Operation
-from kode_lab.span import Span
+from kode_lab.experiment.evidence import MESSAGES, Evidence, Turn
 
-__all__ = ["Claim", "Evidence", "Verdict", "allowance_s", "claims_of", "evidence_of", "verdict_of"]
+__all__ = ["Claim", "Verdict", "allowance_s", "claims_of", "verdict_of"]
 
 Verdict: TypeAlias = Literal["holds", "violated", "unknown", "not applicable"]
 
@@ -57,121 +51,6 @@ class Claim:
     measured: str
     verdict: Verdict
     how: str
-
-
-class Turn(NamedTuple):
-    """All that is recorded of one documented turn.
-
-    Attributes:
-        critical_path_s: what it takes when nothing but the simulated model takes time.
-    """
-
-    asked: DocumentedTurn
-    operation: Operation | None
-    spans: tuple[Span, ...]
-    critical_path_s: float
-
-    @property
-    def ended(self) -> bool:
-        """Its client got the answer, and the system told all of its steps."""
-        ok = self.operation is not None and self.operation.type == "ok"
-        return ok and self.span is not None
-
-    @property
-    def span(self) -> Span | None:
-        """The turn as a whole, as the system saw it."""
-        return next((span for span in self.spans if span.step == "turn"), None)
-
-    @property
-    def took_s(self) -> float:
-        """From before its client sent until after it received."""
-        assert self.operation is not None
-        return (self.operation.complete_ns - self.operation.invoke_ns) / 1e9
-
-    @property
-    def waited_s(self) -> float:
-        """How long it waited for its session."""
-        return sum(s.end_ns - s.start_ns for s in self.spans if s.step == "wait") / 1e9
-
-    @property
-    def tools(self) -> tuple[Span, ...]:
-        """Its tool calls, in the order in which they began."""
-        tools = (span for span in self.spans if span.step == "tool")
-        return tuple(sorted(tools, key=lambda span: span.start_ns))
-
-    @property
-    def work_ns(self) -> tuple[float, float]:
-        """When it was at work: from holding its session to its end."""
-        assert self.span is not None
-        held = max((s.end_ns for s in self.spans if s.step == "wait"), default=self.span.start_ns)
-        return held, self.span.end_ns
-
-
-class Evidence(NamedTuple):
-    """What the claims about one test are judged from.
-
-    Attributes:
-        files: how many messages each stored file has, by its path below the storage directory.
-        is_simulated: the model's times are the profile's, and not the real API's.
-    """
-
-    test: DocumentedTest
-    turns: tuple[Turn, ...]
-    files: Mapping[str, int | None]
-    speed: float
-    is_simulated: bool
-
-
-def evidence_of(run: Run) -> tuple[Evidence, ...]:
-    """Give the evidence for each test of a recorded reproduction.
-
-    Raises:
-        InvalidRecord: history or trace cannot be read, or the run is not a reproduction.
-    """
-    asked = run.parameters
-    if "tests" not in asked:
-        raise InvalidRecord(f"run {run.id} is no reproduction: it has no documented tests")
-    speed, plans = asked["speed"], asked["plans_s"]
-    operations = {operation.turn_id: operation for operation in run.operations()}
-    spans: dict[str, list[Span]] = {}
-    for span in run.spans():
-        spans.setdefault(span.turn_id, []).append(span)
-
-    def recorded(test: DocumentedTest, turn: DocumentedTurn) -> Turn:
-        id_ = turn_id(test, turn)
-        path_s = sum(plans.get(turn.plan, ())) / speed
-        return Turn(turn, operations.get(id_), tuple(spans.get(id_, ())), path_s)
-
-    return tuple(
-        Evidence(
-            test,
-            tuple(recorded(test, turn) for turn in test.turns),
-            stored_files(run.path / test.name / STORAGE),
-            speed,
-            asked["is_simulated"],
-        )
-        for test in map(DocumentedTest.from_json, asked["tests"])
-    )
-
-
-def turn_id(test: DocumentedTest, turn: DocumentedTurn) -> str:
-    """Give the id under which a turn stands in the records."""
-    return f"{test.name}/{turn.name.replace(' ', '-')}"
-
-
-def stored_files(storage: Path) -> Mapping[str, int | None]:
-    """Give how many messages each session's file has, by its path below ``storage``.
-
-    None is a file that is no array, as an interrupted turn may leave it.
-    """
-    found: dict[str, int | None] = {}
-    for path in sorted(storage.rglob("messages.json")):
-        name = path.relative_to(storage).as_posix()
-        try:
-            found[name] = len(json.loads(path.read_bytes()))
-        except (ValueError, TypeError):
-            found[name] = None
-    return found
 
 
 def allowance_s(critical_path_s: float) -> float:
@@ -328,7 +207,11 @@ def _storage(evidence: Evidence, turn: Turn) -> Claim:
     asked = turn.asked
 
     def measure() -> tuple[str, bool]:
-        of_user = {path: n for path, n in evidence.files.items() if path.startswith(f"{user}/")}
+        of_user = {
+            path: messages
+            for path, messages in evidence.files.items()
+            if path.startswith(f"{user}/") and path.endswith(f"/{MESSAGES}")
+        }
         others = f", {len(of_user) - 1} others" if len(of_user) > 1 else ""
         if path not in of_user:
             return f"not there{others}", False
@@ -337,9 +220,9 @@ def _storage(evidence: Evidence, turn: Turn) -> Claim:
         return f"there, {told}{others}", messages is not None and not others
 
     user = asked.key.user_part
-    path = f"{user}/{asked.storage}/{asked.storage}/runtime/messages.json"
+    path = f"{user}/{asked.storage}/{asked.storage}/runtime/{MESSAGES}"
     what = f"{asked.name} stored in"
-    return _judged(evidence, what, asked.storage, "messages.json", measure, turns=(turn,))
+    return _judged(evidence, what, asked.storage, MESSAGES, measure, turns=(turn,))
 
 
 def _since_first_arrival_s(evidence: Evidence, turn: Turn) -> float:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from kode_lab.claude import Claude, Profile, SimulatedClaude, report_profile
 from kode_lab.errors import CallerError, InvalidScenario, KodeLabError, Refused
-from kode_lab.experiment.claims import Claim, claims_of, evidence_of, turn_id, verdict_of
+from kode_lab.experiment.claims import Claim, claims_of, verdict_of
 from kode_lab.experiment.documented import (
     AGENT,
     DOCUMENTED,
@@ -30,6 +30,7 @@ from kode_lab.experiment.documented import (
     DocumentedTest,
     DocumentedTurn,
 )
+from kode_lab.experiment.evidence import evidence_of, stored_files, turn_id
 from kode_lab.experiment.lab import Handle, start
 from kode_lab.experiment.live import Card, Progress, Row, card_for
 from kode_lab.experiment.perfetto import chrome_trace
@@ -264,6 +265,7 @@ def _judged(recorder: RunRecorder, status: str, *, is_drawn: bool) -> Reproducti
     run = recorder.close()
     claims: tuple[Claim, ...] = ()
     try:
+        recorder.write_json("storage.json", stored_files(run))
         claims = tuple(claim for evidence in evidence_of(run) for claim in claims_of(evidence))
         table = [asdict(claim) for claim in claims]
         recorder.write_json("claims.json", {"verdict": verdict_of(claims), "claims": table})

@@ -6,9 +6,8 @@ width it gets, and writes no colour where nobody sees any; a word always says wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -18,6 +17,7 @@ from rich.tree import Tree
 
 from kode_lab.experiment.claims import Claim, verdict_of
 from kode_lab.experiment.documented import STORAGE
+from kode_lab.experiment.evidence import stored_files
 from kode_lab.experiment.run import Run
 
 __all__ = ["finding", "print_summary"]
@@ -46,11 +46,12 @@ def print_summary(run: Run, claims: Sequence[Claim], console: Console) -> None:
     console.print(Text(finding(claims), style="bold"))
     for line in _provenance(run.parameters):
         console.print(line, markup=False)
+    files = stored_files(run)
     titles = {test["name"]: test["title"] for test in run.parameters["tests"]}
     for name, of_test in groupby(claims, key=lambda claim: claim.test):
         console.print(f"\n{name}, {titles.get(name, '')}", style="bold", markup=False)
         console.print(_table(list(of_test), wide=console.width >= _WIDE_CHARS))
-        console.print(_tree(run.path / name / STORAGE))
+        console.print(_tree(files.get(name, {})))
     console.print()
     for what, where in _places(run):
         console.print(Text(f"{what:<9}{where}"), soft_wrap=True)
@@ -85,18 +86,19 @@ def _table(claims: Sequence[Claim], *, wide: bool) -> Table:
     return table
 
 
-def _tree(storage: Path) -> Tree:
-    def grow(branch: Tree, directory: Path) -> None:
-        for entry in sorted(directory.iterdir()):
-            if entry.name.startswith("+"):
-                continue  # the store's own: no user's directory can begin so
-            grown = branch.add(Text(f"{entry.name}/" if entry.is_dir() else entry.name))
-            if entry.is_dir():
-                grow(grown, entry)
-
-    tree = Tree(Text(f"{storage.name}/  (as it was made; the store's own +files are left out)"))
-    if storage.is_dir():
-        grow(tree, storage)
+def _tree(files: Mapping[str, int | None]) -> Tree:
+    tree = Tree(Text(f"{STORAGE}/"))
+    branches: dict[str, Tree] = {"": tree}
+    for path, messages in files.items():
+        *directories, name = path.split("/")
+        parent = ""
+        for directory in directories:
+            below = f"{parent}{directory}/"
+            if below not in branches:
+                branches[below] = branches[parent].add(Text(f"{directory}/"))
+            parent = below
+        told = "" if messages is None else f"  ({messages} messages)"
+        branches[parent].add(Text(name + told))
     return tree
 
 
