@@ -22,12 +22,12 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
-from urllib.parse import urlsplit
 
 import orjson
 
 from kode_lab.claude.failure import failure_of, streamed_failure_of
 from kode_lab.claude.reply import Assembly, reply_of
+from kode_lab.claude.transport import sdk, timeout, transport
 from kode_lab.errors import (
     CallerError,
     InvalidScenario,
@@ -49,13 +49,8 @@ RETRIES_LIMIT = 10
 # First and longest pause before a retry without ``retry-after``: the SDK's own figures.
 _PAUSE_S = 0.5
 _PAUSE_LIMIT_S = 8.0
-# Idle connections are dropped by us before the server drops them: a POST that meets a closing
-# connection fails, and aiohttp rightly does not repeat it.
-_KEEPALIVE_S = 15.0
-_CONNECT_S = 10.0
 # The last API version that accepts a temperature.
 _VERSION_WITH_TEMPERATURE = "2023-06-01"
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class Attempt(NamedTuple):
@@ -145,15 +140,15 @@ class Claude:
 
     async def __aenter__(self) -> Self:
         # Seconds of CPU the first time; the loop goes on meanwhile.
-        sdk = await asyncio.to_thread(_sdk)
+        anthropic = await asyncio.to_thread(sdk)
         self._loop = asyncio.get_running_loop()
-        self._client = sdk.AsyncAnthropic(
+        self._client = anthropic.AsyncAnthropic(
             api_key=self._api_key,
             base_url=self.base_url,
             max_retries=0,
             open_telemetry=False,
-            timeout=_timeout(self._timeout_s),
-            http_client=_transport(self.base_url, self._concurrency, self._timeout_s),
+            timeout=timeout(self._timeout_s),
+            http_client=transport(self.base_url, self._concurrency, self._timeout_s),
         )
         # Whole, so that the SDK need not put it together for each call.
         self._url = f"{str(self._client.base_url).rstrip('/')}/v1/messages"
@@ -205,12 +200,12 @@ class Claude:
             ModelRefused, ModelUnavailable: as a call would.
         """
         client = self._opened()
-        sdk = _sdk()
+        anthropic = sdk()
 
         async def ask() -> None:
             try:
                 await client.models.list(limit=1)
-            except sdk.APIError as error:
+            except anthropic.APIError as error:
                 raise failure_of(error, self._where) from error
 
         await asyncio.gather(*(ask() for _ in range(min(connections, self._concurrency))))
@@ -273,7 +268,7 @@ class Claude:
         assembly: Assembly | None,
     ) -> Reply:
         """Send one request and give its reply."""
-        sdk = _sdk()
+        anthropic = sdk()
         import httpx2  # noqa: PLC0415 - comes with anthropic, loaded with it
 
         request_id = "unknown"
@@ -284,20 +279,20 @@ class Claude:
                 content=body,
                 options=options,
                 stream=assembly is not None,
-                stream_cls=sdk.AsyncStream[Any],
+                stream_cls=anthropic.AsyncStream[Any],
             )
             request_id = response.headers.get("request-id", request_id)
             if assembly is None:
                 return reply_of(orjson.loads(response.content))
             try:
-                async for event in sdk.AsyncStream.raw_events(response):
+                async for event in anthropic.AsyncStream.raw_events(response):
                     if event.event == "error":
                         raise streamed_failure_of(event.data, request_id, self._where)
                     if event.event is not None:
                         assembly.take(orjson.loads(event.data))
             finally:
                 await response.aclose()
-        except sdk.APIError as error:
+        except anthropic.APIError as error:
             raise failure_of(error, self._where) from error
         except httpx2.HTTPError as error:
             raise ModelUnavailable(
@@ -329,36 +324,6 @@ class Claude:
     def _tell(self, attempt: Attempt) -> None:
         if self._on_attempt is not None:
             self._on_attempt(attempt)
-
-
-def _sdk() -> Any:
-    """The ``anthropic`` module: imported when first needed, from the cache afterwards."""
-    import anthropic  # noqa: PLC0415 - costs seconds of CPU
-
-    return anthropic
-
-
-def _transport(base_url: str | None, concurrency: int, timeout_s: float) -> Any:
-    """An HTTP client over aiohttp with room for ``concurrency`` requests at once."""
-    import httpx2  # noqa: PLC0415 - comes with anthropic
-
-    limits = httpx2.Limits(
-        max_connections=concurrency,
-        max_keepalive_connections=concurrency,
-        keepalive_expiry=_KEEPALIVE_S,
-    )
-    # A proxy from the environment cannot reach this machine's loopback.
-    is_loopback = base_url is not None and urlsplit(base_url).hostname in _LOOPBACK
-    return _sdk().DefaultAioHttpClient(
-        limits=limits, timeout=_timeout(timeout_s), trust_env=not is_loopback
-    )
-
-
-def _timeout(timeout_s: float) -> Any:
-    """Every phase may last as long as the whole, but for connecting; the whole is ours to limit."""
-    import httpx2  # noqa: PLC0415 - comes with anthropic
-
-    return httpx2.Timeout(timeout_s, connect=min(_CONNECT_S, timeout_s))
 
 
 def _body_of(request: Request, *, is_stream: bool) -> bytes:
