@@ -284,24 +284,30 @@ class ScheduleBook:
             ) from error
 
     def _prepare(self) -> None:
+        self._is_new()  # refuses what is not ours before anything is written
         self._switch_to_wal()
         self._db.execute("PRAGMA synchronous = NORMAL")
         with self._transaction():
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version > _FORMAT:
-                raise NewerFormat(
-                    f"schedule book {self.path} has format {version}, this is {_FORMAT}: upgrade"
-                )
-            if version == 0:
-                if self._db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
-                    raise SessionDamaged(
-                        f"{self.path} is a database but not a schedule book: give another path"
-                    )
+            if self._is_new():  # asked again: another process may have been first
                 *statements, first_id, _ = _SCHEMA.split(";\n")
                 for statement in statements:
                     self._db.execute(statement)
                 self._db.execute(first_id, [FIRST_ID - 1])
                 self._db.execute(f"PRAGMA user_version = {_FORMAT}")
+
+    def _is_new(self) -> bool:
+        # In this order: both are made in one transaction, which may come between the two looks.
+        has_tables = self._db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] > 0
+        version: int = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version > _FORMAT:
+            raise NewerFormat(
+                f"schedule book {self.path} has format {version}, this is {_FORMAT}: upgrade"
+            )
+        if has_tables and version == 0:
+            raise SessionDamaged(
+                f"{self.path} is a database but not a schedule book: give another path"
+            )
+        return version == 0
 
     def _switch_to_wal(self) -> None:
         # SQLite does not wait here for another process that is just doing the same.
