@@ -211,7 +211,7 @@ def test_an_exact_reproduction_holds_in_every_claim():
         ({"first": {"took_s": 2.10}}, {"session 1 answered in"}),
         ({"second": {"took_s": 16.91}}, {"session 2 answered in", "time beyond the model's"}),
         ({"second": {"tool_calls": 7}}, {"session 2 tool calls"}),
-        ({"first": {"waited_s": 0.011}}, {"waited for a lock"}),
+        ({"first": {"waited_s": 0.026}}, {"waited for a lock"}),
         ({"second": {"foreign": ("#m0123456789-000000",)}}, {"no interference"}),
     ],
 )
