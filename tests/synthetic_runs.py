@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import NamedTuple
 from zlib import crc32
 
@@ -82,3 +83,24 @@ def the_report() -> Recording:
     return turn(yeya, "t1", (1.24, 0.946), results=('{"id": 13039}',)) + turn(
         other, "t2", calls, ("query_schedules",) * 8, sent_s=0.0004
     )
+
+
+def a_crowd(sessions: int, turns: int, span_s: float, *, seed: int = 1, waits_more_s=0.0):
+    """Turns that arrive over ``span_s`` at sessions of uneven popularity; each session is serial.
+
+    ``waits_more_s`` makes each turn wait that much longer than its own session's queue explains.
+    """
+    chance = random.Random(seed)
+    free_s: dict[int, float] = {}
+    spans: list[Span] = []
+    operations: list[Operation] = []
+    for number, sent_s in enumerate(sorted(chance.random() * span_s for _ in range(turns))):
+        which = int(sessions * chance.random() ** 1.5)
+        waited_s = max(0.0, free_s.get(which, 0.0) - sent_s) + 20e-6 + waits_more_s
+        calls_s = (0.2 + chance.expovariate(4), 0.1 + chance.expovariate(5))
+        key = SessionKey.of(f"user_{which % 97}", "assistant", f"session_{which}")
+        one = turn(key, f"t{number}", calls_s, sent_s=sent_s, waited_s=waited_s)
+        free_s[which] = (one.trace[-1].end_ns - ZERO_NS) / S
+        spans += one.trace
+        operations += one.history
+    return Recording(tuple(spans), tuple(operations))

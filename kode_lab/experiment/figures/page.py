@@ -13,6 +13,7 @@ import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +42,11 @@ MARGIN_PT = 6.0
 _TITLE_PT = 13.5
 _READING_PT = 10.0
 _LABEL_GAP_PT = 7.0
+_WORD_GAP_PT = 3.0
+# How finely a curve is followed when words look for a place.
+_CURVE_STEP_PT = 2.0
+
+_Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +109,7 @@ class Scale(NamedTuple):
         low, high = self.low, self.high
         if self.is_log:
             value, low, high = math.log(value), math.log(low), math.log(high)
-        share = (value - low) / (high - low) if high > low else 0.0
+        share = (value - low) / (high - low) if high != low else 0.0
         return self.start_pt + share * (self.end_pt - self.start_pt)
 
 
@@ -125,6 +131,8 @@ class Page:
     def __init__(self, title: str, reading: str) -> None:
         self.title, self.reading = legible(title), legible(reading)
         self._marks: list[Callable[[Axes], object]] = []
+        self._words: list[_Box] = []
+        self._curves: list[tuple[float, float]] = []
         self.top_pt = self._head()
 
     def _head(self) -> float:
@@ -154,7 +162,49 @@ class Page:
         style: dict[str, Any] = {"color": color, "ha": align, "va": "baseline", "zorder": 10}
         style["fontproperties"] = font(size_pt, is_bold=is_bold)
         shown = legible(words)
+        self._words.append(_box_of(x, y, shown, size_pt, align, is_bold=is_bold))
         self._marks.append(lambda axes: axes.text(x, y, shown, parse_math=False, **style))
+
+    def text_where_free(
+        self,
+        places: Sequence[tuple[float, float, str]],
+        words: str,
+        size_pt: float = 9.0,
+        *,
+        color: str = INK,
+        is_bold: bool = False,
+        is_optional: bool = False,
+    ) -> None:
+        """Write at the first ``(x, y, align)`` that meets no words, no edge and no curve.
+
+        Where all do, an optional label is left out; another stands on a plate of paper at the first
+        place that meets no words, or at the last place.
+        """
+        boxes = [
+            _box_of(x, y, legible(words), size_pt, align, is_bold=is_bold) for x, y, align in places
+        ]
+        free = [
+            number
+            for number, box in enumerate(boxes)
+            if box[0] >= MARGIN_PT
+            and box[2] <= WIDTH_PT - MARGIN_PT
+            and not any(_meet(box, other) for other in self._words)
+        ]
+        clear = (n for n in free if not any(_holds(boxes[n], point) for point in self._curves))
+        chosen = next(clear, -1)
+        if chosen < 0:
+            if is_optional:
+                return
+            chosen = free[0] if free else len(places) - 1
+            left, top, right, bottom = boxes[chosen]
+            style: dict[str, Any] = {"facecolor": PAPER, "linewidth": 0, "zorder": 9}
+            self._marks.append(
+                lambda axes: axes.add_patch(
+                    Rectangle((left - 1, top), right - left + 2, bottom - top, **style)
+                )
+            )
+        x, y, align = places[chosen]
+        self.text(x, y, words, size_pt, color=color, align=align, is_bold=is_bold)
 
     def box(self, x: float, y: float, width: float, height: float, color: str) -> None:
         """Fill a rectangle whose top left corner is ``x, y``."""
@@ -190,6 +240,15 @@ class Page:
     ) -> None:
         """Draw a line through the points."""
         self.lines([points], color, width)
+
+    def curve(self, points: Sequence[tuple[float, float]], color: str, width: float = 1.5) -> None:
+        """Draw a line that ``text_where_free`` keeps off."""
+        self.line(points, color, width)
+        for (x, y), (to_x, to_y) in pairwise(points):
+            count = max(1, math.ceil(max(abs(to_x - x), abs(to_y - y)) / _CURVE_STEP_PT))
+            self._curves += [
+                (x + (to_x - x) * n / count, y + (to_y - y) * n / count) for n in range(count + 1)
+            ]
 
     def lines(
         self, many: Sequence[Sequence[tuple[float, float]]], color: str = SOFT, width: float = 0.8
@@ -243,6 +302,26 @@ class Page:
             for mark in self._marks:
                 mark(axes)
         return Picture(figure, self.title, self.reading)
+
+
+def _box_of(x: float, y: float, words: str, size_pt: float, align: str, *, is_bold: bool) -> _Box:
+    """About where words stand: left, top, right, bottom."""
+    width = width_pt(words, size_pt, is_bold=is_bold)
+    left = x - width * {"left": 0.0, "center": 0.5, "right": 1.0}[align]
+    return left, y - 0.75 * size_pt, left + width, y + 0.25 * size_pt
+
+
+def _holds(box: _Box, point: tuple[float, float]) -> bool:
+    return box[0] - 1 < point[0] < box[2] + 1 and box[1] < point[1] < box[3]
+
+
+def _meet(one: _Box, other: _Box) -> bool:
+    return (
+        one[0] < other[2] + _WORD_GAP_PT
+        and other[0] < one[2] + _WORD_GAP_PT
+        and one[1] < other[3] + 1
+        and other[1] < one[3] + 1
+    )
 
 
 def _placed(ticks: Sequence[Tick], scale: Scale) -> list[Tick]:

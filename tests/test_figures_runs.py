@@ -1,0 +1,137 @@
+"""The pictures of whole runs: very many sessions, latency, throughput."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from synthetic_runs import MS, Recording, S, a_crowd, turn
+
+from kode_lab.errors import InvalidRecord
+from kode_lab.experiment.figures import (
+    figure_lint,
+    latency,
+    many_sessions,
+    throughput,
+)
+from kode_lab.experiment.figures.curves import Latencies, Rate, draw_latency, draw_throughput
+from kode_lab.key import SessionKey
+
+ADA = SessionKey.of("ada", "a", "s1")
+
+
+def spread_out(count: int, factor: float = 1.0) -> list[int]:
+    """Latencies without chance: evenly spaced shares of an exponential tail above 0.4 s."""
+    return [round(factor * S * (0.4 + 0.3 * (count / (n + 0.5)) ** 0.3)) for n in range(count)]
+
+
+CROWD = a_crowd(150, 500, 20)
+ONCE = {
+    "very many": lambda: many_sessions(a_crowd(1_500, 3_000, 30)),
+    "many": lambda: many_sessions(CROWD),
+    "some": lambda: many_sessions(a_crowd(30, 120, 20)),
+    "few": lambda: many_sessions(a_crowd(3, 12, 6)),
+    "one turn": lambda: many_sessions(turn(ADA, "t")),
+    "needless waits": lambda: many_sessions(a_crowd(60, 100, 20, waits_more_s=0.4)),
+    "no trace": lambda: many_sessions(CROWD._replace(trace=())),
+    "no waits recorded": lambda: many_sessions(
+        CROWD._replace(trace=tuple(span for span in CROWD.trace if span.step != "wait"))
+    ),
+    "latency of a run": lambda: latency(CROWD),
+    "latency of two runs": lambda: latency({"quiet": a_crowd(90, 90, 20), "busy": CROWD}),
+    "latency of eight": lambda: draw_latency(
+        {f"{2**n} sessions": Latencies(spread_out(900, 1 + n * n / 9), n) for n in range(8)}
+    ),
+    "eight alike": lambda: draw_latency(
+        {f"run {n}": Latencies(spread_out(200, 1 + n / 500)) for n in range(8)}
+    ),
+    "three latencies": lambda: draw_latency({"": Latencies(spread_out(3))}),
+    "one latency": lambda: draw_latency({"": Latencies([S])}),
+    "hardly an answer": lambda: draw_latency({"": Latencies([S, 2 * S], 5_000)}),
+    "microseconds": lambda: draw_latency({"": Latencies(spread_out(20_000, 1e-4))}),
+    "throughput": lambda: draw_throughput(
+        [Rate(n, min(n / 0.8, 60) * f) for n in (1, 8, 32, 64, 256) for f in (0.97, 1, 1.02)]
+    ),
+    "ideal throughput": lambda: draw_throughput([Rate(n, n / 0.8) for n in (1, 2, 100)]),
+    "falling throughput": lambda: draw_throughput([Rate(1, 50), Rate(2, 20), Rate(1_000, 0.02)]),
+    "throughput of runs": lambda: throughput([a_crowd(5, 20, 9), a_crowd(50, 200, 9)]),
+}
+
+
+@pytest.mark.parametrize("name", ONCE)
+def test_a_strict_reader_finds_nothing_wrong_with_the_picture(name, caplog):
+    with caplog.at_level(logging.WARNING):
+        picture = ONCE[name]()
+        assert figure_lint(picture.figure) == []
+    assert caplog.records == []
+    assert picture.png() == ONCE[name]().png()
+
+
+# ---------------------------------------------------------------- many sessions
+
+
+def test_that_turns_waited_only_for_their_own_session_is_checked_and_told():
+    queued = turn(ADA, "t1") + turn(ADA, "t2", sent_s=0.5, waited_s=1.004)
+    assert "1 of 2 turns waited, each only for its own session" in many_sessions(queued).title
+    blocked = turn(ADA, "t1") + turn(ADA, "t2", sent_s=0.5, waited_s=3.0)
+    assert "turns waited 2.00 s in all while their own session was free" in (
+        many_sessions(blocked).title
+    )
+
+
+def test_a_wait_of_microseconds_for_a_free_lock_is_no_waiting():
+    alone = turn(ADA, "t1") + turn(ADA, "t2", sent_s=5)
+    assert many_sessions(alone).title == "1 session: none of 2 turns waited"
+
+
+def test_nothing_is_said_of_waiting_where_no_wait_was_recorded():
+    assert "waited" not in many_sessions(CROWD._replace(trace=())).title
+
+
+def test_of_more_than_a_thousand_sessions_the_worst_fifty_are_drawn_and_the_rest_is_told():
+    run = a_crowd(1_500, 3_000, 30)
+    sessions = len({span.key for span in run.trace})
+    assert sessions > 1_000
+    reading = many_sessions(run).reading
+    assert f"the 50 sessions that waited longest; the other {sessions - 50:,}" in reading
+
+
+# ---------------------------------------------------------------- latency and throughput
+
+
+def test_the_latency_title_tells_the_median_and_the_tail():
+    times = [n * 10 * MS for n in range(1, 1_001)]
+    title = draw_latency({"": Latencies(times)}).title
+    assert title == "Half of the turns took 5.00 s or less; 1 in 100 took 9.91 s or more"
+
+
+def test_a_turn_without_a_good_answer_counts_as_slower_than_any_time():
+    picture = draw_latency({"": Latencies([S] * 900, 100)})
+    assert picture.title.endswith("1 in 100 got no good answer")
+    assert "100 without a good answer count as slower than any time" in picture.reading
+    failed = turn(ADA, "t1") + turn(ADA, "t2", (0.01,), (), sent_s=9, outcome="fail")
+    assert "1 without a good answer" in latency(failed).reading
+
+
+def test_the_throughput_title_tells_up_to_where_sessions_are_free():
+    rates = [Rate(1, 1.0), Rate(10, 9.8), Rate(100, 50.0)]
+    assert draw_throughput(rates).title == "Up to 10 sessions go at full speed; 100 reach 50% of it"
+    free = draw_throughput(rates[:2]).title
+    assert free == "Sessions do not slow each other down: 9.8 turns per second with 10 of them"
+
+
+@pytest.mark.parametrize(
+    ("draw", "words"),
+    [
+        (lambda: many_sessions(Recording((), ())), "no turn to draw"),
+        (lambda: latency(Recording((), ())), "no turn was answered"),
+        (
+            lambda: draw_latency({str(n): Latencies([S]) for n in range(9)}),
+            "CURVE_LIMIT=8",
+        ),
+        (lambda: draw_throughput([Rate(5, 1.0), Rate(5, 2.0)]), "two numbers of sessions"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_with_the_reason(draw, words):
+    with pytest.raises(InvalidRecord, match=words):
+        draw()
