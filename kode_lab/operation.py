@@ -70,7 +70,8 @@ TAIL_LIMIT = 8
 _MARKER = re.compile(r"#m[0-9a-f]{10}-[0-9a-f]{6,}")
 _ECHO = re.compile(
     rf"\[({_MARKER.pattern}) read ([0-9]+) ([0-9a-f]{{16}})"
-    rf"(?: tail((?: {_MARKER.pattern})+))?(?: foreign((?: {_MARKER.pattern})+))?\]"
+    rf"(?: tail((?: {_MARKER.pattern})+))?(?: foreign((?: {_MARKER.pattern})+))?"
+    rf"(?: half((?: {_MARKER.pattern})+))?\]"
 )
 
 
@@ -175,11 +176,11 @@ def read_of(own: str, shown: Iterable[str]) -> Read:
 def echo_of(own: str, read: Read) -> str:
     """Give the one line by which a reply tells whom it answers and what its model was shown.
 
-    It is ``[own read position digest tail ... foreign ...]``; empty parts are left out.
+    It is ``[own read position digest tail ... foreign ... half ...]``; empty parts are left out.
     """
-    tail = f" tail {' '.join(read.tail)}" if read.tail else ""
-    foreign = f" foreign {' '.join(read.foreign)}" if read.foreign else ""
-    return f"[{own} read {read.position} {read.digest:016x}{tail}{foreign}]"
+    lists = (("tail", read.tail), ("foreign", read.foreign), ("half", read.half))
+    parts = "".join(f" {name} {' '.join(markers)}" for name, markers in lists if markers)
+    return f"[{own} read {read.position} {read.digest:016x}{parts}]"
 
 
 def echo_in(text: str) -> tuple[str, Read] | None:
@@ -190,8 +191,8 @@ def echo_in(text: str) -> tuple[str, Read] | None:
     found = list(_ECHO.finditer(text))
     if not found:
         return None
-    own, position, digest, tail, foreign = found[-1].groups(default="")
-    return own, Read(int(position), int(digest, 16), tuple(tail.split()), tuple(foreign.split()))
+    own, position, digest, *lists = found[-1].groups(default="")
+    return own, Read(int(position), int(digest, 16), *(tuple(part.split()) for part in lists))
 
 
 class HistoryWriter:

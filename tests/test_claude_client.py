@@ -48,6 +48,13 @@ def against(scenario, *, server=None, **options):
     return asyncio.run(main())
 
 
+async def until(holds):
+    """Let everything run until this holds of the server's state; it tells nobody by itself."""
+    async with asyncio.timeout(30):
+        while not holds():
+            await asyncio.sleep(0)  # noqa: ASYNC110
+
+
 def failing(fault: Fault, request: Request | None = None, on_text=None, **options):
     """Give the error that a call ends with when this goes wrong."""
 
@@ -347,9 +354,7 @@ def test_a_temperature_is_sent_under_the_api_version_that_knows_one():
 def test_as_many_calls_as_asked_for_are_under_way_at_once_and_further_ones_wait():
     async def scenario(claude, simulated):
         calls = [asyncio.create_task(claude(ask())) for _ in range(60)]
-        async with asyncio.timeout(30):
-            while simulated.statistics().in_flight < 50:
-                await asyncio.sleep(0)
+        await until(lambda: simulated.statistics().in_flight == 50)
         # Give a 51st every chance to come.
         for _ in range(200):
             await asyncio.sleep(0)

@@ -93,14 +93,29 @@ def plan_of(body: Mapping[str, Any], today: date) -> Planned:
 def shown_to(messages: Sequence[Mapping[str, Any]]) -> tuple[str, Read] | None:
     """Give the newest marker among a request's prompts and what came with it, or None.
 
-    Only text blocks of user messages count: an echo in an assistant's message is no prompt.
+    Only text blocks of user messages count: an echo in an assistant's message is no prompt. A turn
+    of the same session whose prompt is followed by the next one, without a final reply between,
+    was shown by half.
     """
     markers: list[str] = []
+    half: list[str] = []
+    unanswered: list[str] = []
     for message in messages:
-        if message["role"] == "user":
-            for text in _texts(message["content"]):
-                markers.extend(markers_in(text))
-    return (markers[-1], read_of(markers[-1], markers)) if markers else None
+        if message["role"] == "assistant":
+            if _is_final(message):
+                unanswered = []
+            continue
+        found = [marker for text in _texts(message["content"]) for marker in markers_in(text)]
+        if found:
+            markers += found
+            half += unanswered
+            unanswered = found
+    if not markers:
+        return None
+    own = markers[-1]
+    session = own.partition("-")[0]
+    torn = (m for m in half if m != own and m.partition("-")[0] == session)
+    return own, read_of(own, markers)._replace(half=tuple(dict.fromkeys(torn)))
 
 
 def looped(plan: Planned, tools: Sequence[Mapping[str, Any]], today: date) -> Planned:
@@ -140,6 +155,11 @@ def _is_prompt(message: Mapping[str, Any]) -> bool:
     return message["role"] == "user" and (
         isinstance(content, str) or not any(b["type"] == "tool_result" for b in content)
     )
+
+
+def _is_final(message: Mapping[str, Any]) -> bool:
+    content = message["content"]
+    return isinstance(content, str) or all(block["type"] != "tool_use" for block in content)
 
 
 def _texts(content: Any) -> Iterator[str]:
