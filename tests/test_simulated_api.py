@@ -68,8 +68,8 @@ def serving(scenario, **options):
 async def until(holds):
     """Let everything run until this holds of the server's state; it tells nobody by itself."""
     async with asyncio.timeout(30):
-        while not holds():
-            await asyncio.sleep(0)  # noqa: ASYNC110
+        while not holds():  # noqa: ASYNC110
+            await asyncio.sleep(0)
 
 
 def answer_to(body, path="/v1/messages", headers=None, **options):

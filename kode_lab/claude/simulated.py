@@ -38,8 +38,9 @@ _HOST = "127.0.0.1"
 _BACKLOG = 4096
 # Longer than any client keeps an idle connection, so that none is closed under a request.
 _KEEPALIVE_S = 75
+_LOG = logging.getLogger(__name__)
 # uvicorn logs dropped connections as errors of the application; here they are on purpose.
-_SILENT = logging.getLogger("kode_lab.claude.simulated")
+_SILENT = logging.getLogger(f"{__name__}.uvicorn")
 _SILENT.setLevel(logging.CRITICAL + 1)
 
 
@@ -186,6 +187,11 @@ class SimulatedClaude:
                     connection.transport.close()
             # One pass of the loop, in which the protocol learns that the connection is gone.
             await asyncio.sleep(0)
+        except Exception:
+            _LOG.exception(
+                "a defect of the simulated Claude at %s %s", scope["method"], scope["path"]
+            )
+            raise
 
 
 def run_simulated(args: Namespace) -> int:
