@@ -192,6 +192,15 @@ class SessionManager:
             if not line:
                 del self._lines[key[:2]]
 
+    def withdraw(self, key: SessionKey, task: asyncio.Task[TurnReply]) -> None:
+        """Roll back the turn that ``task`` awaits, as a later turn with ``rollback`` would.
+
+        A turn that is being appended already is saved; one that ended stays as it is.
+        """
+        for ticket in list(self._lines.get(key[:2], ())):
+            if ticket.task is task:
+                ticket.supersede("rollback")
+
     async def history(self, key: SessionKey) -> list[Message]:
         """Give the conversation, for reading only; it does not wait for turns in flight."""
         return await self._store.peek(key)

@@ -1,0 +1,23 @@
+"""Sessions over HTTP: turns as JSON or as a stream of events, histories, states, figures, a page.
+
+    app          the application: routes and the door before them
+    turns        POST /v1/turns;  events  its stream
+    views        everything else that is asked for
+    body         what a client sent;  refusal  what it is told when there is no reply
+    service      what all endpoints share; turns as tasks of their own
+    visitor      who asks;  census  how many sessions they have;  board  what goes on
+    listener     the socket and the end in good order;  connection  its patience
+    run          ``kode-lab serve``
+
+The only place that imports a web framework.
+"""
+
+from __future__ import annotations
+
+from kode_lab.server.app import app_of
+from kode_lab.server.board import Board
+from kode_lab.server.listener import HttpServer
+from kode_lab.server.service import Limits, Service
+from kode_lab.server.visitor import Tokens, tokens_of
+
+__all__ = ["Board", "HttpServer", "Limits", "Service", "Tokens", "app_of", "tokens_of"]

@@ -1,0 +1,170 @@
+"""Puts the parts together to one ASGI application: routes, the door, errors in their one shape.
+
+The door stands before every route: the length of the head, whom the request was meant for, who
+sent it. It decides nothing about sessions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from kode_lab.errors import KodeLabError
+from kode_lab.key import SessionKey
+from kode_lab.server.board import Board
+from kode_lab.server.body import Receive, Scope
+from kode_lab.server.refusal import Problem, Rejected, problem_of
+from kode_lab.server.service import LOG, Limits, Service
+from kode_lab.server.turns import Send, Turns
+from kode_lab.server.views import Views
+from kode_lab.server.visitor import ANYBODY, Tokens
+from kode_lab.sessions import SessionManager
+
+__all__ = ["app_of"]
+
+# Who may open the door without a token: loopback has no other users than the machine's own, but a
+# page in a browser can reach it under a name of its own making (DNS rebinding).
+_LOOPBACK_NAMES = (b"localhost", b"127.0.0.1", b"[::1]")
+_OPEN = ("/", "/healthz", "/readyz", "/openapi.json")
+_STATUS_KINDS = {404: "NotFound", 405: "MethodNotAllowed"}
+_STATUS_WORDS = {
+    404: "there is nothing at this path: /openapi.json tells what there is",
+    405: "this path does not take that method: the Allow header tells which",
+}
+
+
+def app_of(
+    manager: SessionManager,
+    *,
+    board: Board | None = None,
+    sessions_of: Callable[[str], Iterable[SessionKey]] | None = None,
+    tokens: Tokens | None = None,
+    limits: Limits | None = None,
+) -> Starlette:
+    """Give the application that serves this manager's sessions.
+
+    Its ``Service`` is ``app.state.service``.
+
+    Args:
+        board: where the manager's trace goes, as ``board.see``; without it there are no waits,
+            holders and steps to see.
+        sessions_of: lists a user's sessions, as ``JsonStore.sessions`` does.
+        tokens: who may come; None is everybody, by a loopback name.
+        limits: what it bears.
+    """
+    service = Service(manager, board=board, sessions_of=sessions_of, tokens=tokens, limits=limits)
+    views = Views(service)
+    session = "/v1/sessions/{userId}/{sessionId}/{agentId}"
+    refusal = _Refusal(service)
+    app = Starlette(
+        routes=[
+            Route("/v1/turns", Turns(service), methods=["POST"]),
+            Route(f"{session}/messages", views.messages),
+            Route(f"{session}/state", views.state),
+            Route(session, views.delete, methods=["DELETE"]),
+            Route("/v1/users/{userId}/sessions", views.sessions),
+            Route("/v1/statistics", views.statistics),
+            Route("/v1/live", views.live),
+            Route("/healthz", views.health),
+            Route("/readyz", views.ready),
+            Route("/metrics", views.metrics),
+            Route("/openapi.json", views.openapi),
+            Route("/", views.page),
+        ],
+        middleware=[Middleware(_Door, service=service)],
+        exception_handlers={
+            HTTPException: refusal,
+            KodeLabError: refusal,
+            Exception: refusal,
+        },
+    )
+    app.router.redirect_slashes = False
+    app.state.service = service
+    return app
+
+
+class _Door:
+    """Checks what every request has to bring."""
+
+    def __init__(self, app: Any, service: Service) -> None:
+        self._app = app
+        self._service = service
+        self._head_limit_bytes = service.limits.head_limit_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # As it was sent: an encoded slash is part of an id, not of the path.
+        scope["path"] = scope["raw_path"].decode("ascii")
+        try:
+            self._check_head(scope)
+            is_open = scope["path"] in _OPEN
+            visitor = ANYBODY if is_open else self._service.visitor_of(scope["headers"])
+        except Rejected as error:
+            await _response(self._service, problem_of(error))(scope, receive, send)
+        else:
+            scope["state"]["visitor"] = visitor
+            await self._app(scope, receive, send)
+
+    def _check_head(self, scope: Scope) -> None:
+        length = len(scope["raw_path"]) + len(scope["query_string"])
+        hosts = []
+        for name, value in scope["headers"]:
+            length += len(name) + len(value)
+            if name == b"host":
+                hosts.append(value)
+        if length > self._head_limit_bytes:
+            raise Rejected(
+                431,
+                "HeadTooLarge",
+                "the address and headers are too long: shorten them to "
+                f"head_limit_bytes={self._head_limit_bytes}",
+            )
+        if len(hosts) != 1:
+            raise Rejected(400, "BadRequest", "a request needs exactly one Host header")
+        if self._service.tokens is None and _name_of(hosts[0]) not in _LOOPBACK_NAMES:
+            raise Rejected(
+                421, "MisdirectedRequest", "this server answers to localhost and 127.0.0.1 only"
+            )
+
+
+def _name_of(host: bytes) -> bytes:
+    """Give a Host header's name without its port."""
+    name, colon, port = host.rpartition(b":")
+    return (name if colon and (port.isdigit() or not port) else host).lower()
+
+
+class _Refusal:
+    """What Starlette calls with an exception."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def __call__(self, request: Request, error: Exception) -> Response:  # noqa: ARG002
+        """Give the answer; what is left of the request's body is thrown away by the connection."""
+        if isinstance(error, HTTPException):
+            status = error.status_code
+            problem = Problem(
+                status,
+                _STATUS_KINDS.get(status, "BadRequest"),
+                _STATUS_WORDS.get(status, "the request cannot be used"),
+                headers=error.headers or {},
+            )
+        else:
+            problem = problem_of(error)
+            if problem.status >= 500 and problem.kind not in ("InternalError", "Draining"):
+                LOG.warning("%s: %s", problem.kind, error)
+        return _response(self._service, problem)
+
+
+def _response(service: Service, problem: Problem) -> Response:
+    service.board.refuse(problem.kind)
+    body = problem.body()
+    response = Response(body, status_code=problem.status)
+    response.raw_headers = problem.raw_headers(len(body))
+    return response

@@ -1,0 +1,67 @@
+"""Which sessions each user has, so that nobody fills the disk: a limit, checked before acceptance.
+
+The store knows the truth; here it is asked once for each user, in a thread, and remembered for
+the users that were here lately. Another process may add sessions meanwhile, so the limit is one of
+each server, not exact to the last session. It decides nothing about turns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+
+from kode_lab.key import SessionKey
+from kode_lab.server.refusal import Rejected
+
+__all__ = ["Census"]
+
+# Some 300 bytes each; whose sessions were forgotten is read again.
+REMEMBERED_LIMIT = 50_000
+_RETRY_AFTER_S = 60.0
+
+
+class Census:
+    """The sessions of the users that came lately."""
+
+    def __init__(self, sessions_of: Callable[[str], Iterable[SessionKey]], limit: int) -> None:
+        self._sessions_of = sessions_of
+        self._limit = limit
+        self._users: OrderedDict[str, set[SessionKey]] = OrderedDict()
+        self._remembered = 0
+
+    async def admit(self, key: SessionKey) -> None:
+        """Let the session in if the user has it already, or may have one more.
+
+        Raises:
+            Rejected: the user has as many sessions as the limit allows (429).
+        """
+        known = self._users.get(key.user_id)
+        if known is None:
+            known = await self._read(key.user_id)
+        if key in known:
+            return
+        if len(known) >= self._limit:
+            raise Rejected(
+                429,
+                "TooManySessions",
+                f"this user has {len(known)} sessions: go on with one of them, or have some "
+                f"removed, sessions_per_user_limit={self._limit}",
+                retry_after_s=_RETRY_AFTER_S,
+            )
+        known.add(key)
+        self._remembered += 1
+
+    async def sessions(self, user_id: str) -> list[SessionKey]:
+        """Give the user's sessions as the store has them now, sorted."""
+        return sorted(await asyncio.to_thread(lambda: list(self._sessions_of(user_id))))
+
+    async def _read(self, user_id: str) -> set[SessionKey]:
+        found = set(await self.sessions(user_id))
+        # Somebody else may have asked for the same user meanwhile, and admitted a session.
+        known = self._users.setdefault(user_id, set())
+        self._remembered += len(found - known)
+        known |= found
+        while self._remembered > REMEMBERED_LIMIT and len(self._users) > 1:
+            self._remembered -= len(self._users.popitem(last=False)[1])
+        return known

@@ -1,0 +1,73 @@
+"""The board in the words of Prometheus, gathered when somebody asks: a turn pays nothing for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.exposition import CONTENT_TYPE_LATEST as CONTENT_TYPE
+
+from kode_lab.server.board import BOUNDS_S, Board, Histogram
+from kode_lab.sessions import SessionManager
+
+__all__ = ["CONTENT_TYPE", "exposition"]
+
+
+def exposition(board: Board, manager: SessionManager) -> bytes:
+    """Give all figures in Prometheus's text format."""
+    registry = CollectorRegistry()
+    registry.register(_Figures(board, manager))
+    return generate_latest(registry)
+
+
+class _Figures:
+    """What ``CollectorRegistry`` asks."""
+
+    def __init__(self, board: Board, manager: SessionManager) -> None:
+        self._board = board
+        self._manager = manager
+
+    def collect(self) -> Iterator[Metric]:
+        """Give every family once."""
+        board, now = self._board, self._manager.statistics()
+        for name, about, value in (
+            ("turns_in_flight", "Turns accepted and not yet ended.", now.turns),
+            ("sessions_in_flight", "Sessions that have turns in flight.", now.sessions),
+            ("resident_agents", "Idle agents in memory.", now.residents),
+            ("sessions_held", "Session locks that are held.", now.lock.held),
+            ("turns_waiting", "Turns that wait for a session's lock.", now.lock.waiting),
+            ("longest_queue", "The most that ever waited for one session.", now.lock.longest_queue),
+        ):
+            yield GaugeMetricFamily(f"kode_lab_{name}", about, value)
+        yield CounterMetricFamily(
+            "kode_lab_lock_handed_over", "Locks handed to a waiter.", now.lock.handed_over
+        )
+        yield _counts("kode_lab_turns", "Turns that ended.", "outcome", board.outcomes)
+        yield _counts("kode_lab_refusals", "Requests never accepted.", "type", board.refusals)
+        yield _durations("turn", "From acceptance to the end of a turn.", board.turns)
+        yield _durations("wait", "For the session's lock.", board.waits)
+        yield _durations("ask", "Of one model call.", board.asks)
+        yield _durations("tool", "Of one tool call.", board.tools)
+
+
+def _counts(name: str, about: str, label: str, counts: dict[str, int]) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, about, labels=[label])
+    for value, count in sorted(counts.items()):
+        family.add_metric([value], count)
+    return family
+
+
+def _durations(name: str, about: str, histogram: Histogram) -> HistogramMetricFamily:
+    total, buckets = 0, []
+    for bound_s, count in zip((*map(str, BOUNDS_S), "+Inf"), histogram.counts, strict=True):
+        total += count
+        buckets.append((bound_s, float(total)))
+    return HistogramMetricFamily(
+        f"kode_lab_{name}_seconds", about, buckets=buckets, sum_value=histogram.sum_s
+    )

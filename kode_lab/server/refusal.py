@@ -1,0 +1,140 @@
+"""What a client is told when there is no reply: one JSON shape, one status for each kind of error.
+
+    {"error": {"type": "WaitingRoomFull", "message": "…", "status": 429, "turnId": "…"}}
+
+It owns the table from our errors to statuses. It never tells a path, a secret or a stack: where
+an error's words come from the server's own side (its files, its disk, its model's service) a client
+gets the type and what to do, and the server's log gets the words.
+
+Whoever judges by status alone may rely on this: every 4xx but 410 is *definite*, the turn is not in
+the session and never will be; 410, every 5xx and every connection that ends without an answer are
+*indeterminate*, and the same turnId sent again finds out.
+
+Source: RFC 9110 (statuses, Retry-After), RFC 6585 (429, 431).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import orjson
+
+from kode_lab.errors import (
+    CallerError,
+    DeadlineExceeded,
+    Draining,
+    InvalidConfig,
+    KodeLabError,
+    ModelGarbage,
+    ModelRefused,
+    ModelUnavailable,
+    NewerFormat,
+    Refused,
+    SessionBusy,
+    SessionDamaged,
+    StepLimitReached,
+    StoreError,
+    Superseded,
+    TurnFailed,
+    UnknownAgent,
+    UnknownTool,
+    WaitingRoomFull,
+    WrongOwner,
+)
+
+__all__ = ["JSON", "Problem", "Rejected", "problem_of"]
+
+JSON = (b"content-type", b"application/json")
+_NO_STORE = (b"cache-control", b"no-store")
+_AGAIN = "send the turn again with the same turnId"
+
+
+class Rejected(CallerError):
+    """The server itself said no, before anything was accepted.
+
+    Attributes:
+        kind: the ``type`` that the client is told.
+        headers: to be sent beside it.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        kind: str,
+        message: str,
+        *,
+        retry_after_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.kind = kind
+        self.retry_after_s = retry_after_s
+        self.headers = dict(headers or {})
+
+
+class Problem(NamedTuple):
+    """What a client is told instead of a reply."""
+
+    status: int
+    kind: str
+    message: str
+    retry_after_s: float | None = None
+    headers: Mapping[str, str] = {}
+
+    def to_json(self, turn_id: str | None = None) -> dict[str, Any]:
+        """Give the one shape of all errors."""
+        error = {"type": self.kind, "message": self.message, "status": self.status}
+        return {"error": error | {"turnId": turn_id} if turn_id else error}
+
+    def body(self, turn_id: str | None = None) -> bytes:
+        """Give the shape as bytes."""
+        return orjson.dumps(self.to_json(turn_id))
+
+    def raw_headers(self, length: int) -> list[tuple[bytes, bytes]]:
+        """Give the headers of an answer with a body of ``length`` bytes."""
+        headers = [JSON, _NO_STORE, (b"content-length", b"%d" % length)]
+        if self.retry_after_s is not None:
+            seconds = max(1, math.ceil(self.retry_after_s))
+            headers.append((b"retry-after", b"%d" % seconds))
+        return headers + [(n.encode(), v.encode("latin-1")) for n, v in self.headers.items()]
+
+
+# The first class that fits decides. A sentence stands where the error's own words are not for
+# clients; None passes them on.
+_TABLE: tuple[tuple[type[KodeLabError], int, float | None, str | None], ...] = (
+    (UnknownAgent, 404, None, "there is no such agent: ask the server's operator which there are"),
+    (InvalidConfig, 503, 30, "the agent's configuration is broken: its operator has to mend it"),
+    (UnknownTool, 503, 30, "the agent's configuration is broken: its operator has to mend it"),
+    (CallerError, 422, None, None),
+    (SessionBusy, 409, 1, None),
+    (WaitingRoomFull, 429, 1, None),
+    (Draining, 503, 5, "the server is shutting down: send the turn again, to another or later"),
+    (Refused, 429, 1, None),
+    (DeadlineExceeded, 504, None, None),
+    (StepLimitReached, 502, None, None),
+    (Superseded, 410, None, None),
+    (ModelRefused, 502, None, "the model's service refused the request; its operator has to look"),
+    (ModelUnavailable, 502, 2, f"the model's service could not answer: {_AGAIN}"),
+    (ModelGarbage, 502, None, f"the model's service answered no reply: {_AGAIN}"),
+    (TurnFailed, 502, None, f"the turn ended without a reply: {_AGAIN}"),
+    (WrongOwner, 403, None, "this session cannot be used: choose another sessionId"),
+    (SessionDamaged, 500, None, "what is stored of this session is damaged: it was left as it is"),
+    (NewerFormat, 500, None, "what is stored of this session needs a newer server"),
+    (StoreError, 503, 2, f"the session's storage cannot be used now: {_AGAIN}"),
+)
+_UNEXPECTED = f"the server made a mistake, and its log says which: {_AGAIN}"
+
+
+def problem_of(error: BaseException) -> Problem:
+    """Give what the client is told of this error."""
+    if isinstance(error, Rejected):
+        return Problem(error.status, error.kind, str(error), error.retry_after_s, error.headers)
+    for kind, status, retry_after_s, said in _TABLE:
+        if isinstance(error, kind):
+            asked_s = getattr(error, "retry_after_s", None)
+            name = type(error).__name__
+            return Problem(status, name, said or str(error), asked_s or retry_after_s)
+    return Problem(500, "InternalError", _UNEXPECTED)

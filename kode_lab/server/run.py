@@ -1,0 +1,218 @@
+"""``kode-lab serve``: opens store, model and socket, serves until told to stop, and drains.
+
+It owns the order in which things open and close. On SIGTERM or Ctrl-C nothing new is accepted, the
+turns in flight (waiting ones included) end and are answered, what outlasts ``drain_s`` rests in its
+journal and goes on when its turnId comes again; then the exit status is 0. A second signal does
+not wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from argparse import Namespace
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+from kode_lab.claude.client import Claude
+from kode_lab.claude.in_process import InProcessClaude
+from kode_lab.claude.profile import Profile, profile_of, report_profile
+from kode_lab.claude.simulated import SimulatedClaude
+from kode_lab.errors import CallerError, InvalidScenario, KodeLabError, StoreUnwritable
+from kode_lab.message import Model, Reply, Request
+from kode_lab.server.app import app_of
+from kode_lab.server.board import Board
+from kode_lab.server.listener import HttpServer, is_loopback
+from kode_lab.server.service import LOG, Limits, Service
+from kode_lab.server.visitor import tokens_of
+from kode_lab.sessions import AgentShelf, JsonStore, SessionManager, Toolbox
+from kode_lab.span import Span, Trace, span_line
+
+__all__ = ["run_server"]
+
+# After the turns have ended: what their answers may take to go out.
+_ANSWERS_S = 5.0
+# Simulated calls at once; the real API's own limits come first.
+_MODEL_CONCURRENCY = 1_000
+
+
+def run_server(options: Namespace, toolbox: Toolbox, agents: Path) -> int:
+    """Serve until SIGTERM or Ctrl-C, and give the exit status.
+
+    Args:
+        options: what ``kode-lab serve`` was told (its parser says what there is).
+        toolbox: what the agents may use.
+        agents: the directory of their configurations.
+
+    Raises:
+        InvalidScenario: an option makes no sense, or an address needs ``--auth``.
+        PortOccupied: somebody else listens on the port.
+        StoreError: the data directory cannot be used.
+    """
+    if not is_loopback(options.host) and options.auth is None:
+        raise InvalidScenario(
+            f"--host {options.host}: others can reach this address, and without --auth FILE "
+            "everybody would be every user: give a file of tokens, or bind to 127.0.0.1"
+        )
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
+    _raise_file_limit()
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(_serve(options, toolbox, agents))
+
+
+async def _serve(options: Namespace, toolbox: Toolbox, agents: Path) -> int:
+    told = _signals()
+    tokens = None if options.auth is None else tokens_of(options.auth)
+    limits = Limits(
+        turns_limit=options.turns_limit, sessions_per_user_limit=options.sessions_per_user
+    )
+    async with AsyncExitStack() as stack:
+        model, said = await _model(options, stack)
+        board = Board(stack.enter_context(_trace_to(options.trace)))
+        store = JsonStore(options.data, layout=options.layout, durability=options.durability)
+        manager = await stack.enter_async_context(
+            SessionManager(
+                store=store,
+                agents=AgentShelf(agents, toolbox, on_problem=_on_problem),
+                model=model,
+                trace=board.see,
+                drain_s=options.drain,
+            )
+        )
+        app = app_of(manager, board=board, sessions_of=store.sessions, tokens=tokens, limits=limits)
+        server = HttpServer(app, host=options.host, port=options.port, limits=limits)
+        await stack.enter_async_context(server)
+        who = "anybody on this machine" if tokens is None else "whoever has a token"
+        sys.stdout.write(
+            f"kode-lab serves {who} on {server.base_url}; {said}; sessions rest in "
+            f"{options.data}; Ctrl-C ends it\n"
+        )
+        sys.stdout.flush()
+        await told.get()
+        return await _drain(server, app.state.service, told)
+
+
+async def _drain(server: HttpServer, service: Service, told: asyncio.Queue[int]) -> int:
+    """End in good order; a second signal ends the waiting, not the order."""
+    service.is_draining = True
+    server.stop_listening()
+    LOG.warning("stopping: %d turns are in flight", service.turns_in_flight)
+    closing = asyncio.create_task(service.manager.aclose())
+    hurry = asyncio.create_task(told.get())
+    await asyncio.wait({closing, hurry}, return_when=asyncio.FIRST_COMPLETED)
+    hurry.cancel()
+    if not closing.done():
+        closing.cancel()
+        await asyncio.wait({closing})
+        await server.finish(within_s=0)
+        return 1
+    await closing
+    await server.finish(within_s=_ANSWERS_S)
+    return 0
+
+
+def _signals() -> asyncio.Queue[int]:
+    """Give the signals that ask for an end, as they come."""
+    told: asyncio.Queue[int] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(NotImplementedError):  # Windows
+            loop.add_signal_handler(number, told.put_nowait, number)
+    return told
+
+
+async def _model(options: Namespace, stack: AsyncExitStack) -> tuple[Model, str]:
+    """Give who answers, and the words for it."""
+    profile = _profile(options)
+    model: Model
+    if options.in_process:
+        model, said = InProcessClaude(profile), "the model is simulated in this process, no HTTP"
+    elif options.model_url is not None:
+        model = await _claude(stack, options.model_url)
+        said = f"the model is asked at {options.model_url}"
+    elif options.simulated or not (options.model or os.environ.get("ANTHROPIC_API_KEY")):
+        simulated = await stack.enter_async_context(SimulatedClaude(profile))
+        model = await _claude(stack, simulated.base_url)
+        said = f"the model is simulated, on {simulated.base_url}"
+    else:
+        model = await stack.enter_async_context(Claude(concurrency=_MODEL_CONCURRENCY, retries=2))
+        said = "the model is the real one"
+    if options.model is not None:
+        return _named(model, options.model), f"{said}, as {options.model}"
+    return model, said
+
+
+async def _claude(stack: AsyncExitStack, base_url: str) -> Model:
+    claude = Claude(base_url, concurrency=_MODEL_CONCURRENCY, retries=2)
+    await stack.enter_async_context(claude)
+    with contextlib.suppress(KodeLabError):  # it may come later
+        await claude.warm_up()
+    return claude
+
+
+def _named(model: Model, name: str) -> Model:
+    """Give the model that is asked under this name, whatever the agents' files say."""
+
+    def ask(request: Request, on_text: Callable[[str], None] | None = None) -> Awaitable[Reply]:
+        return model(request._replace(model=name), on_text)
+
+    return ask
+
+
+def _profile(options: Namespace) -> Profile:
+    choice = options.profile or "instant"
+    if choice == "report":
+        profile = report_profile()
+    else:
+        profile = Profile() if choice == "instant" else profile_of(Path(choice))
+    return profile if options.speed is None else profile.at(options.speed)
+
+
+@contextlib.contextmanager
+def _trace_to(path: Path | None) -> Iterator[Trace | None]:
+    """Give where spans go: a file, a line each, handed to the system at once; or nowhere."""
+    if path is None:
+        yield None
+        return
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    except OSError as error:
+        raise StoreUnwritable(f"the trace {path.name}: {error.strerror}: choose a path") from None
+
+    def write(span: Span) -> None:
+        os.write(fd, span_line(span).encode() + b"\n")
+
+    try:
+        yield write
+    finally:
+        os.close(fd)
+
+
+def _on_problem(problem: CallerError) -> None:
+    LOG.warning("%s", problem)
+
+
+def _raise_file_limit() -> None:
+    """Take as many open files as the system gives: each client and each busy session needs some."""
+    try:
+        import resource  # noqa: PLC0415 - absent on Windows
+    except ImportError:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY or hard > soft:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _loop_factory() -> Any:
+    try:
+        import uvloop  # noqa: PLC0415 - absent on Windows
+    except ImportError:
+        return None
+    return uvloop.new_event_loop

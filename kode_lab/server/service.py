@@ -1,0 +1,178 @@
+"""What all endpoints of one server share: the manager, the limits, who may come, what goes on.
+
+A turn runs in a task of its own, which no leaving client can cancel by accident; admission is
+decided before it starts. It knows requests that were read and checked, never sockets or HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from kode_lab.errors import CallerError, Refused
+from kode_lab.key import SessionKey
+from kode_lab.server.board import Board, Ticket
+from kode_lab.server.body import TurnRequest
+from kode_lab.server.census import Census
+from kode_lab.server.refusal import Problem, Rejected, problem_of
+from kode_lab.server.visitor import ANYBODY, Tokens, Visitor
+from kode_lab.sessions import SessionManager, TurnEvent, TurnReply
+
+__all__ = ["LOG", "Limits", "Service", "TurnTask"]
+
+LOG = logging.getLogger("kode_lab.server")
+
+TurnTask = asyncio.Task[TurnReply]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one server bears; each name stands in the error that it causes.
+
+    Attributes:
+        body_limit_bytes: of a request; room for a million characters, escaped.
+        head_limit_bytes: of a request's line and headers.
+        head_timeout_s: for the head, from the connection or its first byte.
+        body_timeout_s: for the body, from the end of the head.
+        stall_timeout_s: for a client that stopped reading its answer.
+        keepalive_s: for a connection without a request.
+        connections_limit: open at once.
+        turns_limit: turns in flight, waiting ones included.
+        sessions_per_user_limit: sessions that rest on disk.
+    """
+
+    body_limit_bytes: int = 8_000_000
+    head_limit_bytes: int = 32_768
+    head_timeout_s: float = 10.0
+    body_timeout_s: float = 30.0
+    stall_timeout_s: float = 30.0
+    keepalive_s: float = 75.0
+    connections_limit: int = 20_000
+    turns_limit: int = 10_000
+    sessions_per_user_limit: int = 10_000
+
+
+class Service:
+    """One server's parts.
+
+    Attributes:
+        manager: takes the turns.
+        board: what goes on.
+        limits: what it bears.
+        tokens: who may come; None is anybody who reaches it.
+        census: the sessions of each user; None where the store cannot tell.
+        is_draining: it is about to stop.
+    """
+
+    def __init__(
+        self,
+        manager: SessionManager,
+        *,
+        board: Board | None = None,
+        sessions_of: Callable[[str], Iterable[SessionKey]] | None = None,
+        tokens: Tokens | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        self.manager = manager
+        self.board = board or Board()
+        self.limits = limits or Limits()
+        self.tokens = tokens
+        self.census = (
+            Census(sessions_of, self.limits.sessions_per_user_limit) if sessions_of else None
+        )
+        self.is_draining = False
+        # The loop itself keeps only weak references to tasks.
+        self._tasks: dict[TurnTask, Ticket] = {}
+        self._others: set[asyncio.Task[None]] = set()
+
+    @property
+    def turns_in_flight(self) -> int:
+        """How many turns were accepted and have not ended."""
+        return len(self._tasks)
+
+    def visitor_of(self, headers: Iterable[tuple[bytes, bytes]]) -> Visitor:
+        """Give who sent a request with these headers.
+
+        Raises:
+            Rejected: nobody that may come (401).
+        """
+        return ANYBODY if self.tokens is None else self.tokens.visitor_of(headers)
+
+    async def admit(self, key: SessionKey) -> None:
+        """Let one more turn of this session in, or say no before anything is accepted.
+
+        Raises:
+            Rejected: a limit is reached (429).
+        """
+        limit = self.limits.turns_limit
+        if len(self._tasks) >= limit:
+            raise Rejected(
+                429,
+                "TooManyTurns",
+                f"{len(self._tasks)} turns are in flight, turns_limit={limit}: send it again later",
+                retry_after_s=1.0,
+            )
+        if self.census is not None:
+            await self.census.admit(key)
+
+    def begin(
+        self, request: TurnRequest, on_event: Callable[[TurnEvent], None] | None = None
+    ) -> TurnTask:
+        """Take the turn in a task of its own, which goes on whatever becomes of its client."""
+        ticket = self.board.accept(request.key, request.turn_id)
+        task = asyncio.get_running_loop().create_task(
+            self.manager.turn(
+                request.key,
+                request.message,
+                turn_id=request.turn_id,
+                strategy=request.strategy,
+                deadline_s=request.deadline_s,
+                on_event=on_event,
+            )
+        )
+        self._tasks[task] = ticket
+        task.add_done_callback(self._ended)
+        return task
+
+    def client_left(self, request: TurnRequest, task: TurnTask) -> None:
+        """Do what the request asked for in that case."""
+        if request.on_disconnect == "rollback":
+            self.manager.withdraw(request.key, task)
+
+    def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Do other work in a task that outlives its client."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._others.add(task)
+        task.add_done_callback(self._others.discard)
+        return task
+
+    def _ended(self, task: TurnTask) -> None:
+        ticket = self._tasks.pop(task)
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error is None:
+            self.board.end(ticket, "replay" if task.result().is_replay else "ok")
+            return
+        self.board.end(ticket, type(error).__name__)
+        if isinstance(error, (Refused, CallerError, asyncio.CancelledError)):
+            return
+        problem = problem_of(error)
+        if problem.status == 500 and problem.kind == "InternalError":
+            LOG.error("turn of %s failed by a mistake of ours", ticket.key, exc_info=error)
+        elif problem.message != str(error):  # the client was not told the words
+            LOG.warning("turn of %s: %s: %s", ticket.key, problem.kind, error)
+
+
+def outcome_of(task: TurnTask) -> TurnReply | Problem:
+    """Give what a turn that ended tells its client."""
+    if task.cancelled():
+        return Problem(
+            503,
+            "Draining",
+            "the server stopped before the turn ended: send it again with the same turnId",
+            5.0,
+        )
+    error = task.exception()
+    return task.result() if error is None else problem_of(error)
