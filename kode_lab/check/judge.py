@@ -1,0 +1,258 @@
+"""The judge: takes a history, hears each session alone, and gives the verdict.
+
+It owns the order of things (gather, screen, hear, settle what needs all sessions, conclude) and
+no rule. Sessions are independent objects, so all are linearizable together if and only if each is.
+
+Source: locality is Herlihy and Wing's; "a checker that throws gives unknown" is Jepsen's rule.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from operator import lt
+
+from kode_lab.check.case import Case, case_of
+from kode_lab.check.guarantee import ANOMALIES, Anomaly
+from kode_lab.check.rules import RULES
+from kode_lab.check.service_rules import configuration, epoch_of, quiet_ns, stuck, tools
+from kode_lab.check.trace_rules import holds_of, needless_serialisation, overlaps
+from kode_lab.check.verdict import Evidence, Verdict, conclude
+from kode_lab.errors import InvalidRecord, InvalidScenario
+from kode_lab.key import SessionKey
+from kode_lab.operation import CRASHES, NEMESIS, Effect, Operation
+from kode_lab.span import Span
+
+__all__ = ["NUMPY_FROM_OPERATIONS", "WITNESS_LIMIT", "Hearing", "check"]
+
+# Below this, importing numpy costs more than it saves.
+NUMPY_FROM_OPERATIONS = 20_000
+# How many anomalies of one name are kept with their witnesses; all are counted.
+WITNESS_LIMIT = 20
+ENGINES = ("auto", "python", "numpy")
+
+
+def check(
+    history: Iterable[Operation],
+    trace: Iterable[Span] | None = None,
+    guarantees: Collection[str] | None = None,
+    *,
+    engine: str = "auto",
+) -> Verdict:
+    """Give the verdict on a history, and on a trace where there is one.
+
+    Args:
+        history: operations in any order.
+        guarantees: names or codes (``apart``, ``G1``, ...) of what is claimed; None claims G1 to G4
+            and whatever else there is evidence of.
+        engine: ``python`` hears every session by the rules; ``numpy`` first clears those that
+            cannot break any, at once; ``auto`` does so for large histories where numpy is there.
+
+    Raises:
+        InvalidRecord: two turns share a marker, or an operation ends before it begins.
+        InvalidScenario: no guarantee, or no engine, of that name.
+    """
+    if engine not in ENGINES:
+        raise InvalidScenario(f"no engine {engine!r}: name one of {', '.join(ENGINES)}")
+    operations = history if isinstance(history, Sequence) else list(history)
+    hearing = Hearing([operation for operation in operations if operation.process == NEMESIS])
+    rest: Iterable[Operation] = operations
+    if engine == "numpy" or (engine == "auto" and len(operations) >= NUMPY_FROM_OPERATIONS):
+        rest = _screened(hearing, operations, engine)
+    hearing.hear(rest)
+    hearing.settle(lambda markers: (o for o in operations if o.marker in markers))
+    if trace is not None:
+        hearing.hear_trace(trace)
+    return hearing.verdict(guarantees)
+
+
+def _screened(
+    hearing: Hearing, operations: Sequence[Operation], engine: str
+) -> Iterable[Operation]:
+    try:
+        from kode_lab.check.fast import screen  # noqa: PLC0415 - numpy is not always there
+    except ImportError:
+        if engine == "numpy":
+            raise InvalidScenario("engine numpy needs numpy: pip install numpy") from None
+        return operations
+    screened = screen(operations, bool(hearing.faults))
+    if screened is None:
+        return operations
+    hearing.evidence = hearing.evidence.plus(screened.evidence)
+    suspects = screened.suspects
+    return [o for o in operations if o.key in suspects] if suspects else ()
+
+
+@dataclass(slots=True)
+class Hearing:
+    """What has been heard so far; sessions may come in several portions, each session whole.
+
+    Attributes:
+        faults: all that the nemesis did; must be known before any session is heard.
+        strange: anomalies about markers whose owners are not yet known.
+    """
+
+    faults: Sequence[Operation]
+    evidence: Evidence = field(default_factory=Evidence)
+    counts: Counter[str] = field(default_factory=Counter)
+    anomalies: dict[str, list[Anomaly]] = field(default_factory=lambda: defaultdict(list))
+    strange: list[Anomaly] = field(default_factory=list)
+    effects: list[tuple[Effect, Operation]] = field(default_factory=list)
+    versions: dict[tuple[str, int, str], Operation] = field(default_factory=dict)
+    probes: list[Operation] = field(default_factory=list)
+    troubles: dict[str, str] = field(default_factory=dict)
+
+    def hear(self, operations: Iterable[Operation]) -> None:
+        """Judge the sessions of these operations.
+
+        Raises:
+            InvalidRecord: two turns share a marker, or an operation ends before it begins.
+        """
+        by_session: dict[SessionKey, list[Operation]] = defaultdict(list)
+        for operation in operations:
+            by_session[operation.key].append(operation)
+        crashes = sorted(f.invoke_ns for f in self.faults if f.f in CRASHES)
+        quiet = quiet_ns(self.faults)
+        heard: dict[str, SessionKey] = {}
+        for key, session in by_session.items():
+            if session[0].process == NEMESIS:
+                continue
+            case = case_of(key, session)
+            self._claim_markers(case, heard)
+            self._gather(case, session, quiet)
+            for name, rule in RULES.items():
+                self._apply(name, lambda rule=rule, case=case: rule(case, crashes))  # type: ignore[misc]
+
+    def settle(self, find: Callable[[Collection[str]], Iterable[Operation]]) -> None:
+        """Judge what needs all sessions, once all have been heard.
+
+        Args:
+            find: gives the operations whose marker is one of those it is given.
+        """
+        wanted = {a.element for a in self.strange} | {effect.marker for effect, _ in self.effects}
+        wanted.discard("")
+        owners: dict[str, Operation] = {}
+        for operation in find(wanted) if wanted else ():
+            owners.setdefault(operation.marker, operation)
+        for anomaly in self.strange:
+            self._add(_owned(anomaly, owners.get(anomaly.element)))
+        self.strange.clear()
+        keys = {marker: owner.key for marker, owner in owners.items()}
+        self._apply("tools", lambda: tools(self.effects, keys))
+        self._apply("service", lambda: configuration(self.versions))
+        self._apply("service", lambda: stuck(self.probes))
+
+    def hear_trace(self, spans: Iterable[Span]) -> None:
+        """Judge the system's own account of all sessions."""
+        listed = list(spans)
+        self.evidence = self.evidence._replace(spans=self.evidence.spans + len(listed))
+        holds = holds_of(listed)
+        self._apply("lock", lambda: overlaps(holds))
+        self._apply("lock", lambda: needless_serialisation(holds))
+
+    def verdict(self, guarantees: Collection[str] | None) -> Verdict:
+        """Conclude from all that was heard.
+
+        Raises:
+            InvalidScenario: no guarantee of that name.
+        """
+        crashes = sum(fault.f in CRASHES for fault in self.faults)
+        evidence = self.evidence._replace(
+            crashes=crashes, effects=len(self.effects), probes=len(self.probes)
+        )
+        kept = [a for of_name in self.anomalies.values() for a in sorted(of_name, key=_size)]
+        names = sorted(self.counts, key=list(ANOMALIES).index)
+        limited = [a for n in names for a in [x for x in kept if x.name == n][:WITNESS_LIMIT]]
+        counts = {name: self.counts[name] for name in names}
+        return conclude(evidence, sorted(limited, key=_size), counts, self.troubles, guarantees)
+
+    def _claim_markers(self, case: Case, heard: dict[str, SessionKey]) -> None:
+        for marker in case.turns.keys() & heard.keys():
+            raise InvalidRecord(
+                f"marker {marker!r:.60} is sent in {heard[marker]} and in {case.key}: "
+                "a marker names one turn of one session"
+            )
+        heard.update(dict.fromkeys(case.turns, case.key))
+
+    def _gather(self, case: Case, session: Sequence[Operation], quiet: float) -> None:
+        configured = 0
+        for operation in session:
+            if operation.complete_ns < operation.invoke_ns:
+                raise InvalidRecord(
+                    f"{operation.process!r:.60} of {case.key} ends before it begins"
+                )
+            if operation.effects is not None:
+                self.effects += [(effect, operation) for effect in operation.effects]
+            if operation.config and operation.type == "ok":
+                configured += 1
+                epoch = epoch_of(operation, self.faults)
+                if epoch is not None:
+                    version = (case.key.agent_id, epoch, operation.config)
+                    self.versions.setdefault(version, operation)
+            if operation.invoke_ns > quiet and operation.f == "turn":
+                self.probes.append(operation)
+        evidence = _evidence_of(case, session)._replace(configured=configured)
+        self.evidence = self.evidence.plus(evidence)
+
+    def _apply(self, guarantee: str, rule: Callable[[], Iterable[Anomaly]]) -> None:
+        try:
+            for anomaly in rule():
+                if anomaly.name in ("garbage read", "foreign reply"):
+                    self.strange.append(anomaly)
+                else:
+                    self._add(anomaly)
+        except Exception as error:  # noqa: BLE001 - a rule that throws must never look like "valid"
+            self.troubles.setdefault(guarantee, f"the rule failed: {error!r:.200}")
+
+    def _add(self, anomaly: Anomaly) -> None:
+        self.counts[anomaly.name] += 1
+        of_name = self.anomalies[anomaly.name]
+        of_name.append(anomaly)
+        if len(of_name) > 50 * WITNESS_LIMIT:
+            of_name.sort(key=_size)
+            del of_name[WITNESS_LIMIT:]
+
+
+def _size(anomaly: Anomaly) -> tuple[int, int, float, SessionKey, str]:
+    """Order anomalies: the fewest operations first, then the shortest history up to them."""
+    first = anomaly.witness[0]
+    began = first.start_ns if isinstance(first, Span) else first.invoke_ns
+    names = list(ANOMALIES)
+    return len(anomaly.witness), began, names.index(anomaly.name), anomaly.key, anomaly.element
+
+
+def _owned(anomaly: Anomaly, owner: Operation | None) -> Anomaly:
+    """Name a stranger's anomaly, now that its owner is known to be somebody or nobody."""
+    if owner is None:
+        return anomaly
+    witness = (*anomaly.witness, owner)
+    is_leak = anomaly.name == "garbage read" and owner.key != anomaly.key
+    return anomaly._replace(name="cross-session leak" if is_leak else anomaly.name, witness=witness)
+
+
+def _evidence_of(case: Case, session: Sequence[Operation]) -> Evidence:
+    types = Counter(turn.type for turn in case.turns.values())
+    acknowledged = [turn for turn in case.turns.values() if turn.type == "ok"]
+    invokes = sorted(turn.invoke_ns for turn in acknowledged)
+    met = sum(bisect_right(invokes, turn.complete_ns) for turn in acknowledged)
+    count = len(acknowledged)
+    unread = count
+    if case.final is not None:
+        before_ns = case.final.invoke_ns
+        unread = sum(turn.complete_ns >= before_ns for turn in acknowledged)
+    return Evidence(
+        operations=len(session),
+        sessions=1,
+        turns=len(case.turns),
+        requests=sum(operation.f == "turn" for operation in session),
+        acknowledged=count,
+        refused=types["fail"],
+        indeterminate=types["info"],
+        observed=sum(turn.read is not None for turn in acknowledged),
+        concurrent_pairs=met - count * (count + 1) // 2,
+        overtaken=sum(map(lt, case.invokes, case.latest_invoke)),
+        unread=unread,
+        unread_in=str(case.key) if unread else "",
+    )

@@ -1,0 +1,258 @@
+"""The rules for one session: each takes its case and gives the anomalies it finds, and no more.
+
+With the order L of the case:
+
+    apart     every element of L, and all that was shown, was sent in this session
+    kept      every acknowledged turn stands in L, once
+    whole     no refused turn stands in L or was shown, and no half of one
+    ordered   each turn stands where it says it stands, after exactly what it says it was shown;
+              and some moment within each operation's interval agrees with L, so that if X ended
+              before Y began, X is before Y
+
+These are sound and complete: an order of moments exists if and only if no pair of operations
+contradicts L, because choosing for each operation the latest invoke before it in L either works
+or exhibits the pair. Intervals are closed; what never completed ends at infinity.
+
+Source: Herlihy and Wing's linearizability, decided as Gibbons and Korach do for known write orders.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
+
+from kode_lab.check.case import Case
+from kode_lab.check.guarantee import Anomaly
+from kode_lab.operation import Operation
+
+__all__ = ["RULES", "Rule"]
+
+Rule = Callable[[Case, Sequence[float]], Iterator[Anomaly]]
+
+
+def apart(case: Case, _crashes: Sequence[float]) -> Iterator[Anomaly]:
+    """Give markers of others that the session was shown or holds, and replies to other prompts.
+
+    Whether a stranger is somebody's or nobody's needs all sessions: until that is settled it is
+    called a garbage read.
+    """
+    told: set[str] = set()
+    for operation, marker in _strangers(case):
+        if marker not in told:
+            told.add(marker)
+            yield Anomaly("garbage read", case.key, (operation,), marker)
+    for turn in (*case.turns.values(), *case.attempts):
+        if turn.answered not in ("", turn.marker) and turn.answered not in told:
+            told.add(turn.answered)
+            yield Anomaly("foreign reply", case.key, (turn,), turn.answered)
+
+
+def _strangers(case: Case) -> Iterator[tuple[Operation, str]]:
+    turns = case.turns
+    for operation in (*turns.values(), *case.attempts, *case.reads):
+        if operation.read is not None:
+            for marker in operation.read.foreign:
+                yield operation, marker
+    for read in case.reads:
+        yield from ((read, marker) for marker in read.markers or () if marker not in turns)
+    unsent = set(case.order) - turns.keys()
+    for turn in turns.values() if unsent else ():
+        # The order was continued over a marker that only another turn's tail names.
+        tail = turn.read.tail if turn.read is not None else ()
+        yield from ((turn, marker) for marker in tail if marker in unsent)
+
+
+def kept(case: Case, crashes: Sequence[float]) -> Iterator[Anomaly]:
+    """Give acknowledged turns that are gone, and turns that are there twice."""
+    for marker, turn in case.turns.items():
+        if turn.type != "ok" or marker in case.place or not case.is_before_final(turn):
+            continue
+        assert case.final is not None
+        if _rival(case, turn) is not None:
+            continue  # a lost update, told by ``ordered``
+        at = bisect_left(crashes, turn.complete_ns)
+        if at < len(crashes) and crashes[at] <= case.final.complete_ns:
+            facts = {"crash_ns": crashes[at]}
+            yield Anomaly("lost after acknowledgement", case.key, (turn, case.final), marker, facts)
+        else:
+            yield Anomaly("lost write", case.key, (turn, case.final), marker)
+    told: set[str] = set()
+    for read in reversed(case.reads):
+        markers = read.markers or ()
+        if len(set(markers)) == len(markers):
+            continue
+        for marker, times in Counter(markers).items():
+            if times > 1 and marker in case.turns and marker not in told:
+                told.add(marker)
+                witness = (case.turns[marker], read)
+                yield Anomaly("duplicate", case.key, witness, marker, {"times": times})
+    for one, other in case.replays:
+        yield Anomaly("duplicate", case.key, (one, other), one.marker, {"times": 2})
+
+
+def whole(case: Case, _crashes: Sequence[float]) -> Iterator[Anomaly]:
+    """Give refused turns that took effect all the same, and turns that show by halves."""
+    refused = {marker for marker, turn in case.turns.items() if turn.type == "fail"}
+    seen_half: dict[str, Operation] = {}
+    told: set[str] = set()
+    for operation in (*reversed(case.reads), *case.turns.values(), *case.attempts):
+        read = operation.read
+        shown = operation.markers or (read.tail if read is not None else ())
+        if refused:
+            for marker in shown:
+                if marker in refused and marker not in told:
+                    told.add(marker)
+                    witness = (case.turns[marker], operation)
+                    yield Anomaly("aborted read", case.key, witness, marker)
+        if read is not None and read.half:
+            for marker in read.half:
+                seen_half.setdefault(marker, operation)
+    for marker, operation in seen_half.items():
+        name = "torn turn" if operation is case.final else "intermediate read"
+        turn = case.turns.get(marker, operation)
+        yield Anomaly(name, case.key, tuple(dict.fromkeys((turn, operation))), marker)
+
+
+def ordered(case: Case, _crashes: Sequence[float]) -> Iterator[Anomaly]:
+    """Give turns that were not shown exactly what stands before them, and orders against time."""
+    digests, place = case.digests, case.place
+    for marker, turn in case.turns.items():
+        read = turn.read
+        if read is None or turn.type == "fail":
+            continue
+        at = place.get(marker)
+        if at == read.position and digests[at] == read.digest:
+            continue
+        if at is None and turn.type != "ok":
+            continue  # it may never have happened
+        yield from _misplaced(case, turn, at)
+    yield from _against_time(case)
+    yield from _wrong_reads(case)
+
+
+RULES: Mapping[str, Rule] = {"apart": apart, "kept": kept, "whole": whole, "ordered": ordered}
+
+
+def _is_prefix(case: Case, turn: Operation) -> bool:
+    """Tell whether what a turn says it was shown is a prefix of the order."""
+    assert turn.read is not None
+    position = turn.read.position
+    return position < len(case.digests) and case.digests[position] == turn.read.digest
+
+
+def _rival(case: Case, turn: Operation) -> Operation | None:
+    """Give the turn that stands where this one says it stands, if neither ended before the other.
+
+    If something that stands there or later was acknowledged before this turn began, its view was
+    simply old, and there is no rival.
+    """
+    if turn.read is None or not _is_prefix(case, turn) or turn.read.position >= len(case.order):
+        return None
+    position = turn.read.position
+    if case.earliest_complete[position] < turn.invoke_ns or case.order[position] == turn.marker:
+        return None
+    return case.turns.get(case.order[position])
+
+
+def _misplaced(case: Case, turn: Operation, at: int | None) -> Iterator[Anomaly]:
+    """Name what is wrong with a turn whose own account of its place does not hold."""
+    assert turn.read is not None
+    position = turn.read.position
+    facts = {"position": position, "place": at, "saw": list(turn.read.tail)}
+    if not _is_prefix(case, turn):
+        facts["stands"] = list(case.order[max(0, position - len(turn.read.tail)) : position])
+        if at is not None or position <= len(case.order) or case.is_before_final(turn):
+            witness = (turn,) if case.final is None else (turn, case.final)
+            yield Anomaly("fork", case.key, witness, turn.marker, facts)
+        for marker in turn.read.tail:
+            shown = case.turns.get(marker)
+            if shown is None and marker not in case.place:
+                yield Anomaly("garbage read", case.key, (turn,), marker)
+            elif shown is not None and shown.invoke_ns > turn.complete_ns:
+                yield Anomaly("future read", case.key, (turn, shown), marker)
+        return
+    if at is not None and at < position:
+        yield Anomaly("future read", case.key, (turn,), turn.marker, facts)
+        return
+    if position == len(case.order):
+        return  # it stands after all that was read: lost if acknowledged, told by ``kept``
+    rival = _rival(case, turn)
+    if rival is not None:
+        facts["lost"] = [turn.marker] if at is None else []
+        yield Anomaly("lost update", case.key, (turn, rival), turn.marker, facts)
+    elif case.earliest_complete[position] < turn.invoke_ns:
+        missed = _acknowledged_before(case, turn.invoke_ns)
+        yield Anomaly("stale read", case.key, (turn, missed), missed.marker, facts)
+    else:
+        # What stands there was sent by nobody: the rule ``apart`` names it.
+        yield Anomaly("fork", case.key, (turn,), turn.marker, facts)
+
+
+def _acknowledged_before(case: Case, invoke_ns: float) -> Operation:
+    """Give the turn that stands furthest of those acknowledged before ``invoke_ns``."""
+    return case.turns[case.order[bisect_left(case.earliest_complete, invoke_ns) - 1]]
+
+
+def _latest_before(case: Case, length: int) -> Operation:
+    """Give the turn that was sent last among the first ``length`` of the order."""
+    latest = case.latest_invoke
+    return case.turns[case.order[bisect_left(latest, latest[length - 1])]]
+
+
+def _against_time(case: Case) -> Iterator[Anomaly]:
+    """Give each turn that ended before one began that stands before it."""
+    latest_ns = -math.inf
+    for at, complete_ns in enumerate(case.completes):
+        marker = case.order[at]
+        if complete_ns < latest_ns and case.place[marker] == at:
+            turn, later = case.turns[marker], _latest_before(case, at)
+            yield Anomaly("real-time reorder", case.key, (turn, later), marker)
+            if turn.read is not None and turn.read[:2] == (at, case.digests[at]):
+                yield Anomaly("future read", case.key, (turn, later), later.marker)
+        latest_ns = case.latest_invoke[at]
+
+
+def _wrong_reads(case: Case) -> Iterator[Anomaly]:
+    """Give authoritative reads that are no prefix of the order, or not of their time."""
+    prefixes: list[tuple[int, Operation]] = []
+    for read in case.reads:
+        shown = case.own(read.markers or ())
+        if case.order[: len(shown)] == shown:
+            prefixes.append((len(shown), read))
+        else:
+            yield from _diverging(case, read, shown)
+    # The newest list that any read returned so far with, going from long lists to short ones.
+    ended_ns, newest = math.inf, None
+    prefixes.sort(key=lambda pair: -pair[0])
+    for length, group in groupby(prefixes, key=lambda pair: pair[0]):
+        reads = [read for _, read in group]
+        for read in reads:
+            if length and case.latest_invoke[length - 1] > read.complete_ns:
+                later = _latest_before(case, length)
+                yield Anomaly("future read", case.key, (read, later), later.marker)
+            if length < len(case.order) and case.earliest_complete[length] < read.invoke_ns:
+                missed = _acknowledged_before(case, read.invoke_ns)
+                yield Anomaly("stale read", case.key, (read, missed), missed.marker)
+            elif newest is not None and ended_ns < read.invoke_ns:
+                yield Anomaly("stale read", case.key, (read, newest), case.order[length])
+        first = min(reads, key=lambda read: read.complete_ns)
+        if first.complete_ns < ended_ns:
+            ended_ns, newest = first.complete_ns, first
+
+
+def _diverging(case: Case, read: Operation, shown: list[str]) -> Iterator[Anomaly]:
+    assert case.final is not None
+    gone = shown[len(case.order) :]
+    if shown[: len(case.order)] != case.order:
+        facts = {"saw": shown[-8:], "stands": list(case.order[: len(shown)][-8:])}
+        yield Anomaly("fork", case.key, (read, case.final), "", facts)
+        return
+    # The final list only lacks the end of this one. What was acknowledged, ``kept`` tells.
+    for marker in gone:
+        turn = case.turns.get(marker)
+        if turn is None or turn.type != "ok" or not case.is_before_final(turn):
+            yield Anomaly("stale read", case.key, (case.final, read), marker)
+            return

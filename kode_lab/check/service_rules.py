@@ -1,0 +1,105 @@
+"""The rules beside the list: tools, configuration, and whether a session still answers.
+
+Each takes what was gathered over all sessions, because an id is unique in the whole world, and a
+configuration is shared by all sessions of an agent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+
+from kode_lab.check.guarantee import Anomaly
+from kode_lab.key import SessionKey
+from kode_lab.operation import HEALS, QUIET, Effect, Operation
+
+__all__ = ["configuration", "epoch_of", "quiet_ns", "stuck", "tools"]
+
+
+def tools(
+    told: Iterable[tuple[Effect, Operation]], owners: Mapping[str, SessionKey]
+) -> Iterator[Anomaly]:
+    """Give ids that two effects share, calls that acted twice, and effects for the wrong session.
+
+    One effect told twice, by its turn and by the world, is one effect.
+
+    Args:
+        told: each effect, with the operation that told of it.
+        owners: the session of each marker that an effect names.
+    """
+    by_id: dict[str, tuple[Effect, Operation]] = {}
+    by_call: dict[tuple[str, str], tuple[Effect, Operation]] = {}
+    for effect, operation in told:
+        first = by_id.setdefault(effect.id, (effect, operation))
+        call = (effect.marker, effect.name)
+        if first[0][:3] != effect[:3]:
+            witness = _both(first[1], operation)
+            yield Anomaly(
+                "duplicate id", operation.key, witness, effect.id, _facts(first[0], effect)
+            )
+        elif effect.marker:
+            earlier = by_call.setdefault(call, (effect, operation))
+            if earlier[0].id != effect.id:
+                witness = _both(earlier[1], operation)
+                both = _facts(earlier[0], effect)
+                yield Anomaly("effect twice", operation.key, witness, effect.marker, both)
+        owner = owners.get(effect.marker)
+        if owner is not None and first[0] == effect and first[1] is operation:
+            wrong_user = effect.user_id not in ("", owner.user_id)
+            if wrong_user or effect.session_id not in ("", owner.session_id):
+                ran_for = [effect.user_id, effect.session_id]
+                facts = {"owner": str(owner), "ran_for": ran_for}
+                yield Anomaly("tool misattributed", owner, (operation,), effect.marker, facts)
+
+
+def _both(one: Operation, other: Operation) -> tuple[Operation, ...]:
+    return (one,) if one is other else (one, other)
+
+
+def _facts(one: Effect, other: Effect) -> dict[str, list[str]]:
+    return {"one": list(one), "other": list(other)}
+
+
+def epoch_of(turn: Operation, faults: Iterable[Operation]) -> int | None:
+    """Give after how many changes of the configuration a turn ran, or None when during one.
+
+    Changes are the faults ``configure`` (it begins) and ``configured`` (it has been made).
+    """
+    made = begun = 0
+    for fault in faults:
+        made += fault.f == HEALS["configure"] and fault.invoke_ns < turn.invoke_ns
+        begun += fault.f == "configure" and fault.invoke_ns <= turn.complete_ns
+    return made if begun <= made else None
+
+
+def configuration(seen: Mapping[tuple[str, int, str], Operation]) -> Iterator[Anomaly]:
+    """Give agents whose turns ran with different configurations between two changes of it.
+
+    Args:
+        seen: a turn for each agent, epoch and version.
+    """
+    first: dict[tuple[str, int], Operation] = {}
+    told: set[str] = set()
+    for (agent_id, epoch, version), turn in seen.items():
+        one = first.setdefault((agent_id, epoch), turn)
+        if one is not turn and agent_id not in told:
+            told.add(agent_id)
+            facts = {"one": one.config, "other": version}
+            yield Anomaly("configuration drift", turn.key, (one, turn), version, facts)
+
+
+def quiet_ns(faults: Iterable[Operation]) -> float:
+    """Give when the run declared all faults over, or infinity when it never did."""
+    return max((fault.invoke_ns for fault in faults if fault.f == QUIET), default=math.inf)
+
+
+def stuck(probes: Iterable[Operation]) -> Iterator[Anomaly]:
+    """Give sessions that were asked after all faults were over, and never answered."""
+    by_session: dict[SessionKey, list[Operation]] = defaultdict(list)
+    for probe in probes:
+        by_session[probe.key].append(probe)
+    for key, asked in by_session.items():
+        if all(probe.type != "ok" for probe in asked):
+            facts = {"asked": len(asked), "errors": sorted({p.error for p in asked})}
+            yield Anomaly("stuck session", key, (asked[-1],), asked[-1].marker, facts)

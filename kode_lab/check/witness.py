@@ -1,0 +1,217 @@
+"""Why it is a breach: an anomaly's witness as sentences, and all reads of one session as a table.
+
+The data comes first (``Anomaly``: operations and facts), the prose is made from it: *Let* names the
+operations, *Then* says what must follow from them, *However* says what was seen instead. The
+argument is always the client's: two overlapping intervals alone prove nothing.
+
+Idea: Elle's explanations, which can be checked by a reader who trusts neither party.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from kode_lab.check.guarantee import Anomaly
+from kode_lab.key import SessionKey
+from kode_lab.operation import Operation
+from kode_lab.span import Span
+
+__all__ = ["ReadRow", "explain", "reads_of", "sentences"]
+
+_ENDED = {"ok": "acknowledged", "fail": "refused", "info": "never answered"}
+_Telling = Callable[[Sequence[str], str, Mapping[str, object]], tuple[str, str]]
+
+
+def explain(anomaly: Anomaly) -> str:
+    """Give the argument as text, a sentence a line."""
+    return "\n".join(sentences(anomaly))
+
+
+def sentences(anomaly: Anomaly) -> tuple[str, ...]:
+    """Give the argument: one *Let* for each operation of the witness, then *Then* and *However*."""
+    origin_ns = min(_began(one) for one in anomaly.witness)
+    numbers = {"T": 0, "R": 0, "S": 0}
+    names: list[str] = []
+    lets: list[str] = []
+    for one in anomaly.witness:
+        letter = "S" if isinstance(one, Span) else "T" if one.f == "turn" else "R"
+        numbers[letter] += 1
+        names.append(f"{letter}{numbers[letter]}")
+        lets.append(f"Let {names[-1]} = {_described(one, origin_ns)}.")
+    # Some are told by one operation where others need two.
+    padded = [*names, *names[-1:] * 2]
+    then, however = _TELLINGS[anomaly.name](padded, anomaly.element, _facts(anomaly))
+    return (*lets, f"Then {then}.", f"However, {however}: a contradiction.")
+
+
+class ReadRow(NamedTuple):
+    """One line of the table of all reads of a session.
+
+    Attributes:
+        label: the turn's marker, or "read".
+        shown: the markers that it was shown, in order, its own last.
+        is_whole: whether ``shown`` is all of them, or only the last.
+    """
+
+    label: str
+    process: str
+    ended: str
+    invoke_ms: float
+    complete_ms: float
+    shown: tuple[str, ...]
+    foreign: tuple[str, ...]
+    is_whole: bool
+
+
+def reads_of(operations: Iterable[Operation], key: SessionKey) -> list[ReadRow]:
+    """Give what each operation of one session was shown, by the time it was sent."""
+    own = sorted((o for o in operations if o.key == key), key=lambda o: o.invoke_ns)
+    rows: list[ReadRow] = []
+    for op in own:
+        if op.f == "effects":
+            continue
+        shown: tuple[str, ...] = op.markers or ()
+        foreign: tuple[str, ...] = ()
+        is_whole = True
+        if op.f == "turn" and op.read is not None:
+            shown, foreign = op.read.tail, op.read.foreign
+            is_whole = op.read.position == len(shown)
+        if op.f == "turn":
+            shown = (*shown, op.marker)
+        times = (_ms(op.invoke_ns, own[0].invoke_ns), _ms(op.complete_ns, own[0].invoke_ns))
+        label = op.marker or "read"
+        rows.append(ReadRow(label, op.process, _ENDED[op.type], *times, shown, foreign, is_whole))
+    return rows
+
+
+def _began(one: Operation | Span) -> int:
+    return one.start_ns if isinstance(one, Span) else one.invoke_ns
+
+
+def _ms(time_ns: float, origin_ns: int) -> float:
+    return (time_ns - origin_ns) / 1e6
+
+
+def _described(one: Operation | Span, origin_ns: int) -> str:
+    if isinstance(one, Span):
+        ended = _ms(one.end_ns, origin_ns)
+        what = f"{one.step} of {one.turn_id} in {one.key}"
+        return f"{what}, at work {_ms(one.start_ns, origin_ns):.3f}-{ended:.3f} ms"
+    nouns = {"turn": f"turn {one.marker}", "read": "the read", "effects": "the list of effects"}
+    times = f"sent at {_ms(one.invoke_ns, origin_ns):.3f} ms, {_ENDED[one.type]}"
+    if one.complete_ns != math.inf and one.type != "info":
+        times += f" at {_ms(one.complete_ns, origin_ns):.3f} ms"
+    shown = ""
+    if one.markers is not None:
+        shown = f", showing {_list(one.markers)}"
+    elif one.f == "turn" and one.read is not None:
+        shown = f", shown {_list(one.read.tail, one.read.position)}"
+    return f"{nouns.get(one.f, one.f)} of {one.key} ({one.process}), {times}{shown}"
+
+
+def _list(markers: Sequence[str], length: int | None = None) -> str:
+    length = len(markers) if length is None else length
+    if not length:
+        return "nothing"
+    last = markers[-8:]
+    return f"[{'... ' if length > len(last) else ''}{' '.join(last)}]"
+
+
+def _facts(anomaly: Anomaly) -> dict[str, object]:
+    facts: dict[str, object] = {"session": str(anomaly.key)}
+    for name, value in anomaly.facts.items():
+        if name.endswith("_ns") and isinstance(value, int | float):
+            facts[name] = f"{value / 1e6:.3f} ms"
+        else:
+            facts[name] = _list(value) if isinstance(value, list) else value
+    last = anomaly.witness[-1]
+    facts["owner"] = anomaly.facts.get("owner", str(last.key))
+    return facts
+
+
+def _lost_update(t: Sequence[str], element: str, f: Mapping[str, object]) -> tuple[str, str]:
+    lost = f" ({element} is gone)" if f["lost"] != "nothing" else ""
+    follows = f"one of {t[0]} and {t[1]} is first, and the other is shown it"
+    seen = f"both stand at position {f['position']}{lost}, so neither was shown the other"
+    return follows, f"{seen}, and no order of the two explains that"
+
+
+_TELLINGS: Mapping[str, _Telling] = {
+    "cross-session leak": lambda t, e, f: (
+        f"{e} belongs to {f['owner']} alone, which sent it as {t[1]}",
+        f"{t[0]} of {f['session']} shows it",
+    ),
+    "garbage read": lambda t, e, _: (
+        "all that a session shows was sent in it",
+        f"{t[0]} shows {e}, which nobody in this history ever sent",
+    ),
+    "foreign reply": lambda t, e, _: (f"the reply to {t[0]} answers it", f"it answers {e}"),
+    "lost write": lambda t, e, _: (
+        f"{t[0]} was acknowledged before {t[1]} was sent, so {t[1]} must show {e}",
+        f"{t[1]} does not",
+    ),
+    "lost after acknowledgement": lambda t, e, f: (
+        f"{t[0]} was acknowledged before the crash at {f['crash_ns']}, so {t[1]} must show {e}",
+        f"{t[1]} does not: it did not survive",
+    ),
+    "duplicate": lambda t, e, f: (
+        f"{e} is one turn, and happens once",
+        f"{t[1]} shows that it happened {f['times']} times",
+    ),
+    "aborted read": lambda t, e, _: (f"{t[0]} never happened", f"{t[1]} shows {e}"),
+    "intermediate read": lambda t, e, _: (
+        f"{t[1]} is shown {e} whole or not at all",
+        f"{t[1]} was shown its prompt without a final reply",
+    ),
+    "torn turn": lambda t, e, _: (
+        f"{e} rests in the session whole or not at all",
+        f"{t[1]} shows its prompt without a final reply",
+    ),
+    "lost update": _lost_update,
+    "fork": lambda t, _, f: (
+        f"what {t[0]} shows are the first turns of the one order of {f['session']}",
+        f"it shows {f.get('saw', 'a list')} where the session has {f.get('stands', 'another')}",
+    ),
+    "future read": lambda t, e, _: (
+        f"{t[0]} can show only what was sent before it returned",
+        f"it shows {e} ({t[1]}), which was sent only later",
+    ),
+    "stale read": lambda t, e, _: (
+        f"{e} was in the session when {t[1]} returned, and {t[0]} was sent after that",
+        f"{t[0]} was shown the session without it",
+    ),
+    "real-time reorder": lambda t, _, f: (
+        f"{t[0]} was acknowledged before {t[1]} was sent, so it stands before {t[1]}",
+        f"{f['session']} has {t[1]} before {t[0]}",
+    ),
+    "duplicate id": lambda _, e, f: (
+        f"id {e} names one effect, {f['one']}",
+        f"it also names {f['other']}",
+    ),
+    "effect twice": lambda _, e, f: (
+        f"one tool call of {e} acts once, as {f['one']}",
+        f"it acted again, as {f['other']}",
+    ),
+    "tool misattributed": lambda t, e, f: (
+        f"a tool that {e} asked for acts for {f['owner']}",
+        f"{t[0]} shows that it acted for {f['ran_for']}",
+    ),
+    "overlap": lambda t, _, f: (
+        f"{f['lock']} is held by one turn at a time",
+        f"{t[0]} and {t[1]} were at work in it together for {f['overlap_ns']}",
+    ),
+    "needless serialisation": lambda t, _, f: (
+        f"{t[0]} need not wait for {t[1]}, a turn of another session",
+        f"it waited {f['waited_ns']}, as {f['group']} did {f['waits']} times, never at work at once",
+    ),
+    "stuck session": lambda t, _, f: (
+        f"all faults were over when {t[0]} was sent, so {f['session']} answers",
+        f"of {f['asked']} turns asked since, none was answered",
+    ),
+    "configuration drift": lambda t, _, f: (
+        f"{t[0]} and {t[1]} ran with the same configuration, which nobody changed between them",
+        f"one ran with {f['one']}, the other with {f['other']}",
+    ),
+}
