@@ -147,6 +147,8 @@ class JsonStore:
             self._touch(files)
             lease = Lease(key, files.next_fence())
         except BaseException:
+            if (broken := self._open.get(key)) is not None:
+                self._forget(broken)
             self._locks.release(place)
             raise
         self._held[key] = _Held(lease, files, place)
@@ -171,6 +173,9 @@ class JsonStore:
         files = self._files(lease)
         try:
             return files.read()
+        except SessionDamaged:
+            self._forget(files)
+            raise
         except OSError as error:
             raise _explained(str(lease.key), error) from error
 
@@ -196,12 +201,15 @@ class JsonStore:
         """
         files = self._settled_files(lease)
         messages, done = files.turn_tails(turn)
-        # Without a journal that is all or nothing by itself, the last steps go first: from them
-        # a half-written append is repeated.
-        if entries and self._power is None:
-            await self._write(files, [files.step_tail(turn, entries)])
         try:
-            await self._write(files, [messages, done])
+            if self._power is not None:
+                await self._power.log(files, [messages, done])
+            else:
+                # Without a journal that is all or nothing by itself, the last steps go first: from
+                # them a half-written append is repeated.
+                self._refuse_touched(files)
+                await self._write(files, [files.step_tail(turn, entries, done), messages])
+                await self._write(files, [done], can_undo=False)
         except asyncio.CancelledError:  # came too late: it is written
             files.took_turn(turn, messages)
             raise
@@ -252,16 +260,23 @@ class JsonStore:
         )
 
     def sessions(self, user_id: str | None = None) -> Iterator[SessionKey]:
-        """Give the sessions that rest here, of one user or of all, in no promised order."""
+        """Give the sessions that rest here, of one user or of all, in no promised order.
+
+        One that was deleted, or that holds nothing yet, is none; nor is one whose header is
+        damaged, because it says no longer whose it is.
+        """
         pattern = "*/*/runtime/turns.jsonl"
         if self._layout == "user":
             user = "*" if user_id is None else SessionKey(user_id, "-", "-").user_part
             pattern = f"{user}/{pattern}"
         for path in self.root.glob(pattern):
             with path.open("rb") as file:
-                header = file.readline()
-            key = owner_of(decode(header)) if header.endswith(b"\n") else None
-            if key is not None and user_id in (None, key.user_id):
+                header, is_open = file.readline(), bool(file.read(1))
+            try:
+                key = owner_of(decode(header))
+            except ValueError:
+                continue
+            if key is not None and user_id in (None, key.user_id) and (is_open or _has_text(path)):
                 yield key
 
     def statistics(self) -> LockStatistics:
@@ -325,7 +340,28 @@ class JsonStore:
                 raise _explained(str(lease.key), error) from error
         return files
 
-    async def _write(self, files: SessionFiles, tails: Sequence[Tail]) -> None:
+    def _refuse_touched(self, files: SessionFiles) -> None:
+        try:
+            is_touched = files.is_touched()
+        except OSError as error:
+            raise _explained(str(files.key), error) from error
+        if is_touched:
+            self._forget(files)
+            raise SessionDamaged(
+                f"{files.key}: somebody else changed messages.json during the turn; nothing was "
+                "written: send the turn again with the same turnId, to what is there now"
+            )
+
+    def _forget(self, files: SessionFiles) -> None:
+        """Close the files and look at them anew next time: somebody may mend them meanwhile."""
+        self._open.pop(files.key, None)
+        files.header, files.is_settled = b"", False
+        with contextlib.suppress(OSError):
+            files.close()
+
+    async def _write(
+        self, files: SessionFiles, tails: Sequence[Tail], *, can_undo: bool = True
+    ) -> None:
         if self._power is not None:
             await self._power.log(files, tails)
             return
@@ -333,8 +369,10 @@ class JsonStore:
             for tail in tails:
                 files.apply(tail)
         except OSError as error:
-            with contextlib.suppress(OSError):  # then the next load mends it
-                files.undo()
+            files.is_settled = False
+            if can_undo:
+                with contextlib.suppress(OSError):  # then the next load mends it
+                    files.undo()
             raise _explained(str(files.key), error) from error
 
     def _move_in(self, *, alone: bool) -> None:
@@ -379,6 +417,14 @@ class JsonStore:
             )
         if write:
             self._disk.write(self._owned.fd, encode({"kode_lab": FORMAT, "host": here}) + b"\n", 0)
+
+
+def _has_text(turns: Path) -> bool:
+    """Whether there is a conversation beside this ``turns.jsonl``."""
+    try:
+        return turns.with_name("messages.json").stat().st_size > 0
+    except FileNotFoundError:
+        return False
 
 
 def _host() -> str:

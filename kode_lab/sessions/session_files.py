@@ -3,7 +3,8 @@
 Both grow only at their end: ``messages.json`` over its closing bracket, ``turns.jsonl`` with steps
 that one ``done`` line replaces. So a turn costs the same whatever the history, and what a crash can
 leave is one of few shapes, each mended on the next load. A turn is in the conversation from the
-moment its last reply is in ``turns.jsonl``: what follows can be done again from there.
+moment its last reply is in ``turns.jsonl``: what follows can be done again from there. With it goes
+an announcement of the ``done`` line, because writing that line destroys the steps it stands for.
 
 Where this process is alone with the directory and logs elsewhere first (durability ``power``), the
 fence needs no file and the tails of several turns are written as one, a little later.
@@ -27,7 +28,10 @@ from kode_lab.sessions.open_turn import Finished, OpenTurn
 from kode_lab.sessions.session_format import (
     CLOSING,
     FENCE_AT,
+    FENCE_DIGITS,
     encode,
+    ending_of,
+    fence_in,
     header_of,
     messages_of,
     read_header,
@@ -39,7 +43,6 @@ __all__ = ["SessionFiles", "Tail"]
 
 MESSAGES = "messages.json"
 TURNS = "turns.jsonl"
-_FENCE_DIGITS = 20
 # The header, or the last line of a settled turns.jsonl, is usually found in one read of this size.
 _READ_BYTES = 4096
 
@@ -148,11 +151,13 @@ class SessionFiles:
         if self._is_alone:
             return self.fence
         fd = self._fd(TURNS)
-        if self.disk.size(fd) < len(self.header):  # removed or replaced under us
+        fence = -1
+        if self.disk.size(fd) >= len(self.header):
+            fence = fence_in(self.disk.read(fd, FENCE_DIGITS, FENCE_AT))
+        if fence < 0:  # removed, replaced or damaged under us
             self.close()
             self.header, self.is_settled = b"", False
-            return -1
-        return int(self.disk.read(fd, _FENCE_DIGITS, FENCE_AT))
+        return fence
 
     def _read_header(self) -> int:
         fd = self._fd(TURNS)
@@ -163,6 +168,11 @@ class SessionFiles:
             fence = read_header(self.key, line)
             self.header = line + b"\n"
             return fence
+        if self.disk.size(self._fd(MESSAGES)):
+            raise SessionDamaged(
+                f"{self.key}: turns.jsonl does not say whose messages.json is; nothing was "
+                "changed: restore it, or move the session's directory away to begin anew"
+            )
         # It is new, or its maker died in the middle of this very line.
         header = header_of(self.key, 0)
         self.disk.truncate(fd, 0)
@@ -173,7 +183,7 @@ class SessionFiles:
     def fenced_header(self) -> bytes:
         """Give the first line of ``turns.jsonl`` with the newest fence."""
         header = self.header
-        return b"%b%020d%b" % (header[:FENCE_AT], self.fence, header[FENCE_AT + _FENCE_DIGITS :])
+        return b"%b%020d%b" % (header[:FENCE_AT], self.fence, header[FENCE_AT + FENCE_DIGITS :])
 
     # ---- reading
 
@@ -191,6 +201,10 @@ class SessionFiles:
         messages = self._read_messages(text.end_bytes, is_open=text.open is not None)
         self.done_bytes = start + text.done_bytes
         self.turns_bytes = start + text.good_bytes
+        if text.torn_done:
+            self.disk.write(fd, text.torn_done, self.turns_bytes)
+            self.turns_bytes += len(text.torn_done)
+            self.done_bytes = self.turns_bytes
         if self.turns_bytes < size:  # the rest of a step that was never finished
             self.disk.truncate(fd, self.turns_bytes)
         self.count = len(messages)
@@ -223,19 +237,24 @@ class SessionFiles:
         size = self.disk.size(fd)
         data = self.disk.read(fd, size, 0)
         self.messages_bytes = end_bytes
-        whole = messages_of(data) if data else []
+        whole = messages_of(data) if data else None if end_bytes else []
         if size == end_bytes and whole is not None:
             return whole
-        cut = messages_of(data[: end_bytes - len(CLOSING)] + CLOSING) if end_bytes else []
-        if size > end_bytes and cut is not None and (is_open or whole is None):
+        # A new turn begins over the closing bracket, so even that may be torn.
+        body_bytes = max(end_bytes - len(CLOSING), 0)
+        cut = messages_of(data[:body_bytes] + CLOSING) if end_bytes else []
+        if size >= body_bytes and cut is not None and (is_open or whole is None):
             # Our own append did not finish. Without an open turn no crash of ours explains it:
             # then the rest is kept aside, for a person to look at.
             if not is_open:
-                self._keep_aside(data[max(end_bytes - len(CLOSING), 0) :])
+                self._keep_aside(data[body_bytes:])
             self._cut_messages()
             return cut
-        if whole is not None:
-            self.messages_bytes = size  # somebody edited it, or it came from elsewhere: so be it
+        if whole is not None and data.rstrip().endswith(b"]"):
+            # Somebody edited it, or it came from elsewhere: so be it, but it must end as ours do.
+            self.messages_bytes = len(data.rstrip()[:-1].rstrip()) + len(CLOSING) if whole else 0
+            if self.messages_bytes != size or not data.endswith(CLOSING):
+                self._cut_messages()
             return whole
         raise SessionDamaged(
             f"{self.key}: messages.json is not a JSON array of messages ({size} bytes where "
@@ -259,11 +278,19 @@ class SessionFiles:
 
     # ---- what a change writes
 
-    def step_tail(self, turn: OpenTurn, entries: Sequence[dict[str, Any]]) -> Tail:
-        """Give what journalling these steps writes; the first step brings the turn's opening."""
-        if self.turns_bytes == self.done_bytes:
+    def step_tail(
+        self, turn: OpenTurn, entries: Sequence[dict[str, Any]], done: Tail | None = None
+    ) -> Tail:
+        """Give what journalling these steps writes; the first step brings the turn's opening.
+
+        With the last ones goes the announcement of the ``done`` line.
+        """
+        if entries and self.turns_bytes == self.done_bytes:
             entries = [turn.opening(self.fence), *entries]
-        return Tail(TURNS, self.turns_bytes, b"".join([encode(e) + b"\n" for e in entries]))
+        lines = [encode(e) + b"\n" for e in entries]
+        if done is not None:
+            lines.append(ending_of(done.data))
+        return Tail(TURNS, self.turns_bytes, b"".join(lines))
 
     def turn_tails(self, turn: OpenTurn) -> tuple[Tail, Tail]:
         """Give what appending the finished turn writes: its messages, and its ``done`` line."""
@@ -318,6 +345,10 @@ class SessionFiles:
             if name == TURNS:
                 self.disk.write(fd, b"%020d" % self.fence, FENCE_AT)
         self._delayed.clear()
+
+    def is_touched(self) -> bool:
+        """Whether somebody else changed or replaced ``messages.json`` while a turn ran."""
+        return self.disk.size(self._fd(MESSAGES)) != self.messages_bytes
 
     def took_turn(self, turn: OpenTurn, messages: Tail) -> Finished:
         """Move the positions past the turn that was appended."""

@@ -2,9 +2,9 @@ r"""The two files of one session as text: what their lines mean. Pure: no file i
 
     messages.json   [\n{message},\n{message}\n]\n      the conversation, an ordinary JSON array
     turns.jsonl     {"kode_lab":1,"fence":"…","userId":…}   whose it is, and the newest fence
-                    {"done":…,"end":bytes,…}                 a line for each turn in the
-                    conversation {"open":…} {"reply":…} {"result":…}      the steps of an
-                    unfinished turn
+                    {"done":…,"end":bytes,…}    a line for each turn in the conversation
+                    {"open":…} {"reply":…} {"result":…}      the steps of an unfinished turn
+                    {"ending":{"done":…}}       after its last step: the line to replace them all
 
 Everything that decides whether bytes on a disk are a conversation must live here.
 
@@ -27,10 +27,13 @@ from kode_lab.sessions.open_turn import Finished, OpenTurn
 __all__ = [
     "CLOSING",
     "FENCE_AT",
+    "FENCE_DIGITS",
     "FORMAT",
     "TurnsText",
     "decode",
     "encode",
+    "ending_of",
+    "fence_in",
     "header_of",
     "messages_of",
     "owner_of",
@@ -41,6 +44,7 @@ __all__ = [
 FORMAT = 1
 CLOSING = b"\n]\n"
 FENCE_AT = len(b'{"kode_lab":1,"fence":"')
+FENCE_DIGITS = 20
 
 
 class TurnsText(NamedTuple):
@@ -51,6 +55,7 @@ class TurnsText(NamedTuple):
         end_bytes: where ``messages.json`` ends after the last finished turn.
         done_bytes: where the last ``done`` line ends, counted from the first line after the header.
         good_bytes: where the last whole line that belongs here ends; what follows is rubbish.
+        torn_done: the ``done`` line that was being written at ``done_bytes``, or b"".
     """
 
     finished: list[Finished]
@@ -58,12 +63,13 @@ class TurnsText(NamedTuple):
     end_bytes: int
     done_bytes: int
     good_bytes: int
+    torn_done: bytes = b""
 
 
 def header_of(key: SessionKey, fence: int) -> bytes:
     """Give the first line of ``turns.jsonl``; the fence stands at ``FENCE_AT``, 20 digits."""
     ids = json.dumps(key.to_json(), separators=(",", ":"))[1:]
-    return f'{{"kode_lab":{FORMAT},"fence":"{fence:020}",{ids}\n'.encode()
+    return f'{{"kode_lab":{FORMAT},"fence":"{fence:0{FENCE_DIGITS}}",{ids}\n'.encode()
 
 
 def read_header(key: SessionKey, line: bytes) -> int:
@@ -90,7 +96,18 @@ def read_header(key: SessionKey, line: bytes) -> int:
             f"{key}: its directory belongs to another session; "
             "use another sessionId, or layout='user' where users do not share directories"
         )
-    return int(header["fence"])
+    fence = fence_in(line[FENCE_AT : FENCE_AT + FENCE_DIGITS])
+    if fence < 0 or header_of(key, fence) != line + b"\n":
+        raise SessionDamaged(
+            f"{key}: the first line of turns.jsonl is not as kode_lab writes it; restore it: "
+            f"{header_of(key, 0).decode().rstrip()}, with the newest fence in it"
+        )
+    return fence
+
+
+def fence_in(digits: bytes) -> int:
+    """Give the fence that these bytes of a header are, or -1."""
+    return int(digits) if len(digits) == FENCE_DIGITS and digits.isdigit() else -1
 
 
 def owner_of(header: Any) -> SessionKey | None:
@@ -111,25 +128,44 @@ def read_turns(key: SessionKey, data: bytes) -> TurnsText:
     finished: list[Finished] = []
     turn: OpenTurn | None = None
     end_bytes = done_bytes = at = 0
+    torn_done = b""
     for number, line in enumerate(lines):
         entry = _object(line)
         try:
             if "done" in entry:
-                finished.append(_finished(entry))
-                end_bytes, turn = entry["end"], None
-                done_bytes = at + len(line) + 1
+                ended, end_bytes = _finished(entry), entry["end"]
+                finished.append(ended)
+                done_bytes, turn = at + len(line) + 1, None
             elif "open" in entry:
                 turn = OpenTurn.reopened(entry)
-            elif turn is None or not turn.replay(entry):
-                _refuse_lost_lines(key, lines[number + 1 :])
-                break
+            elif "ending" in entry and turn is not None and turn.is_answered:
+                break  # its messages may be there or not: they are appended again
+            else:
+                _replay(turn, entry)
         except (KeyError, TypeError, IndexError, ValueError):
-            _refuse_lost_lines(key, lines[number + 1 :])
+            rest = lines[number + 1 :]
+            _refuse_lost_lines(key, rest)
+            torn = _object(rest[-1]).get("ending") if rest else None
+            if torn is not None and (not finished or finished[-1].turn_id != torn["done"]):
+                # Its messages were there already when its steps were overwritten.
+                torn_done, end_bytes = encode(torn) + b"\n", torn["end"]
+                finished.append(_finished(torn))
+                at, turn = done_bytes, None
             break
         at += len(line) + 1
     if turn is not None and turn.steps == 0:
         at, turn = done_bytes, None  # opened, but its first step was torn
-    return TurnsText(finished, turn, end_bytes, done_bytes, at)
+    return TurnsText(finished, turn, end_bytes, done_bytes, at, torn_done)
+
+
+def _replay(turn: OpenTurn | None, entry: dict[str, Any]) -> None:
+    if turn is None or not turn.replay(entry):
+        raise ValueError("not a step")
+
+
+def ending_of(done: bytes) -> bytes:
+    """Give the line that announces this ``done`` line."""
+    return b'{"ending":%b}\n' % done[:-1]
 
 
 def messages_of(data: bytes) -> list[Message] | None:
@@ -139,7 +175,9 @@ def messages_of(data: bytes) -> list[Message] | None:
     except ValueError:
         return None
     if isinstance(value, list) and all(
-        isinstance(m, dict) and m.get("role") in ("user", "assistant") and "content" in m
+        isinstance(m, dict)
+        and m.get("role") in ("user", "assistant")
+        and isinstance(m.get("content"), str | list)
         for m in value
     ):
         return value
