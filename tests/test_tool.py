@@ -62,7 +62,7 @@ def tool_of(function):
 
 async def until(claim):
     """Wait for a state that another thread brings about."""
-    while not claim():  # noqa: ASYNC110 - there is no event for it; the suite's time limit bounds it
+    while not claim():  # noqa: ASYNC110 - another thread's state has no event
         await asyncio.sleep(0)
 
 

@@ -23,10 +23,27 @@ def toolbox(book: ScheduleBook) -> Toolbox:
     Results are JSON: a schedule is ``{"schedule_id", "title", "start", "end"}``.
     """
     box = Toolbox()
+    tools = _Tools(book)
+    for tool in (
+        tools.create_schedule,
+        tools.query_schedules,
+        tools.update_schedule,
+        tools.delete_schedule,
+    ):
+        box.tool(tool)
+    return box
 
-    @box.tool
+
+class _Tools:
+    """What the model reads of each tool is its signature and its docstring."""
+
+    __slots__ = ("_book",)
+
+    def __init__(self, book: ScheduleBook) -> None:
+        self._book = book
+
     def create_schedule(
-        title: str, start: str, context: ToolContext, end: str | None = None
+        self, title: str, start: str, context: ToolContext, end: str | None = None
     ) -> dict[str, Any]:
         """Create one schedule for the user and return it with its new schedule_id.
 
@@ -37,14 +54,13 @@ def toolbox(book: ScheduleBook) -> Toolbox:
             context: Whose book it is, and the key of this change.
         """
         return _shown(
-            book.create(
+            self._book.create(
                 context.key.user_id, title, start, end, idempotency_key=context.idempotency_key
             )
         )
 
-    @box.tool
     def query_schedules(
-        context: ToolContext, day: str | None = None, text: str | None = None
+        self, context: ToolContext, day: str | None = None, text: str | None = None
     ) -> dict[str, Any]:
         """Look up the user's own schedules, earliest first; without arguments, all of them.
 
@@ -53,7 +69,7 @@ def toolbox(book: ScheduleBook) -> Toolbox:
             text: Only those with this text in their title.
             context: Whose book it is.
         """
-        found = book.query(context.key.user_id, day, text)
+        found = self._book.query(context.key.user_id, day, text)
         answer: dict[str, Any] = {
             "count": len(found),
             "schedules": [_shown(schedule) for schedule in found[:SHOWN_LIMIT]],
@@ -62,8 +78,8 @@ def toolbox(book: ScheduleBook) -> Toolbox:
             answer["note"] = f"only the first {SHOWN_LIMIT} are shown: ask for one day"
         return answer
 
-    @box.tool
     def update_schedule(
+        self,
         schedule_id: int,
         context: ToolContext,
         title: str | None = None,
@@ -80,7 +96,7 @@ def toolbox(book: ScheduleBook) -> Toolbox:
             context: Whose book it is, and the key of this change.
         """
         return _shown(
-            book.update(
+            self._book.update(
                 context.key.user_id,
                 schedule_id,
                 title=title,
@@ -90,20 +106,17 @@ def toolbox(book: ScheduleBook) -> Toolbox:
             )
         )
 
-    @box.tool
-    def delete_schedule(schedule_id: int, context: ToolContext) -> dict[str, Any]:
+    def delete_schedule(self, schedule_id: int, context: ToolContext) -> dict[str, Any]:
         """Delete one of the user's schedules and return what it was.
 
         Args:
             schedule_id: Which one; query_schedules tells the ids.
             context: Whose book it is, and the key of this change.
         """
-        deleted = book.delete(
+        deleted = self._book.delete(
             context.key.user_id, schedule_id, idempotency_key=context.idempotency_key
         )
         return {"deleted": _shown(deleted)}
-
-    return box
 
 
 def _shown(schedule: Schedule) -> dict[str, Any]:

@@ -1,0 +1,292 @@
+"""Imports go down only: the table of the architecture, held against every import there is."""
+
+import ast
+import subprocess
+import sys
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+HOUSE = Path(__file__).parent.parent
+
+WORDS = ("errors", "key", "message", "digest", "event", "span", "operation")
+TOWERS = ("sessions", "check", "claude")
+OUTSIDE = ("schedule_assistant", "server", "targets")
+EVERYTHING = (*WORDS, *TOWERS, *OUTSIDE, "experiment", "cli")
+
+# What each room may import of the house. The longest name that fits a module counts.
+MAY_IMPORT = {
+    # floor 0: the words
+    "errors": (),
+    "key": ("errors",),
+    "message": ("errors",),
+    "digest": (),
+    "event": ("errors",),
+    "span": ("errors", "key"),
+    "operation": ("errors", "key", "digest", "event"),
+    # floor 1: three towers that never meet
+    "sessions": WORDS,
+    "check": WORDS,
+    "claude": WORDS,
+    # floor 2: the outside
+    "schedule_assistant": (*WORDS, "sessions"),
+    "server": (*WORDS, "sessions", "claude", "schedule_assistant"),
+    "targets": WORDS,
+    "targets.in_process": (*WORDS, "sessions"),
+    # floor 3: the laboratory
+    "experiment": (*WORDS, *TOWERS, *OUTSIDE),
+    # floor 4: the door
+    "cli": EVERYTHING,
+    "__main__": EVERYTHING,
+    "": EVERYTHING,
+}
+
+# Who may import what is heavy, patches things, or would tie a room to a vendor.
+MAY_USE = {
+    "anthropic": ("claude", "experiment.bench_client"),  # the bench measures the SDK's own default
+    "pandas": ("experiment.tables",),
+    "matplotlib": ("experiment.figures",),
+    "numpy": ("experiment", "check.fast"),
+    "starlette": ("server",),
+    "uvicorn": ("server", "claude.simulated", "cli"),
+    "nest_asyncio": ("experiment.nested",),
+    "pydantic": ("sessions.tool",),
+    "docstring_parser": ("sessions.tool",),
+    "sqlite3": ("schedule_assistant.book",),
+    "IPython": ("experiment",),
+    "rich": ("experiment", "cli"),
+    "asyncpg": ("sessions.postgres_store",),
+    "psycopg": ("sessions.postgres_store",),
+    # These patch the process that imports them, or are for one way in only.
+    "locust": (),
+    "gevent": (),
+    "requests": (),
+    "httpx": (),
+    "fastapi": ("targets",),
+    "langgraph": ("targets",),
+}
+
+
+def name_of(path, package):
+    """``sessions.tool`` for ``<package>/sessions/tool.py``; "" for the package itself."""
+    parts = path.relative_to(package).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(path, package):
+    """Each import of a module: (line, whole dotted name, whether it runs when it is imported)."""
+    own = f"{package.name}.{name_of(path, package)}".rstrip(".").split(".")
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    deferred = set()
+    for node in ast.walk(tree):
+        is_typing = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        if is_typing or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            deferred.update(map(id, ast.walk(node)))
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                parent = own if path.name == "__init__.py" else own[:-1]
+                start = parent[: len(parent) - node.level + 1]
+            else:
+                start = []
+            start = ".".join([*start, *([node.module] if node.module else [])])
+            names = [f"{start}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(
+            ("import_module", "__import__")
+        ):
+            names = [node.args[0].value] if isinstance(node.args[0], ast.Constant) else []
+        for name in names:
+            yield node.lineno, name, id(node) not in deferred
+
+
+def is_in(name, place):
+    return name == place or name.startswith(f"{place}.") or place == ""
+
+
+def wrong_imports(package, may_import, may_use):
+    """What breaks the tables, a sentence each."""
+    rooms = sorted(may_import, key=len, reverse=True)
+    for path in sorted(package.rglob("*.py")):
+        here = name_of(path, package)
+        room = next((room for room in rooms if room and is_in(here, room)), None)
+        if room is None:
+            if here != "":
+                yield f"{here}: no room of the table: give it its place in MAY_IMPORT"
+                continue
+            room = ""
+        for line, name, _ in imports_of(path, package):
+            where = f"{path.relative_to(package.parent)}:{line}"
+            top, _, rest = name.partition(".")
+            if top == package.name:
+                allowed = may_import[room]
+                # A room may use itself, and anyone the door, for the version.
+                is_own = room != "" and is_in(rest, room)
+                if (
+                    not is_own
+                    and rest not in ("__version__", "")
+                    and not any(is_in(rest, other) for other in allowed)
+                ):
+                    yield f"{where}: {room or 'the door'} must not import {rest}: imports go down"
+            elif top in may_use and not any(is_in(here, place) for place in may_use[top]):
+                places = ", ".join(may_use[top]) or "nobody in this package"
+                yield f"{where}: {here or 'the door'} must not import {top}: {places} may"
+
+
+def knots(package):
+    """Rings of modules that import each other when they are imported."""
+    paths = {name_of(path, package): path for path in package.rglob("*.py")}
+    graph = {}
+    for name, path in paths.items():
+        found = set()
+        for _, whole, is_immediate in imports_of(path, package):
+            top, _, rest = whole.partition(".")
+            if top == package.name and is_immediate:
+                target = rest if rest in paths else rest.rpartition(".")[0]
+                found.add(target)
+        graph[name] = found - {name}
+    reached = {name: set(targets) for name, targets in graph.items()}
+    for _ in graph:
+        for targets in reached.values():
+            targets |= set(chain.from_iterable(reached.get(target, ()) for target in set(targets)))
+    rings = {
+        tuple(sorted(other for other in reached[name] if name in reached.get(other, ())))
+        for name in graph
+        if name in reached[name]
+    }
+    return [f"these import each other in a ring: {', '.join(ring)}" for ring in sorted(rings)]
+
+
+def test_every_import_goes_down_as_the_table_says():
+    wrong = list(wrong_imports(HOUSE / "kode_lab", MAY_IMPORT, MAY_USE))
+    assert not wrong, "\n" + "\n".join(wrong)
+
+
+def test_no_modules_import_each_other_in_a_ring():
+    assert knots(HOUSE / "kode_lab") == []
+
+
+def test_load_tests_speak_http_and_know_only_the_words_they_record_with():
+    allowed = ("errors", "key", "operation", "digest", "event")
+    wrong = [
+        f"{path.name}:{line}: {name}: load tests may import kode_lab.{', '.join(allowed)}"
+        for path in sorted((HOUSE / "loadtests").rglob("*.py"))
+        for line, name, _ in imports_of(path, HOUSE / "loadtests")
+        if name.startswith("kode_lab")
+        and not any(is_in(name, f"kode_lab.{word}") for word in allowed)
+    ]
+    assert wrong == []
+
+
+def test_the_table_names_only_rooms_that_exist_or_are_planned():
+    planned = {"targets", "targets.in_process", "server", "check", "sessions.postgres_store"}
+    places = {place for places in MAY_USE.values() for place in places} | set(MAY_IMPORT)
+    package = HOUSE / "kode_lab"
+    there = {name_of(path, package) for path in package.rglob("*.py")}
+    missing = {place for place in places - planned if place not in there}
+    assert missing <= {"check.fast"}, "a room of the table is gone: take it out of the table"
+
+
+HEAVY = ("pandas", "matplotlib", "anthropic", "pydantic", "numpy", "uvicorn", "starlette", "rich")
+
+
+@pytest.mark.parametrize(
+    ("module", "light_of"),
+    [
+        ("kode_lab", (*HEAVY, "asyncio", "orjson", "kode_lab.errors")),
+        ("kode_lab.operation", (*HEAVY, "asyncio", "orjson")),
+        ("kode_lab.sessions", HEAVY),
+        ("kode_lab.check", tuple(set(HEAVY) - {"numpy"})),
+        ("kode_lab.claude", HEAVY),
+        ("kode_lab.schedule_assistant", HEAVY),
+        ("kode_lab.cli", HEAVY),
+    ],
+)
+def test_importing_a_room_loads_nothing_heavy(module, light_of):
+    script = (
+        f"import sys, {module}\n"
+        f"print(*[name for name in {light_of!r} if name in sys.modules])\n"
+        "assert 'locust' not in sys.modules\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert ended.stdout.split() == [], (
+        f"import {module} loads these: import them where they are used"
+    )
+
+
+# --- the checker itself ----------------------------------------------------------------------
+
+
+def small_house(root, files):
+    for name, content in files.items():
+        path = root / "kode_lab" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    return root / "kode_lab"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("sessions/a.py", "import kode_lab.claude", "sessions must not import claude"),
+        ("sessions/a.py", "from kode_lab import claude", "sessions must not import claude"),
+        ("sessions/a.py", "from kode_lab.claude.wire import x", "must not import claude.wire.x"),
+        ("sessions/a.py", "from ..check import x", "sessions must not import check.x"),
+        ("sessions/a.py", "from .. import check", "sessions must not import check"),
+        ("sessions/__init__.py", "from ..check import x", "sessions must not import check.x"),
+        ("sessions/a.py", "def f():\n    import kode_lab.check", "a.py:2: sessions must not"),
+        ("sessions/a.py", "if TYPE_CHECKING:\n    import kode_lab.check", "sessions must not"),
+        ("sessions/a.py", "import_module('kode_lab.check')", "sessions must not import check"),
+        ("sessions/a.py", "importlib.import_module('pandas')", "sessions.a must not import pandas"),
+        ("claude/a.py", "import kode_lab.sessions", "claude must not import sessions"),
+        ("check/a.py", "import kode_lab.claude", "check must not import claude"),
+        ("errors.py", "import kode_lab.key", "errors must not import key"),
+        ("key.py", "import kode_lab.message", "key must not import message"),
+        ("targets/http.py", "import kode_lab.sessions", "targets must not import sessions"),
+        ("schedule_assistant/a.py", "import kode_lab.claude", "must not import claude"),
+        ("server/a.py", "import kode_lab.experiment", "server must not import experiment"),
+        ("experiment/a.py", "import kode_lab.cli", "experiment must not import cli"),
+        ("experiment/a.py", "import pandas as pd", "experiment.tables may"),
+        ("experiment/a.py", "from matplotlib import pyplot", "experiment.figures may"),
+        ("sessions/a.py", "import anthropic.types", "sessions.a must not import anthropic"),
+        ("experiment/a.py", "import locust", "nobody in this package may"),
+        ("helpers/a.py", "", "helpers.a: no room of the table"),
+    ],
+)
+def test_the_checker_sees_each_breach(tmp_path, name, content, told):
+    (complaint,) = wrong_imports(small_house(tmp_path, {name: content}), MAY_IMPORT, MAY_USE)
+    assert told in complaint
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("sessions/a.py", "from kode_lab.key import SessionKey\nfrom kode_lab.sessions.b import c"),
+        ("sessions/a.py", "from .b import c\nfrom . import d\nfrom ..key import SessionKey"),
+        ("sessions/a.py", "import json\nfrom kode_lab import __version__"),
+        ("targets/in_process.py", "import kode_lab.sessions"),
+        ("experiment/tables.py", "import pandas"),
+        ("experiment/figures/lanes.py", "import matplotlib.pyplot"),
+        ("cli.py", "import kode_lab.experiment"),
+        ("__init__.py", "import kode_lab.sessions"),
+    ],
+)
+def test_the_checker_allows_what_the_table_allows(tmp_path, name, content):
+    assert list(wrong_imports(small_house(tmp_path, {name: content}), MAY_IMPORT, MAY_USE)) == []
+
+
+def test_the_checker_sees_a_ring_but_not_a_deferred_one(tmp_path):
+    ring = {
+        "a.py": "from kode_lab.b import x",
+        "b.py": "import kode_lab.c",
+        "c.py": "from kode_lab import a",
+        "d.py": "import kode_lab.a",
+    }
+    assert knots(small_house(tmp_path, ring)) == ["these import each other in a ring: a, b, c"]
+    deferred = ring | {"c.py": "def f():\n    from kode_lab import a"}
+    assert knots(small_house(tmp_path, deferred)) == []

@@ -1,0 +1,55 @@
+"""The public door: every listed name exists, is documented, and is loaded only when it is used."""
+
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+from importlib import metadata
+
+import pytest
+
+import kode_lab
+
+MODULES = sorted(
+    module.name
+    for module in pkgutil.walk_packages(kode_lab.__path__, "kode_lab.")
+    if not module.name.endswith("__main__")
+)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_listed_name_exists_once_and_is_documented(name):
+    module = importlib.import_module(name)
+    listed = getattr(module, "__all__", [])
+    assert len(set(listed)) == len(listed)
+    for public in listed:
+        assert hasattr(module, public), f"{name}.__all__ lists {public}, which is not there"
+        value = getattr(module, public)
+        if inspect.isclass(value) or inspect.isfunction(value):
+            assert value.__doc__, f"{name}.{public}: say in one sentence what it gives"
+
+
+def test_every_name_of_the_door_opens():
+    assert len(kode_lab.__all__) > 10
+    for name in kode_lab.__all__:
+        assert getattr(kode_lab, name) is not None
+    assert set(kode_lab.__all__) <= set(dir(kode_lab))
+
+
+def test_a_star_import_gives_exactly_the_listed_names():
+    script = (
+        "before = set(globals())\nfrom kode_lab import *\nimport kode_lab\n"
+        "given = set(globals()) - before - {'before', 'kode_lab'}\n"
+        "assert given == set(kode_lab.__all__), given ^ set(kode_lab.__all__)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_name_that_is_not_there_is_refused_with_those_that_are():
+    with pytest.raises(AttributeError, match=r"kode_lab has no 'Sesion'; it has .*SessionManager"):
+        _ = kode_lab.Sesion
+
+
+def test_the_version_is_that_of_the_package():
+    assert metadata.version("kode_lab") == kode_lab.__version__
