@@ -11,7 +11,6 @@ a misspelt one.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, NamedTuple
@@ -19,11 +18,22 @@ from typing import Any, NamedTuple
 from kode_lab.key import SessionKey
 from kode_lab.server.refusal import Rejected
 
-__all__ = ["ClientLeft", "TurnRequest", "read_body", "turn_request"]
+__all__ = [
+    "DEADLINE_LEAST_S",
+    "DEADLINE_LIMIT_S",
+    "POLICIES",
+    "ClientLeft",
+    "TurnRequest",
+    "accepts_events",
+    "is_json",
+    "read_body",
+    "turn_request",
+]
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
+DEADLINE_LEAST_S = 1.0
 DEADLINE_LIMIT_S = 86_400.0
 POLICIES = ("finish", "rollback")
 _FIELDS = (
@@ -200,9 +210,9 @@ def _deadline_s(value: object) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise _wrong(f"deadlineS is a JSON {_name_of(value)}: give seconds as a number")
-    if not (0 < value <= DEADLINE_LIMIT_S) or math.isnan(value):
+    if not DEADLINE_LEAST_S <= value <= DEADLINE_LIMIT_S:  # nan is neither
         raise _wrong(
-            f"deadlineS is {value!r:.20}: give more than 0 and at most {DEADLINE_LIMIT_S=}"
+            f"deadlineS is {value!r:.20}: give from {DEADLINE_LEAST_S:g} to {DEADLINE_LIMIT_S:g}"
         )
     return float(value)
 

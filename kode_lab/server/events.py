@@ -1,6 +1,7 @@
 """The events of one turn as Server-Sent Events, gathered between two looks of whoever sends them.
 
-    started     {}                                 the session is held
+    accepted    {"turnId": "…"}                    the turn waits for its session
+    started     {"turnId": "…"}                    the session is held
     text        {"text": "…"}                      a piece of the model's words
     tool_call   {"id", "name", "input"}            a tool is about to run
     tool_result {"callId", "content", "isError"}   what it gave
@@ -32,9 +33,19 @@ HEARTBEAT_S = 15.0
 class EventStream:
     """What was told and not yet taken."""
 
-    __slots__ = ("_beat", "_is_silent", "_loop", "_number", "_ready", "_text", "_waiter")
+    __slots__ = (
+        "_beat",
+        "_is_silent",
+        "_loop",
+        "_number",
+        "_ready",
+        "_text",
+        "_turn_id",
+        "_waiter",
+    )
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, turn_id: str, loop: asyncio.AbstractEventLoop) -> None:
+        self._turn_id = turn_id
         self._loop = loop
         self._number = 0
         self._ready: list[bytes] = []
@@ -42,6 +53,7 @@ class EventStream:
         self._waiter: asyncio.Future[None] | None = None
         self._beat: asyncio.TimerHandle | None = None
         self._is_silent = True
+        self._add("accepted", {"turnId": turn_id})
 
     def tell(self, event: TurnEvent) -> None:
         """Take one event of the turn: the manager's ``on_event``."""
@@ -55,7 +67,7 @@ class EventStream:
                 kind, {"callId": data.call_id, "content": data.content, "isError": data.is_error}
             )
         else:
-            self.add(kind, {})
+            self.add(kind, {"turnId": self._turn_id})
         self.wake()
 
     def add(self, kind: str, data: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from kode_lab.server.refusal import Problem, Rejected, problem_of
 from kode_lab.server.visitor import ANYBODY, Tokens, Visitor
 from kode_lab.sessions import SessionManager, TurnEvent, TurnReply
 
-__all__ = ["LOG", "Limits", "Service", "TurnTask"]
+__all__ = ["LOG", "Limits", "Service", "TurnTask", "outcome_of"]
 
 LOG = logging.getLogger("kode_lab.server")
 
@@ -45,7 +45,7 @@ class Limits:
     """
 
     body_limit_bytes: int = 8_000_000
-    head_limit_bytes: int = 32_768
+    head_limit_bytes: int = 65_536
     head_timeout_s: float = 10.0
     body_timeout_s: float = 30.0
     stall_timeout_s: float = 30.0

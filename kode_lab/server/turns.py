@@ -68,7 +68,7 @@ class Turns:
         await service.admit(request.key)
         watch: asyncio.Task[None] | None = None
         if request.is_stream:
-            events = EventStream(asyncio.get_running_loop())
+            events = EventStream(request.turn_id, asyncio.get_running_loop())
             task = service.begin(request, events.tell)
         else:
             task = service.begin(request)
