@@ -11,10 +11,13 @@ Source: the failure modes are those of Pillai et al., "All File Systems Are Not 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from typing import Protocol, TypeAlias
 
-__all__ = ["Disk", "Place", "PosixDisk"]
+from kode_lab.errors import StoreUnwritable
+
+__all__ = ["Disk", "Place", "PosixDisk", "explained"]
 
 Place: TypeAlias = str | os.PathLike[str]
 
@@ -125,3 +128,22 @@ class PosixDisk:
         """Remove a file; it may be gone already."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)  # noqa: PTH108 - as above
+
+
+_WHAT_TO_DO = {
+    errno.ENOSPC: "free some space, then send the turn again with the same turnId",
+    errno.EDQUOT: "free some of the quota, then send the turn again with the same turnId",
+    errno.EACCES: "give this process the right to write there",
+    errno.EPERM: "give this process the right to write there",
+    errno.EROFS: "the file system is read-only: mount it for writing or choose another directory",
+    errno.EMFILE: "raise the limit of open files (ulimit -n), or lower open_sessions_limit",
+    errno.ENOTDIR: "a file stands where a directory is needed: move it away",
+}
+
+
+def explained(what: str, error: OSError) -> StoreUnwritable:
+    """Give the error that says which session, what the system said, and what to do."""
+    hint = _WHAT_TO_DO.get(
+        error.errno or 0, "look at the disk; what was acknowledged is still there"
+    )
+    return StoreUnwritable(f"{what} cannot be stored: {error.strerror or error}; {hint}")

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
 import platform
 import time
@@ -29,16 +28,14 @@ from typing import Any, Literal
 
 from kode_lab.errors import (
     ForeignHost,
-    KodeLabError,
     SessionDamaged,
     StaleLease,
-    StoreUnwritable,
     WaitingRoomFull,
     WrongOwner,
 )
 from kode_lab.key import SessionKey
 from kode_lab.message import Message
-from kode_lab.sessions.disk import Disk, PosixDisk
+from kode_lab.sessions.disk import Disk, PosixDisk, explained
 from kode_lab.sessions.file_lock import FileLocks, OwnedFile
 from kode_lab.sessions.keyed_lock import KeyedLock, LockStatistics
 from kode_lab.sessions.open_turn import Finished, OpenTurn
@@ -101,13 +98,17 @@ class JsonStore:
         self._open: OrderedDict[SessionKey, SessionFiles] = OrderedDict()
         self._open_sessions_limit = open_sessions_limit
         self._power: PowerJournal | None = None
+        self._locks = FileLocks(self.root / "+locks", self._disk)
         try:
             self._disk.make_directory(self.root)
             self._owned = OwnedFile(self.root / "+store", self._disk)
-            self._locks = FileLocks(self.root / "+locks", self._disk)
-            self._move_in(alone=durability == "power")
+            try:
+                self._move_in(alone=durability == "power")
+            except BaseException:
+                self._leave()
+                raise
         except OSError as error:
-            raise _explained(f"the store at {self.root.name!r}", error) from error
+            raise explained(f"the store at {self.root.name!r}", error) from error
 
     async def hold(self, key: SessionKey, *, queue_limit: int) -> Lease:
         """Give the lease of the session, after everyone in this process who asked before.
@@ -128,7 +129,7 @@ class JsonStore:
             return await self._hold_files(key, is_patient=queue_limit > 0)
         except OSError as error:
             self._lock.release(slot)
-            raise _explained(str(key), error) from error
+            raise explained(str(key), error) from error
         except BaseException:
             self._lock.release(slot)
             raise
@@ -160,6 +161,8 @@ class JsonStore:
         if held is None or held.lease is not lease:
             return
         del self._held[lease.key]
+        if self._power is not None and lease.key not in self._open:
+            self._touch(held.files)  # it was closed while its last step went down
         self._locks.release(held.place)
         self._lock.release(lease.key[:2])
 
@@ -177,7 +180,7 @@ class JsonStore:
             self._forget(files)
             raise
         except OSError as error:
-            raise _explained(str(lease.key), error) from error
+            raise explained(str(lease.key), error) from error
 
     async def journal(self, lease: Lease, turn: OpenTurn, entry: dict[str, Any]) -> None:
         """Save one step of the turn; when it returns, the step survives.
@@ -235,7 +238,10 @@ class JsonStore:
         """
         directory = self.root / self._directory(key)
         if (files := self._open.get(key)) is not None:
-            files.flush()
+            try:
+                files.flush()
+            except OSError as error:
+                raise explained(str(key), error) from error
         for _ in range(_PEEKS):
             try:
                 header = (directory / "turns.jsonl").read_bytes().partition(b"\n")[0]
@@ -243,7 +249,7 @@ class JsonStore:
             except FileNotFoundError:
                 return []
             except OSError as error:
-                raise _explained(str(key), error) from error
+                raise explained(str(key), error) from error
             except ValueError:
                 await asyncio.sleep(0.001)  # its holder is writing at this moment
                 continue
@@ -287,14 +293,22 @@ class JsonStore:
         """Give everything back; leases that are still out are void."""
         for held in list(self._held.values()):
             self.release(held.lease)
-        if self._power is not None:
-            await self._power.aclose()
+        try:
+            if self._power is not None:
+                await self._power.aclose()
+            while self._open:
+                self._open.popitem()[1].close()
+            if self._owned.fd >= 0 and self._owned.try_own(alone=True):
+                self._disk.truncate(self._owned.fd, 0)  # the last one out: any host may come now
+        except OSError as error:
+            raise explained(f"the store at {self.root.name!r}", error) from error
+        finally:
             self._power = None
-        while self._open:
-            self._open.popitem()[1].close()
+            self._leave()
+
+    def _leave(self) -> None:
+        """Close what is locked, so that others may come."""
         self._locks.close()
-        if self._owned.fd >= 0 and self._owned.try_own(alone=True):
-            self._disk.truncate(self._owned.fd, 0)  # the last one out: any host may come now
         self._owned.close()
 
     # ---- inside
@@ -310,7 +324,11 @@ class JsonStore:
         self._open[files.key] = files
         self._open.move_to_end(files.key)
         if len(self._open) > self._open_sessions_limit:
-            self._open.popitem(last=False)[1].close()
+            _, oldest = self._open.popitem(last=False)
+            try:
+                oldest.close()
+            except OSError:  # what it delayed is logged, and the journal will say what is wrong
+                self._open[oldest.key] = oldest
 
     def _files(self, lease: Lease) -> SessionFiles:
         """Give the files of a lease that is still good: the only way to them."""
@@ -322,7 +340,7 @@ class JsonStore:
             self._touch(files)
             newest = files.newest_fence()
         except OSError as error:
-            raise _explained(str(lease.key), error) from error
+            raise explained(str(lease.key), error) from error
         if newest != lease.fence:
             raise StaleLease(
                 f"{lease.key}: fence {lease.fence} was overtaken by {newest}; nothing was written: "
@@ -337,14 +355,14 @@ class JsonStore:
             try:
                 files.settle()
             except OSError as error:
-                raise _explained(str(lease.key), error) from error
+                raise explained(str(lease.key), error) from error
         return files
 
     def _refuse_touched(self, files: SessionFiles) -> None:
         try:
             is_touched = files.is_touched()
         except OSError as error:
-            raise _explained(str(files.key), error) from error
+            raise explained(str(files.key), error) from error
         if is_touched:
             self._forget(files)
             raise SessionDamaged(
@@ -373,7 +391,7 @@ class JsonStore:
             if can_undo:
                 with contextlib.suppress(OSError):  # then the next load mends it
                     files.undo()
-            raise _explained(str(files.key), error) from error
+            raise explained(str(files.key), error) from error
 
     def _move_in(self, *, alone: bool) -> None:
         """Share the directory with other processes of this host, or own it alone for ``power``.
@@ -430,22 +448,3 @@ def _has_text(turns: Path) -> bool:
 def _host() -> str:
     """Give a name for this host that tells nobody which it is."""
     return blake2b(f"{platform.node()}\0{os.name}".encode(), digest_size=8).hexdigest()
-
-
-_WHAT_TO_DO = {
-    errno.ENOSPC: "free some space, then send the turn again with the same turnId",
-    errno.EDQUOT: "free some of the quota, then send the turn again with the same turnId",
-    errno.EACCES: "give this process the right to write there",
-    errno.EPERM: "give this process the right to write there",
-    errno.EROFS: "the file system is read-only: mount it for writing or choose another directory",
-    errno.EMFILE: "raise the limit of open files (ulimit -n), or lower open_sessions_limit",
-    errno.ENOTDIR: "a file stands where a directory is needed: move it away",
-}
-
-
-def _explained(what: str, error: OSError) -> KodeLabError:
-    """Give the error that says which session, what the system said, and what to do."""
-    hint = _WHAT_TO_DO.get(
-        error.errno or 0, "look at the disk; what was acknowledged is still there"
-    )
-    return StoreUnwritable(f"{what} cannot be stored: {error.strerror or error}; {hint}")

@@ -11,6 +11,8 @@ platform gave them ("double texting").
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import copy
 import os
 import time
 from collections.abc import Callable
@@ -132,6 +134,7 @@ class SessionManager:
         # The turns in flight of each userId:sessionId, in the order of their arrival.
         self._lines: dict[tuple[str, ...], dict[_Ticket, None]] = {}
         self._is_closing = False
+        self._one_ended = asyncio.Event()
 
     async def turn(
         self,
@@ -166,7 +169,9 @@ class SessionManager:
         ticket = _Ticket(_checked(prompt, turn_id, strategy))
         deadline_s = config.deadline_s if deadline_s is None else deadline_s
         line = self._lines.setdefault(key[:2], {})
-        others = list(line) if strategy in ("interrupt", "rollback") else ()
+        # A turn that is sent again waits for its first sending: it is one turn.
+        is_first = strategy in ("interrupt", "rollback")
+        others = [other for other in line if other.turn_id != ticket.turn_id] if is_first else ()
         line[ticket] = None
         try:
             async with asyncio.timeout(deadline_s) as deadline:
@@ -191,6 +196,7 @@ class SessionManager:
             del line[ticket]
             if not line:
                 del self._lines[key[:2]]
+            self._one_ended.set()
 
     def withdraw(self, key: SessionKey, task: asyncio.Task[TurnReply]) -> None:
         """Roll back the turn that ``task`` awaits, as a later turn with ``rollback`` would.
@@ -207,6 +213,8 @@ class SessionManager:
 
     async def delete(self, key: SessionKey) -> None:
         """Forget the conversation, after the turns that came before."""
+        if self._is_closing:
+            raise Draining(f"{key}: the manager is closing: nothing was deleted")
         queue_limit = self._agents.current(key.agent_id).queue_limit
         lease = await self._store.hold(key, queue_limit=queue_limit)
         try:
@@ -228,15 +236,11 @@ class SessionManager:
     async def aclose(self) -> None:
         """Take no more turns, let those in flight end, cancel what outlasts ``drain_s``."""
         self._is_closing = True
-        me = asyncio.current_task()
-        tasks = {t.task for line in self._lines.values() for t in line if t.task not in (None, me)}
-        waiting = {task for task in tasks if task is not None}
-        if waiting:
-            _, late = await asyncio.wait(waiting, timeout=self._drain_s)
-            for task in late:
-                task.cancel()
-            if late:
-                await asyncio.wait(late)
+        await self._ended(self._drain_s)
+        for ticket in self._in_flight():
+            if ticket.task is not None:
+                ticket.task.cancel()
+        await self._ended(None)
         await self._store.aclose()
 
     async def __aenter__(self) -> Self:
@@ -249,6 +253,21 @@ class SessionManager:
         traceback: TracebackType | None,
     ) -> None:
         await self.aclose()
+
+    # ---- the end
+
+    def _in_flight(self) -> list[_Ticket]:
+        """Give the turns in flight, but for one that closes the manager itself."""
+        me = asyncio.current_task()
+        return [ticket for line in self._lines.values() for ticket in line if ticket.task is not me]
+
+    async def _ended(self, timeout_s: float | None) -> None:
+        """Wait until no turn is in flight, so long at most; their tasks may live on."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self._in_flight():
+                    self._one_ended.clear()
+                    await self._one_ended.wait()
 
     # ---- one turn, step by step
 
@@ -263,7 +282,9 @@ class SessionManager:
     ) -> TurnReply:
         """Wait for the session, and take the turn under its lease."""
         start_ns = time.monotonic_ns()
-        queue_limit = config.queue_limit if strategy != "reject" else 0
+        # Who takes another's place waits at least for that one's end.
+        least = strategy in ("interrupt", "rollback")
+        queue_limit = max(config.queue_limit, least) if strategy != "reject" else 0
         ahead = len(self._lines[key[:2]]) - 1
         try:
             lease = await self._store.hold(key, queue_limit=queue_limit)
@@ -271,11 +292,11 @@ class SessionManager:
             if strategy != "reject":
                 raise
             raise SessionBusy(f"{key}: a turn is running, and the strategy is reject") from error
-        self._span(key, ticket, "wait", start_ns, {"kode_lab.queue.length": ahead})
         error_name: str | None = None
-        if ahead or time.monotonic_ns() - start_ns > _INSTANT_NS:  # it may have changed since
-            config = self._agents.current(key.agent_id)
         try:
+            self._span(key, ticket, "wait", start_ns, {"kode_lab.queue.length": ahead})
+            if ahead or time.monotonic_ns() - start_ns > _INSTANT_NS:  # it may have changed since
+                config = self._agents.current(key.agent_id)
             if on_event is not None:
                 on_event(TurnEvent("started"))
             return await self._take(lease, ticket, prompt, config, on_event)
@@ -374,13 +395,24 @@ def _checked(prompt: object, turn_id: object, strategy: str) -> str:
         raise InvalidPrompt(
             f"the prompt has {len(prompt)} characters: shorten it to {PROMPT_LIMIT_CHARS=}"
         )
+    if not prompt.isascii():
+        _check_unicode("the prompt", prompt)
     if strategy not in STRATEGIES:
         raise InvalidPrompt(f"strategy {strategy!r:.40} is none of {', '.join(STRATEGIES)}")
     if turn_id is None:
         return os.urandom(12).hex()
     if not isinstance(turn_id, str) or not 0 < len(turn_id) <= TURN_ID_LIMIT_CHARS:
         raise InvalidPrompt(f"turnId must be text of 1 to {TURN_ID_LIMIT_CHARS=} characters")
+    _check_unicode("turnId", turn_id)
     return turn_id
+
+
+def _check_unicode(what: str, text: str) -> None:
+    """Refuse a lone surrogate: it could be neither stored nor sent."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidPrompt(f"{what} is not valid Unicode at {error.start}: mend it") from None
 
 
 def _reply_of(agent: Agent, finished: Finished, *, is_replay: bool) -> TurnReply:
@@ -392,8 +424,8 @@ def _reply_of(agent: Agent, finished: Finished, *, is_replay: bool) -> TurnReply
         )
     messages = agent.messages[finished.first : finished.last + 1]
     reply = Reply(tuple(messages[-1]["content"]), "end_turn")
-    calls = tuple(
-        call
+    calls = tuple(  # copies: the caller may do with them as it likes
+        call._replace(input=copy.deepcopy(call.input))
         for message in messages
         if message["role"] == "assistant" and isinstance(message["content"], list)
         for call in tool_calls_of(message["content"])

@@ -13,7 +13,8 @@ time.
 
 Frame: length, CRC-32, generation, sequence (4 + 4 + 4 + 4 bytes), then a JSON line saying
 directory and tails, then the tails' bytes. The first frame that does not fit this chain is the
-end.
+end. A frame of length 0 stands at the beginning of an empty journal and keeps its generation, which
+is never used again: else old frames that lie behind new ones of the same sizes would join them.
 
 Source: redo logging and group commit, Gray and Reuter, "Transaction Processing" (1992); do not go
 on after a failed fsync: Rebello et al., ATC 2020.
@@ -22,6 +23,7 @@ on after a failed fsync: Rebello et al., ATC 2020.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
@@ -75,7 +77,7 @@ class PowerJournal:
         self._disk = disk
         self._size_bytes = size_bytes
         self._fd = disk.open(path, create=True)
-        self._generation = recover(self._fd, root, disk)
+        self._generation = recover(self._fd, root, disk) + 1
         self._sequence = 0
         self._at = 0
         self._dirty: set[str] = set()
@@ -87,8 +89,10 @@ class PowerJournal:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kode-lab-journal")
         for at in range(disk.size(self._fd), size_bytes, len(_BLANK)):
             disk.write(self._fd, _BLANK[: size_bytes - at], at)
-        disk.sync(self._fd)
-        disk.sync_directory(root)
+        _empty(self._fd, disk, self._generation)
+        for place in (root, *root.absolute().parents):  # the root may be as new as what is in it
+            with contextlib.suppress(PermissionError):
+                disk.sync_directory(place)
 
     async def log(self, files: SessionFiles, tails: Sequence[Tail]) -> None:
         """Return when the tails survive a power cut, even if cancelled meanwhile.
@@ -105,6 +109,7 @@ class PowerJournal:
                 f"a step of {len(payload)} bytes does not fit JOURNAL_BYTES={self._size_bytes}"
             )
         waiting = _Waiting(files, tails, payload)
+        files.expect(tails)
         self._queue.append(waiting)
         if self._flusher is None:
             self._flusher = asyncio.get_running_loop().create_task(self._flush())
@@ -220,28 +225,32 @@ class PowerJournal:
         """Sync the files that the journal speaks of, and start its next generation."""
         _sync_all(self._dirty, self._root, self._disk)
         self._dirty.clear()
-        self._disk.write(self._fd, _BLANK[: _FRAME.size], 0)
-        self._disk.sync(self._fd)
         self._generation += 1
+        _empty(self._fd, self._disk, self._generation)
         self._sequence = self._at = 0
 
 
 def recover(fd: int, root: Path, disk: Disk) -> int:
-    """Apply the frames of a journal, sync what they touch, empty it; give the next generation.
+    """Apply the frames of a journal, sync what they touch, empty it; give its generation.
 
     Raises:
         OSError: the disk failed; the journal is as it was.
     """
-    generation = 0
+    data = disk.read(fd, disk.size(fd), 0)
+    generation: int = _FRAME.unpack_from(data)[2] if len(data) >= _FRAME.size else 0
     touched: set[str] = set()
-    for generation, directory, tails in _frames(disk.read(fd, disk.size(fd), 0)):  # noqa: B007
+    for directory, tails in _frames(data):
         touched.add(f"{root}/{directory}")
         _apply(root / directory, tails, disk)
     if touched:
         _sync_all(touched, root, disk)
-        disk.write(fd, _BLANK[: _FRAME.size], 0)
-        disk.sync(fd)
-    return generation + 1
+        _empty(fd, disk, generation)
+    return generation
+
+
+def _empty(fd: int, disk: Disk, generation: int) -> None:
+    disk.write(fd, _FRAME.pack(0, 0, generation, 0), 0)
+    disk.sync(fd)
 
 
 def _payload(directory: str, files: SessionFiles, tails: Sequence[Tail]) -> bytes:
@@ -252,7 +261,7 @@ def _payload(directory: str, files: SessionFiles, tails: Sequence[Tail]) -> byte
     return b"".join([words, b"\n", header, *[tail.data for tail in tails]])
 
 
-def _frames(data: bytes) -> Iterator[tuple[int, str, list[Tail]]]:
+def _frames(data: bytes) -> Iterator[tuple[str, list[Tail]]]:
     """Give the frames from the beginning as far as the chain holds, the header as a tail at 0."""
     at, expected = 0, (0, 1)
     while at + _FRAME.size <= len(data):
@@ -277,7 +286,7 @@ def _frames(data: bytes) -> Iterator[tuple[int, str, list[Tail]]]:
         for name, offset, length in sizes:
             tails.append(Tail(name, offset, rest[start : start + length]))
             start += length
-        yield generation, directory, tails
+        yield directory, tails
 
 
 def _apply(directory: Path, tails: Sequence[Tail], disk: Disk) -> None:
@@ -298,6 +307,8 @@ def _sync_all(directories: set[str], root: Path, disk: Disk) -> None:
     """Sync both files of each session, then every directory on the way up to the root."""
     above: set[Path] = set()
     for directory in map(Path, directories):
+        if not directory.is_dir():  # somebody moved the session away
+            continue
         for name in ("turns.jsonl", "messages.json"):
             fd = disk.open(directory / name, create=True)
             try:

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from kode_lab.key import SessionKey
+from kode_lab.message import Message, tool_calls_of
 from kode_lab.sessions.open_turn import Finished, OpenTurn
 from kode_lab.sessions.store import Lease, Stored
 
@@ -30,7 +32,7 @@ class Agent:
         open: a turn left unfinished, or None.
     """
 
-    __slots__ = ("fence", "finished", "idle_since_s", "key", "messages", "open")
+    __slots__ = ("_call_ids", "fence", "finished", "idle_since_s", "key", "messages", "open")
 
     def __init__(self, lease: Lease, stored: Stored) -> None:
         self.key = lease.key
@@ -39,12 +41,31 @@ class Agent:
         self.finished = stored.finished
         self.open = stored.open
         self.idle_since_s = 0.0
+        self._call_ids: set[str] | None = None
+
+    @property
+    def call_ids(self) -> set[str]:
+        """The ids of all tool calls in the conversation; collected when they are first needed."""
+        if self._call_ids is None:
+            self._call_ids = _call_ids(self.messages)
+        return self._call_ids
 
     def took(self, turn: OpenTurn, finished: Finished) -> None:
         """Take over a turn that the store has appended."""
         self.messages.extend(turn.messages)
+        if self._call_ids is not None:
+            self._call_ids |= _call_ids(turn.messages)
         self.finished[finished.turn_id] = finished
         self.open = None
+
+
+def _call_ids(messages: Sequence[Message]) -> set[str]:
+    return {
+        call.id
+        for message in messages
+        if message["role"] == "assistant" and isinstance(message["content"], list)
+        for call in tool_calls_of(message["content"])
+    }
 
 
 class Residents:

@@ -9,6 +9,7 @@ not decide what comes next (``turn``), who holds when (``manager``), or how anyt
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
@@ -20,6 +21,7 @@ from kode_lab.message import (
     Request,
     ToolCall,
     ToolResult,
+    Usage,
     assistant,
     tool_calls_of,
 )
@@ -128,7 +130,7 @@ class Session:
         attributes: dict[str, Any] = {"gen_ai.request.model": config.model}
         try:
             reply = await self._model(request, self._on_text if self._on_event else None)
-            _check(reply, turn)
+            _check(reply, turn, self._agent)
         except BaseException as error:
             self._span("ask", start_ns, attributes, error)
             raise
@@ -144,9 +146,12 @@ class Session:
         if len(calls) == 1:
             await self._use_one(calls[0])
             return
-        async with asyncio.TaskGroup() as group:
-            for call in calls:
-                group.create_task(self._use_one(call))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for call in calls:
+                    group.create_task(self._use_one(call))
+        except BaseExceptionGroup as failed:  # a tool's failure is a result: this is the store's
+            raise failed.exceptions[0] from None
 
     async def commit(self) -> None:
         """Append the turn to the conversation, all or nothing; then it is acknowledged.
@@ -167,7 +172,9 @@ class Session:
 
     async def _keep_reply(self, reply: Reply) -> None:
         turn = self._turn
-        message = assistant(reply.content or _EMPTY_REPLY)
+        # The Messages API takes no blank text back.
+        said = [b for b in reply.content if b["type"] != "text" or b["text"].strip()]
+        message = assistant(said or _EMPTY_REPLY)
         turn.add_reply(message, reply.usage)
         entry = turn.reply_entry(message, reply.usage)
         if turn.is_answered:
@@ -223,19 +230,43 @@ class Session:
             )
 
 
-def _check(reply: object, turn: OpenTurn) -> None:
+def _check(reply: object, turn: OpenTurn, agent: Agent) -> None:
     """Refuse what would make the conversation illegal for ever."""
-    if not isinstance(reply, Reply):
-        raise ModelGarbage(f"the model gave {type(reply).__name__}, not a Reply")
-    used = {c.id for message in turn.messages[1::2] for c in tool_calls_of(message["content"])}
+    if not isinstance(reply, Reply) or not isinstance(reply.content, tuple | list):
+        raise ModelGarbage(f"the model gave {reply!r:.80}, not a Reply with its blocks")
+    if not isinstance(reply.usage, Usage):
+        raise ModelGarbage(f"the usage of a reply is a Usage, not {reply.usage!r:.80}")
+    asked = _checked_calls(reply)
+    if asked:
+        used = {c.id for message in turn.messages[1::2] for c in tool_calls_of(message["content"])}
+        if twice := asked & (used | agent.call_ids):
+            raise ModelGarbage(f"a tool call needs an id of its own, {min(twice)!r:.40} was used")
+    rich = [block for block in reply.content if len(block) > 2 or "text" not in block]
+    try:
+        if rich:
+            json.dumps(rich)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ModelGarbage(f"the reply cannot be stored as JSON: {error}") from None
+
+
+def _checked_calls(reply: Reply) -> set[str]:
+    """Give the ids of the tool calls of a reply whose blocks are blocks."""
+    asked: set[str] = set()
     for block in reply.content:
-        if not isinstance(block, dict) or not isinstance(block.get("type"), str):
+        kind = block.get("type") if isinstance(block, dict) else None
+        if not isinstance(kind, str) or kind == "tool_result":
             raise ModelGarbage(f"a content block is an object with a type, not {block!r:.80}")
-        if block["type"] != "tool_use":
-            continue
-        call_id, name = block.get("id"), block.get("name")
-        if not (isinstance(call_id, str) and isinstance(name, str)) or call_id in used:
-            raise ModelGarbage(f"a tool call needs a name and an id of its own: {block!r:.80}")
-        if not isinstance(block.get("input"), dict):
-            raise ModelGarbage(f"the input of tool call {call_id!r:.40} is not an object")
-        used.add(call_id)
+        if kind == "text" and not isinstance(block.get("text"), str):
+            raise ModelGarbage(f"a text block has a text, not {block!r:.80}")
+        if kind == "tool_use":
+            _check_call(block, asked)
+    return asked
+
+
+def _check_call(block: Mapping[str, Any], asked: set[str]) -> None:
+    call_id, name = block.get("id"), block.get("name")
+    if not (isinstance(call_id, str) and isinstance(name, str)) or call_id in asked:
+        raise ModelGarbage(f"a tool call needs a name and an id of its own: {block!r:.80}")
+    if not isinstance(block.get("input"), dict):
+        raise ModelGarbage(f"the input of tool call {call_id!r:.40} is not an object")
+    asked.add(call_id)

@@ -323,6 +323,12 @@ class SessionFiles:
         if tail.name == TURNS:
             self.turns_bytes = end
 
+    def expect(self, tails: Sequence[Tail]) -> None:
+        """Move past tails that are on their way: the next step of the turn comes after them."""
+        for tail in tails:
+            if tail.name == TURNS:
+                self.turns_bytes = tail.offset + len(tail.data)
+
     def delay(self, tail: Tail) -> int:
         """Take one tail that is logged elsewhere; give the bytes that wait for ``flush``."""
         start, data = self._delayed.get(tail.name) or (tail.offset, bytearray())
@@ -330,8 +336,6 @@ class SessionFiles:
             start, data = tail.offset, bytearray()
         data[tail.offset - start :] = tail.data
         self._delayed[tail.name] = (start, data)
-        if tail.name == TURNS:
-            self.turns_bytes = tail.offset + len(tail.data)
         return len(data)
 
     def flush(self) -> None:
