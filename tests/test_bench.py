@@ -70,8 +70,11 @@ def test_rounds_are_taken_in_turns_and_the_median_counts():
 
 
 def test_cpu_time_is_counted_and_waiting_is_not():
-    async def waiting():
+    def elsewhere():
         subprocess.run([sys.executable, "-c", "sum(range(30_000_000))"], check=True)
+
+    async def waiting():
+        elsewhere()
 
     async def working():
         sum(range(30_000_000))
