@@ -8,15 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
+from kode_lab.check.guarantee import Anomaly
 from kode_lab.experiment.figures.curves import Latencies, Rate, draw_latency, draw_throughput
 from kode_lab.experiment.figures.lint import figure_lint
 from kode_lab.experiment.figures.many_sessions import draw_many
 from kode_lab.experiment.figures.page import Picture
 from kode_lab.experiment.figures.two_sessions import draw_sessions
+from kode_lab.experiment.figures.witness import draw_witness
 from kode_lab.experiment.turn_view import Recorded, turns_of
 from kode_lab.key import SessionKey
 
-__all__ = ["Picture", "figure_lint", "latency", "many_sessions", "throughput", "two_sessions"]
+__all__ = [
+    "Picture",
+    "figure_lint",
+    "latency",
+    "many_sessions",
+    "throughput",
+    "two_sessions",
+    "witness",
+]
 
 
 def two_sessions(
@@ -74,6 +84,11 @@ def throughput(runs: Iterable[Recorded]) -> Picture:
         InvalidRecord: the runs do not have two numbers of sessions.
     """
     return draw_throughput([rate for run in runs if (rate := _rate(run)) is not None])
+
+
+def witness(anomaly: Anomaly) -> Picture:
+    """Draw the operations that show an anomaly, what each was shown, and what of it cannot be."""
+    return draw_witness(anomaly)
 
 
 def _latencies(run: Recorded) -> Latencies:

@@ -117,13 +117,14 @@ def _covered_share(word: _Word, under: np.ndarray[Any, Any], dots: float) -> flo
     """The share of the dots under a word whose contrast with its colour is too low."""
     rows = slice(max(0, round(word.top * dots)), round(word.bottom * dots) + 1)
     columns = slice(max(0, round(word.left * dots)), round(word.right * dots) + 1)
-    patch = under[rows, columns, :3].reshape(-1, 3) / 255
-    if not len(patch):
-        return 0.0
     # A band is one colour over thousands of dots: judge each colour once.
-    colors, counts = np.unique(patch, axis=0, return_counts=True)
-    low = [contrast(word.color, color) < _CONTRAST_LIMIT for color in colors]
-    return float(counts[low].sum() / counts.sum())
+    colors, counts = np.unique(under[rows, columns], return_counts=True)
+    low = [contrast(word.color, _parts(color)) < _CONTRAST_LIMIT for color in colors.tolist()]
+    return float(counts[low].sum() / max(1, counts.sum()))
+
+
+def _parts(color: int) -> tuple[float, float, float]:
+    return (color >> 16) / 255, (color >> 8 & 255) / 255, (color & 255) / 255
 
 
 def contrast(one: Iterable[float], other: Iterable[float]) -> float:
@@ -161,7 +162,8 @@ def _heard(figure: Figure) -> tuple[list[_Word], set[str], np.ndarray[Any, Any]]
     renderer.draw_text = draw_text
     _listen(renderer, colors)
     figure.draw(renderer)
-    return words, colors, np.asarray(renderer.buffer_rgba())
+    red, green, blue, _ = np.moveaxis(np.asarray(renderer.buffer_rgba(), dtype=np.uint32), 2, 0)
+    return words, colors, red << 16 | green << 8 | blue
 
 
 def _listen(renderer: Any, colors: set[str]) -> None:

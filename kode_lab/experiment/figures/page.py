@@ -206,9 +206,20 @@ class Page:
         x, y, align = places[chosen]
         self.text(x, y, words, size_pt, color=color, align=align, is_bold=is_bold)
 
-    def box(self, x: float, y: float, width: float, height: float, color: str) -> None:
-        """Fill a rectangle whose top left corner is ``x, y``."""
+    def box(
+        self,
+        x: float,
+        y: float,
+        width: float,
+        height: float,
+        color: str,
+        *,
+        edge: str | None = None,
+    ) -> None:
+        """Fill a rectangle whose top left corner is ``x, y``; with an edge it lies above lines."""
         style: dict[str, Any] = {"facecolor": color, "linewidth": 0, "snap": True}
+        if edge is not None:
+            style |= {"edgecolor": edge, "linewidth": 0.8, "zorder": 8}
         self._marks.append(lambda axes: axes.add_patch(Rectangle((x, y), width, height, **style)))
 
     def outline(self, x: float, y: float, width: float, height: float, color: str) -> None:
