@@ -39,7 +39,7 @@ from kode_lab.sessions.disk import Disk, PosixDisk, explained
 from kode_lab.sessions.file_lock import FileLocks, OwnedFile
 from kode_lab.sessions.keyed_lock import KeyedLock, LockStatistics
 from kode_lab.sessions.open_turn import Finished, OpenTurn
-from kode_lab.sessions.power_journal import PowerJournal, recover
+from kode_lab.sessions.power_journal import JOURNAL_BYTES, PowerJournal, recover
 from kode_lab.sessions.session_files import SessionFiles, Tail
 from kode_lab.sessions.session_format import FORMAT, decode, encode, owner_of
 from kode_lab.sessions.store import Lease, Stored
@@ -73,6 +73,7 @@ class JsonStore:
         layout: ``user`` keeps users apart by directory; ``report`` gives the report's exact paths.
         durability: ``process`` survives kill -9 of this process; ``power`` a power cut too.
         open_sessions_limit: how many sessions' files stay open; no limit on sessions.
+        journal_bytes: size of the journal that ``power`` writes; no step can be larger.
         disk: the file system; tests give a failing one.
 
     Raises:
@@ -87,6 +88,7 @@ class JsonStore:
         layout: Literal["user", "report"] = "user",
         durability: Literal["process", "power"] = "process",
         open_sessions_limit: int = _OPEN_SESSIONS,
+        journal_bytes: int = JOURNAL_BYTES,
         disk: Disk | None = None,
     ) -> None:
         self.root = Path(root)
@@ -97,6 +99,7 @@ class JsonStore:
         self._held: dict[SessionKey, _Held] = {}
         self._open: OrderedDict[SessionKey, SessionFiles] = OrderedDict()
         self._open_sessions_limit = open_sessions_limit
+        self._journal_bytes = journal_bytes
         self._power: PowerJournal | None = None
         self._locks = FileLocks(self.root / "+locks", self._disk)
         try:
@@ -411,7 +414,9 @@ class JsonStore:
             time.sleep(_LOOK_S)  # somebody is just moving in, too
         self._check_host(write=is_first)
         if alone:
-            self._power = PowerJournal(journal, self.root, self._disk)
+            self._power = PowerJournal(
+                journal, self.root, self._disk, size_bytes=self._journal_bytes
+            )
             return
         if is_first and journal.exists():
             fd = self._disk.open(journal, create=False)

@@ -79,7 +79,7 @@ class KeyedLock(Generic[K]):
         self._longest_queue = max(self._longest_queue, len(queue))
         try:
             await turn
-        except asyncio.CancelledError:
+        except BaseException:  # cancelled, or its coroutine was closed
             if turn.done() and not turn.cancelled():
                 # The lock came in the same moment as the cancel: it must go to the next.
                 self.release(key)

@@ -69,9 +69,7 @@ class PowerJournal:
         OSError: the file cannot be made or read.
     """
 
-    def __init__(
-        self, path: Path, root: Path, disk: Disk, *, size_bytes: int = JOURNAL_BYTES
-    ) -> None:
+    def __init__(self, path: Path, root: Path, disk: Disk, *, size_bytes: int) -> None:
         self._root = root
         self._root_chars = len(str(root)) + 1
         self._disk = disk
@@ -106,7 +104,7 @@ class PowerJournal:
         payload = _payload(files.directory[self._root_chars :], files, tails)
         if len(payload) + _FRAME.size > self._size_bytes:
             raise StoreUnwritable(
-                f"a step of {len(payload)} bytes does not fit JOURNAL_BYTES={self._size_bytes}"
+                f"a step of {len(payload)} bytes does not fit journal_bytes={self._size_bytes}"
             )
         waiting = _Waiting(files, tails, payload)
         files.expect(tails)
