@@ -71,14 +71,23 @@ def test_what_the_run_raises_is_raised_where_somebody_waits():
         asyncio.run(cell())
 
 
-def test_the_tick_is_called_in_the_thread_that_waits():
-    threads = set()
+def test_the_tick_and_the_end_are_called_in_the_thread_that_waits():
+    threads, ticked = [], threading.Event()
 
     async def work():
-        return None
+        # It goes on only after a tick, so there is one.
+        return await asyncio.to_thread(ticked.wait, 30)
 
-    start(work, on_tick=lambda: threads.add(threading.current_thread())).result()
-    assert threads == {threading.current_thread()}
+    def on_tick():
+        threads.append(threading.current_thread())
+        ticked.set()
+
+    def on_end():
+        threads.append(threading.current_thread())
+
+    assert start(work, on_tick=on_tick, on_end=on_end).result() is True
+    assert len(threads) >= 2
+    assert set(threads) == {threading.current_thread()}
 
 
 def test_cancelling_the_waiting_cell_cancels_the_run_and_lets_it_settle():

@@ -30,8 +30,9 @@ ARRIVAL_LIMIT_S = 0.001
 WAIT_LIMIT_S = 0.025
 # Ours may take this much on top of the model's own time: one per cent, or 50 ms for short turns.
 _ALLOWED_SHARE, _ALLOWED_S = 0.01, 0.050
-# "Truly parallel": both at work for this share of the shorter turn.
-_OVERLAP_SHARE = 0.9
+# "Truly parallel": both at work for most of the shorter turn. One after the other gives exactly 0;
+# the room is for a machine that starts the second late, which counts at high speed.
+_OVERLAP_SHARE = 0.5
 _SCHEDULE_ID = re.compile(r'"schedule_id": *([0-9]+)')
 
 

@@ -48,8 +48,8 @@ def start(
     Args:
         work: makes the coroutine; it is called in the new thread.
         name: what the handle and the thread are called.
-        on_tick: called ten times a second, and once at the end, in the thread that waits.
-        on_end: called after the last tick, in the thread that waits.
+        on_tick: called ten times a second while somebody waits, in the thread that waits.
+        on_end: called when nobody waits any more, in that thread.
     """
     return Handle(work, name, on_tick, on_end)
 

@@ -32,7 +32,7 @@ from kode_lab.experiment.documented import (
 )
 from kode_lab.experiment.evidence import evidence_of, stored_files, turn_id
 from kode_lab.experiment.lab import Handle, start
-from kode_lab.experiment.live import Card, Progress, Row, card_for
+from kode_lab.experiment.live import Card, Pace, Progress, Row, card_for
 from kode_lab.experiment.perfetto import chrome_trace
 from kode_lab.experiment.run import RESULTS, Run, RunRecorder
 from kode_lab.operation import echo_in, marker_of
@@ -123,12 +123,12 @@ def reproduce(
     watched.title = "Reproduction of the report"
     watched.where = str(recorder.path)
     watched.rows = [_row(plan, test, turn) for test in tests for turn in test.turns]
-    shown = card or card_for()
+    pace = Pace(card or card_for(), watched)
     return start(
         lambda: _recorded(plan, real, recorder, watched),
         name="reproduction",
-        on_tick=lambda: shown.draw(watched),
-        on_end=shown.close,
+        on_tick=pace.tick,
+        on_end=pace.end,
     )
 
 
@@ -253,7 +253,7 @@ def _watching(trace: Trace, rows: Mapping[str, Row]) -> Trace:
         trace(span)
         row = rows[span.turn_id]
         if span.step == "wait":
-            row.doing = "the model is thinking"
+            row.doing = "thinking"
         elif span.step == "tool":
             row.tool_calls += 1
 
