@@ -22,6 +22,9 @@ from kode_lab.operation import Operation
 
 __all__ = ["Case", "case_of"]
 
+_NOBODY = SessionKey("", "", "")
+# Stands for the turn of a marker that nobody sent: it contradicts no time.
+_UNKNOWN = Operation(_NOBODY, "turn", "", "info", -math.inf, math.inf)  # type: ignore[arg-type]
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
 
 
@@ -32,6 +35,7 @@ class Case(NamedTuple):
         turns: each turn by its marker; attempts at one turn are merged into one operation.
         attempts: the attempts at turns that were tried more than once, as they were.
         replays: pairs of acknowledged attempts at one turn that were shown different sessions.
+        odd: all operations that tell of foreign markers, of halves of turns, or of other prompts.
         reads: authoritative ``ok`` reads, by their invoke.
         final: the last of them, or None.
         order: the session's own markers in their one order, as ``final`` tells and turns continue.
@@ -47,6 +51,7 @@ class Case(NamedTuple):
     turns: Mapping[str, Operation]
     attempts: tuple[Operation, ...]
     replays: tuple[tuple[Operation, Operation], ...]
+    odd: tuple[Operation, ...]
     reads: tuple[Operation, ...]
     final: Operation | None
     order: Sequence[str]
@@ -86,19 +91,22 @@ def case_of(key: SessionKey, operations: Iterable[Operation]) -> Case:
         turns[marker], disagreeing = _merged(marker, tries)
         replays += disagreeing
     reads.sort(key=lambda read: read.invoke_ns)
-    final = reads[-1] if reads else None
+    attempts = tuple(chain.from_iterable(retried.values()))
     order, digests = _order(turns, reads)
     place = dict(zip(reversed(order), range(len(order) - 1, -1, -1), strict=True))
-    known = [turns.get(marker) for marker in order]
-    invokes = [-math.inf if turn is None else turn.invoke_ns for turn in known]
-    completes = [
-        turn.complete_ns if turn is not None and turn.type == "ok" else math.inf for turn in known
-    ]
+    known = [turns.get(marker, _UNKNOWN) for marker in order]
+    completes = [turn.complete_ns if turn.type == "ok" else math.inf for turn in known]
+    invokes = [turn.invoke_ns for turn in known]
     latest_invoke = list(accumulate(invokes, max))
     earliest_complete = list(accumulate(reversed(completes), min))[::-1]
+    odd = tuple(
+        told
+        for told in (*turns.values(), *attempts, *reads)
+        if (told.read is not None and (told.read.foreign or told.read.half)) or told.answered
+    )
     return Case(
-        key, turns, tuple(chain.from_iterable(retried.values())), tuple(replays), tuple(reads),
-        final, order, place, digests, invokes, completes, latest_invoke, earliest_complete,
+        key, turns, attempts, tuple(replays), odd, tuple(reads), reads[-1] if reads else None,
+        order, place, digests, invokes, completes, latest_invoke, earliest_complete,
     )  # fmt: skip
 
 

@@ -8,11 +8,13 @@ Source: locality is Herlihy and Wing's; "a checker that throws gives unknown" is
 
 from __future__ import annotations
 
-from bisect import bisect_right
+import math
+from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from operator import lt
+from itertools import repeat
+from operator import attrgetter, lt
 
 from kode_lab.check.case import Case, case_of
 from kode_lab.check.guarantee import ANOMALIES, Anomaly
@@ -31,6 +33,9 @@ __all__ = ["NUMPY_FROM_OPERATIONS", "WITNESS_LIMIT", "Hearing", "check"]
 NUMPY_FROM_OPERATIONS = 20_000
 # How many anomalies of one name are kept with their witnesses; all are counted.
 WITNESS_LIMIT = 20
+_invoke, _complete, _read, _config, _effects = map(
+    attrgetter, ("invoke_ns", "complete_ns", "read", "config", "effects")
+)
 ENGINES = ("auto", "python", "numpy")
 
 
@@ -77,11 +82,12 @@ def _screened(
         if engine == "numpy":
             raise InvalidScenario("engine numpy needs numpy: pip install numpy") from None
         return operations
-    screened = screen(operations, bool(hearing.faults))
+    screened = screen(operations, has_faults=bool(hearing.faults))
     if screened is None:
         return operations
     hearing.evidence = hearing.evidence.plus(screened.evidence)
     suspects = screened.suspects
+    hearing.note([o for o in operations if o.key not in suspects] if suspects else operations)
     return [o for o in operations if o.key in suspects] if suspects else ()
 
 
@@ -114,16 +120,42 @@ class Hearing:
         for operation in operations:
             by_session[operation.key].append(operation)
         crashes = sorted(f.invoke_ns for f in self.faults if f.f in CRASHES)
-        quiet = quiet_ns(self.faults)
-        heard: dict[str, SessionKey] = {}
+        heard: set[str] = set()
         for key, session in by_session.items():
             if session[0].process == NEMESIS:
                 continue
             case = case_of(key, session)
-            self._claim_markers(case, heard)
-            self._gather(case, session, quiet)
+            if not heard.isdisjoint(case.turns):
+                marker = min(heard.intersection(case.turns))
+                raise InvalidRecord(
+                    f"marker {marker!r:.60} is sent in {key} and in another session: "
+                    "a marker names one turn of one session"
+                )
+            heard.update(case.turns)
+            if any(map(lt, map(_complete, session), map(_invoke, session))):
+                raise InvalidRecord(f"an operation of {key} completes before it was invoked")
+            self.note(session)
+            self.evidence = self.evidence.plus(_evidence_of(case, session))
             for name, rule in RULES.items():
                 self._apply(name, lambda rule=rule, case=case: rule(case, crashes))  # type: ignore[misc]
+
+    def note(self, operations: Sequence[Operation]) -> None:
+        """Keep what is judged over all sessions: effects, configurations, probes."""
+        quiet = quiet_ns(self.faults)
+        configured = 0
+        told = any(map(_effects, operations)) or any(map(_config, operations))
+        for operation in operations if told or quiet < math.inf else ():
+            if operation.effects is not None:
+                self.effects += [(effect, operation) for effect in operation.effects]
+            if operation.config and operation.type == "ok":
+                configured += 1
+                epoch = epoch_of(operation, self.faults)
+                if epoch is not None:
+                    version = (operation.key.agent_id, epoch, operation.config)
+                    self.versions.setdefault(version, operation)
+            if operation.invoke_ns > quiet and operation.f == "turn":
+                self.probes.append(operation)
+        self.evidence = self.evidence._replace(configured=self.evidence.configured + configured)
 
     def settle(self, find: Callable[[Collection[str]], Iterable[Operation]]) -> None:
         """Judge what needs all sessions, once all have been heard.
@@ -168,34 +200,6 @@ class Hearing:
         counts = {name: self.counts[name] for name in names}
         return conclude(evidence, sorted(limited, key=_size), counts, self.troubles, guarantees)
 
-    def _claim_markers(self, case: Case, heard: dict[str, SessionKey]) -> None:
-        for marker in case.turns.keys() & heard.keys():
-            raise InvalidRecord(
-                f"marker {marker!r:.60} is sent in {heard[marker]} and in {case.key}: "
-                "a marker names one turn of one session"
-            )
-        heard.update(dict.fromkeys(case.turns, case.key))
-
-    def _gather(self, case: Case, session: Sequence[Operation], quiet: float) -> None:
-        configured = 0
-        for operation in session:
-            if operation.complete_ns < operation.invoke_ns:
-                raise InvalidRecord(
-                    f"{operation.process!r:.60} of {case.key} ends before it begins"
-                )
-            if operation.effects is not None:
-                self.effects += [(effect, operation) for effect in operation.effects]
-            if operation.config and operation.type == "ok":
-                configured += 1
-                epoch = epoch_of(operation, self.faults)
-                if epoch is not None:
-                    version = (case.key.agent_id, epoch, operation.config)
-                    self.versions.setdefault(version, operation)
-            if operation.invoke_ns > quiet and operation.f == "turn":
-                self.probes.append(operation)
-        evidence = _evidence_of(case, session)._replace(configured=configured)
-        self.evidence = self.evidence.plus(evidence)
-
     def _apply(self, guarantee: str, rule: Callable[[], Iterable[Anomaly]]) -> None:
         try:
             for anomaly in rule():
@@ -233,24 +237,25 @@ def _owned(anomaly: Anomaly, owner: Operation | None) -> Anomaly:
 
 
 def _evidence_of(case: Case, session: Sequence[Operation]) -> Evidence:
-    types = Counter(turn.type for turn in case.turns.values())
     acknowledged = [turn for turn in case.turns.values() if turn.type == "ok"]
-    invokes = sorted(turn.invoke_ns for turn in acknowledged)
-    met = sum(bisect_right(invokes, turn.complete_ns) for turn in acknowledged)
     count = len(acknowledged)
-    unread = count
-    if case.final is not None:
-        before_ns = case.final.invoke_ns
-        unread = sum(turn.complete_ns >= before_ns for turn in acknowledged)
+    refused = (
+        sum(turn.type == "fail" for turn in case.turns.values()) if count < len(case.turns) else 0
+    )
+    invokes = sorted(map(_invoke, acknowledged))
+    completes = sorted(map(_complete, acknowledged))
+    met = sum(map(bisect_right, repeat(invokes), completes))
+    before_ns = -math.inf if case.final is None else case.final.invoke_ns
+    unread = count - bisect_left(completes, before_ns)
     return Evidence(
         operations=len(session),
         sessions=1,
         turns=len(case.turns),
-        requests=sum(operation.f == "turn" for operation in session),
+        requests=len(case.turns) + len(case.attempts) - len({a.marker for a in case.attempts}),
         acknowledged=count,
-        refused=types["fail"],
-        indeterminate=types["info"],
-        observed=sum(turn.read is not None for turn in acknowledged),
+        refused=refused,
+        indeterminate=len(case.turns) - count - refused,
+        observed=count - list(map(_read, acknowledged)).count(None),
         concurrent_pairs=met - count * (count + 1) // 2,
         overtaken=sum(map(lt, case.invokes, case.latest_invoke)),
         unread=unread,

@@ -44,7 +44,7 @@ def apart(case: Case, _crashes: Sequence[float]) -> Iterator[Anomaly]:
         if marker not in told:
             told.add(marker)
             yield Anomaly("garbage read", case.key, (operation,), marker)
-    for turn in (*case.turns.values(), *case.attempts):
+    for turn in case.odd:
         if turn.answered not in ("", turn.marker) and turn.answered not in told:
             told.add(turn.answered)
             yield Anomaly("foreign reply", case.key, (turn,), turn.answered)
@@ -52,12 +52,11 @@ def apart(case: Case, _crashes: Sequence[float]) -> Iterator[Anomaly]:
 
 def _strangers(case: Case) -> Iterator[tuple[Operation, str]]:
     turns = case.turns
-    for operation in (*turns.values(), *case.attempts, *case.reads):
-        if operation.read is not None:
-            for marker in operation.read.foreign:
-                yield operation, marker
+    for operation in case.odd:
+        yield from ((operation, m) for m in (operation.read.foreign if operation.read else ()))
     for read in case.reads:
-        yield from ((read, marker) for marker in read.markers or () if marker not in turns)
+        if not turns.keys() >= set(read.markers or ()):
+            yield from ((read, m) for m in read.markers or () if m not in turns)
     unsent = set(case.order) - turns.keys()
     for turn in turns.values() if unsent else ():
         # The order was continued over a marker that only another turn's tail names.
@@ -67,12 +66,11 @@ def _strangers(case: Case) -> Iterator[tuple[Operation, str]]:
 
 def kept(case: Case, crashes: Sequence[float]) -> Iterator[Anomaly]:
     """Give acknowledged turns that are gone, and turns that are there twice."""
-    for marker, turn in case.turns.items():
-        if turn.type != "ok" or marker in case.place or not case.is_before_final(turn):
-            continue
+    for marker in case.turns.keys() - case.place.keys():
+        turn = case.turns[marker]
+        if turn.type != "ok" or not case.is_before_final(turn) or _rival(case, turn) is not None:
+            continue  # it may yet come, or is a lost update, which ``ordered`` tells
         assert case.final is not None
-        if _rival(case, turn) is not None:
-            continue  # a lost update, told by ``ordered``
         at = bisect_left(crashes, turn.complete_ns)
         if at < len(crashes) and crashes[at] <= case.final.complete_ns:
             facts = {"crash_ns": crashes[at]}
@@ -96,20 +94,17 @@ def kept(case: Case, crashes: Sequence[float]) -> Iterator[Anomaly]:
 def whole(case: Case, _crashes: Sequence[float]) -> Iterator[Anomaly]:
     """Give refused turns that took effect all the same, and turns that show by halves."""
     refused = {marker for marker, turn in case.turns.items() if turn.type == "fail"}
+    readers = (*reversed(case.reads), *case.turns.values(), *case.attempts) if refused else ()
+    for reader in readers:
+        shown = reader.markers or (reader.read.tail if reader.read is not None else ())
+        for marker in refused.intersection(shown):
+            refused.discard(marker)
+            witness = (case.turns[marker], reader)
+            yield Anomaly("aborted read", case.key, witness, marker)
     seen_half: dict[str, Operation] = {}
-    told: set[str] = set()
-    for operation in (*reversed(case.reads), *case.turns.values(), *case.attempts):
-        read = operation.read
-        shown = operation.markers or (read.tail if read is not None else ())
-        if refused:
-            for marker in shown:
-                if marker in refused and marker not in told:
-                    told.add(marker)
-                    witness = (case.turns[marker], operation)
-                    yield Anomaly("aborted read", case.key, witness, marker)
-        if read is not None and read.half:
-            for marker in read.half:
-                seen_half.setdefault(marker, operation)
+    for operation in sorted(case.odd, key=lambda operation: operation is not case.final):
+        for marker in operation.read.half if operation.read is not None else ():
+            seen_half.setdefault(marker, operation)
     for marker, operation in seen_half.items():
         name = "torn turn" if operation is case.final else "intermediate read"
         turn = case.turns.get(marker, operation)

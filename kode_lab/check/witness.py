@@ -204,7 +204,7 @@ _TELLINGS: Mapping[str, _Telling] = {
     ),
     "needless serialisation": lambda t, _, f: (
         f"{t[0]} need not wait for {t[1]}, a turn of another session",
-        f"it waited {f['waited_ns']}, as {f['group']} did {f['waits']} times, never at work at once",
+        f"it waited {f['waited_ns']}, as {f['group']} did {f['waits']} times, never at once",
     ),
     "stuck session": lambda t, _, f: (
         f"all faults were over when {t[0]} was sent, so {f['session']} answers",

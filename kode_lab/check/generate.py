@@ -1,0 +1,236 @@
+"""Random histories to try the judge with: of a right backend, of a wrong one, and large ones.
+
+``valid_run`` plays a whole service that keeps every guarantee while its clients time out, cancel,
+retry and are refused, and its processes crash: whatever the judge objects to in it is a false
+alarm. ``random_history`` is small and often wrong in some way nobody chose, to be compared with the
+search. All is decided by the seed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from random import Random
+
+from kode_lab.key import SessionKey
+from kode_lab.operation import (
+    CRASHES,
+    HEALS,
+    NEMESIS,
+    QUIET,
+    TAIL_LIMIT,
+    Operation,
+    Read,
+    digest_of,
+    marker_of,
+)
+
+__all__ = ["large_history", "random_history", "valid_run"]
+
+_NOBODY = SessionKey("", "", "")
+_MS = 1_000_000
+
+
+def _fault(name: str, at_ns: int) -> Operation:
+    return Operation(_NOBODY, name, NEMESIS, "info", at_ns, at_ns)
+
+
+def valid_run(
+    seed: int, *, turns: int = 40, sessions: int = 3, has_crashes: bool = True
+) -> list[Operation]:
+    """Give a run of a right backend under bad conditions, with its probe at the end.
+
+    Turns of a session are served one after another at moments within their clients' intervals, or
+    after them, when the client gave up and the turn went on.
+    """
+    random = Random(seed)
+    history: list[Operation] = []
+    end_ns = turns * 20 * _MS
+    if has_crashes:
+        for at in sorted(random.sample(range(end_ns), 2)):
+            history += [_fault(CRASHES[0], at), _fault(HEALS["kill"], at + 5 * _MS)]
+    history.append(_fault(QUIET, 2 * end_ns))
+    for number in range(sessions):
+        # User names and session names are shared between sessions, as real ones are.
+        key = SessionKey(f"user{number % 2}", f"session{number // 2}", "agent")
+        history += _session(random, key, seed, turns // sessions, end_ns)
+    random.shuffle(history)
+    return history
+
+
+def _session(
+    random: Random, key: SessionKey, seed: int, turns: int, end_ns: int
+) -> list[Operation]:
+    """Give one session's operations: attempts first, then served in the order of their moments."""
+    attempts: list[Operation] = []
+    served: list[tuple[int, str, int]] = []
+    for number in range(turns):
+        marker = marker_of(key, number, seed=seed)
+        invoke_ns = random.randrange(end_ns)
+        for attempt in range(random.choice((1, 1, 1, 2, 3))):
+            took_ns = random.randrange(_MS, 40 * _MS)
+            kind = random.choice(("ok", "ok", "ok", "info", "fail"))
+            operation = Operation(
+                key, "turn", f"{marker}/{attempt}", kind, invoke_ns, invoke_ns + took_ns,
+                marker, f"turn {marker}",
+            )  # fmt: skip
+            attempts.append(operation)
+            is_done = any(m == marker for _, m, _ in served)
+            if kind == "ok" and not is_done:
+                served.append((random.randint(invoke_ns, invoke_ns + took_ns), marker, attempt))
+            elif kind == "info" and not is_done and random.random() < 0.5:
+                # It may take effect long after its client gave up, but before the next attempt
+                # can be acknowledged, or it would happen twice.
+                late_ns = random.choice((took_ns, took_ns, 3 * took_ns))
+                served.append((random.randint(invoke_ns, invoke_ns + late_ns), marker, attempt))
+            invoke_ns += took_ns + random.randrange(1, 10 * _MS)
+    served.sort()
+    history = _answered(random, attempts, served)
+    history += _mid_reads(random, key, served, end_ns)
+    return history + _probe(random, key, seed, turns, [m for _, m, _ in served], 2 * end_ns)
+
+
+def _answered(
+    random: Random, attempts: Sequence[Operation], served: Sequence[tuple[int, str, int]]
+) -> list[Operation]:
+    """Give each attempt what it was shown; an acknowledgement cannot come before the effect."""
+    at_of = {marker: (place, at_ns) for place, (at_ns, marker, _) in enumerate(served)}
+    order = [marker for _, marker, _ in served]
+    finished: list[Operation] = []
+    for operation in attempts:
+        place, at_ns = at_of.get(operation.marker, (-1, 0))
+        complete_ns = operation.complete_ns
+        kind = operation.type
+        read = None
+        if kind == "ok" and at_ns > complete_ns:
+            kind = "info"  # the first attempt still runs: this one gives up as well
+        share = 0.9 if kind == "ok" else 0.3
+        if kind != "fail" and place >= 0 and random.random() < share:
+            read = _shown(order[:place])
+        if kind == "info" and random.random() < 0.5:
+            complete_ns = math.inf
+        finished.append(operation._replace(type=kind, complete_ns=complete_ns, read=read))
+    return finished
+
+
+def _shown(before: Sequence[str]) -> Read:
+    return Read(len(before), digest_of(before), tuple(before[-TAIL_LIMIT:]))
+
+
+def _mid_reads(
+    random: Random, key: SessionKey, served: Sequence[tuple[int, str, int]], end_ns: int
+) -> list[Operation]:
+    reads: list[Operation] = []
+    for number in range(random.choice((0, 0, 2, 5))):
+        at_ns = random.randrange(end_ns)
+        markers = tuple(marker for when, marker, _ in served if when <= at_ns)
+        begun, ended = at_ns - random.randrange(_MS), at_ns + random.randrange(_MS)
+        process = f"reader {number} of {key}"
+        reads.append(Operation(key, "read", process, "ok", begun, ended, markers=markers))
+    return reads
+
+
+def _probe(
+    random: Random, key: SessionKey, seed: int, number: int, order: list[str], after_ns: int
+) -> list[Operation]:
+    marker = marker_of(key, number, seed=seed)
+    begun = after_ns + random.randrange(1, 10 * _MS)
+    probe = Operation(
+        key, "turn", f"probe {key}", "ok", begun, begun + 5 * _MS, marker, marker, _shown(order)
+    )
+    final = Operation(
+        key, "read", f"final {key}", "ok", begun + 6 * _MS, begun + 7 * _MS,
+        markers=(*order, marker),
+    )  # fmt: skip
+    return [probe, final]
+
+
+def random_history(seed: int, *, size: int = 5) -> list[Operation]:
+    """Give a small history of one session, right or wrong as chance has it, with its final read.
+
+    It starts from a right one whose times are moved, whose reads are exchanged and whose list is
+    changed, a little, so that both verdicts are frequent.
+    """
+    random = Random(seed)
+    key = SessionKey("ada", "s", "agent")
+    names = [chr(ord("a") + n) for n in range(random.randint(1, size))]
+    order = random.sample(names, random.randint(0, len(names)))
+    moments = sorted(random.randrange(30) for _ in order)
+    history: list[Operation] = []
+    for name in names:
+        kind = "ok" if name in order and random.random() < 0.8 else random.choice(("info", "fail"))
+        place = order.index(name) if name in order else 0
+        at = moments[place] if name in order else random.randrange(30)
+        invoke, complete = at - random.randrange(6), at + random.randrange(6)
+        if random.random() < 0.15:
+            invoke = random.randrange(30)
+            complete = invoke + random.randrange(6)
+        before = list(order[:place])
+        if random.random() < 0.15:
+            before = random.sample(names, random.randint(0, len(names) - 1))
+        if random.random() < 0.05:
+            kind = random.choice(("ok", "info", "fail"))
+        is_seen = kind == "ok" and random.random() < 0.7
+        ended = math.inf if kind == "info" else complete
+        history.append(
+            Operation(key, "turn", name, kind, invoke, ended, name, name,
+                      _shown([m for m in before if m != name]) if is_seen else None)
+        )  # fmt: skip
+    history += _random_reads(random, key, order, moments)
+    return history
+
+
+def _random_reads(
+    random: Random, key: SessionKey, order: list[str], moments: list[int]
+) -> list[Operation]:
+    reads: list[Operation] = []
+    for number in range(random.choice((0, 0, 1, 2))):
+        at = random.randrange(36)
+        count = sum(moment <= at for moment in moments)
+        if random.random() < 0.2:
+            count = random.randint(0, len(order))
+        begun, ended = at - random.randrange(4), at + random.randrange(4)
+        shown = tuple(order[:count])
+        reads.append(Operation(key, "read", f"r{number}", "ok", begun, ended, markers=shown))
+    final = list(order)
+    if final and random.random() < 0.15:
+        final.pop(random.randrange(len(final)))
+    if len(final) > 1 and random.random() < 0.1:
+        random.shuffle(final)
+    reads.append(Operation(key, "read", "final", "ok", 50, 51, markers=tuple(final)))
+    return reads
+
+
+def large_history(
+    size: int, *, sessions: int = 100, indeterminate: float = 0.0, seed: int = 0
+) -> list[Operation]:
+    """Give about ``size`` operations of a right backend, for measuring the judge's speed.
+
+    Each session has four clients in turn, whose turns overlap; the given share of turns was never
+    answered, and half of these took effect.
+    """
+    random = Random(seed)
+    history: list[tuple[float, Operation]] = []
+    for number in range(sessions):
+        key = SessionKey(f"user{number}", "session", "agent")
+        order: list[str] = []
+        digest, at_ns = 0, random.randrange(_MS)
+        for turn in range(size // sessions - 1):
+            marker = marker_of(key, turn, seed=seed)
+            at_ns += random.randrange(1, _MS)
+            is_known = random.random() >= indeterminate
+            begun, ended = at_ns - random.randrange(4 * _MS), at_ns + random.randrange(4 * _MS)
+            read = Read(len(order), digest, tuple(order[-TAIL_LIMIT:])) if is_known else None
+            kind, complete = ("ok", ended) if is_known else ("info", math.inf)
+            operation = Operation(
+                key, "turn", f"c{turn % 4}", kind, begun, complete, marker, marker, read
+            )
+            history.append((ended, operation))
+            if is_known or random.random() < 0.5:
+                order.append(marker)
+                digest = digest_of((marker,), digest)
+        last = 10**12 + number
+        final = Operation(key, "read", "final", "ok", last, last + 9, markers=tuple(order))
+        history.append((last, final))
+    history.sort(key=lambda timed: timed[0])
+    return [operation for _, operation in history]
