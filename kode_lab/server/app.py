@@ -82,6 +82,7 @@ def app_of(
         exception_handlers={
             HTTPException: refusal,
             KodeLabError: refusal,
+            Rejected: refusal,
             Exception: refusal,
         },
     )

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from kode_lab.key import SessionKey
 from kode_lab.server.refusal import Rejected
+from kode_lab.sessions.manager import TURN_ID_LIMIT_CHARS
 
 __all__ = [
     "DEADLINE_LEAST_S",
@@ -47,7 +48,7 @@ _FIELDS = (
     "onDisconnect",
     "deadlineS",
 )
-_TEXTS = ("message", "turnId", "strategy", "onDisconnect")
+_TEXTS = ("userId", "agentId", "sessionId", "message", "turnId", "strategy", "onDisconnect")
 
 
 class ClientLeft(Exception):
@@ -134,12 +135,13 @@ def turn_request(body: bytes, *, is_stream: bool) -> TurnRequest:
     for name in ("userId", "agentId", "message"):
         if name not in fields:
             raise _wrong(f"{name} is missing: send userId, agentId and message")
-    if "sessionId" in fields and fields["sessionId"] is None:
-        raise _wrong("sessionId is null: give a text, or leave it out for the agent's own")
     for name in _TEXTS:
         if name in fields:
             _check_text(name, fields[name])
     key = SessionKey.from_json(fields)
+    turn_id = fields["turnId"] if "turnId" in fields else os.urandom(12).hex()
+    if not 0 < len(turn_id) <= TURN_ID_LIMIT_CHARS:
+        raise _wrong(f"turnId has {len(turn_id)} characters: give 1 to {TURN_ID_LIMIT_CHARS=}")
     policy = fields.get("onDisconnect", "finish")
     if policy not in POLICIES:
         raise _wrong(f"onDisconnect {policy!r:.40} is none of {', '.join(POLICIES)}")
@@ -149,7 +151,7 @@ def turn_request(body: bytes, *, is_stream: bool) -> TurnRequest:
     return TurnRequest(
         key,
         fields["message"],
-        fields["turnId"] if "turnId" in fields else os.urandom(12).hex(),
+        turn_id,
         fields.get("strategy"),
         wants_stream,
         policy,

@@ -52,6 +52,13 @@ class Census:
         known.add(key)
         self._remembered += 1
 
+    def forget(self, key: SessionKey) -> None:
+        """Count the session no more: it was deleted, or never came to be."""
+        known = self._users.get(key.user_id, set())
+        if key in known:
+            known.discard(key)
+            self._remembered -= 1
+
     async def sessions(self, user_id: str) -> list[SessionKey]:
         """Give the user's sessions as the store has them now, sorted."""
         return sorted(await asyncio.to_thread(lambda: list(self._sessions_of(user_id))))

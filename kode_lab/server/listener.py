@@ -25,7 +25,9 @@ from kode_lab.server.service import Limits
 __all__ = ["HttpServer", "is_loopback"]
 
 _BACKLOG = 2_048
+# uvicorn warns of each request that is none: a flood for whoever wants to send one.
 _LOG = logging.getLogger("kode_lab.server.http")
+_LOG.setLevel(logging.ERROR)
 
 
 class HttpServer:
@@ -128,9 +130,9 @@ class HttpServer:
         tasks = set(self._state.tasks)
         if tasks and within_s > 0:
             _, tasks = await asyncio.wait(tasks, timeout=within_s)
-        # What was answered goes out by itself; whoever is not answered by now, is not.
+        # What was answered goes out by itself. It happens once, so looking is good enough.
         until_s = time.monotonic() + within_s
-        while self._connections and not tasks and time.monotonic() < until_s:
+        while self._connections and not tasks and time.monotonic() < until_s:  # noqa: ASYNC110
             await asyncio.sleep(_LOOK_S)
         for connection in list(self._connections):
             connection.abort()

@@ -51,8 +51,8 @@ _NO_STORE = (b"cache-control", b"no-store")
 _AGAIN = "send the turn again with the same turnId"
 
 
-class Rejected(CallerError):
-    """The server itself said no, before anything was accepted.
+class Rejected(Exception):
+    """The server itself says no, before anything is accepted: a signal on its way to an answer.
 
     Attributes:
         kind: the ``type`` that the client is told.

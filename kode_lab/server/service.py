@@ -156,6 +156,8 @@ class Service:
             self.board.end(ticket, "replay" if task.result().is_replay else "ok")
             return
         self.board.end(ticket, type(error).__name__)
+        if isinstance(error, CallerError) and self.census is not None:
+            self.census.forget(ticket.key)
         if isinstance(error, (Refused, CallerError, asyncio.CancelledError)):
             return
         problem = problem_of(error)

@@ -69,6 +69,8 @@ class Views:
         if is_known or service.board.line(key):
             # On its own: half a deletion helps nobody, whoever leaves.
             await asyncio.shield(service.start(service.manager.delete(key)))
+            if service.census is not None:
+                service.census.forget(key)
         return Response(status_code=204, headers=_NO_STORE)
 
     async def sessions(self, request: Request) -> Response:
