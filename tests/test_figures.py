@@ -93,7 +93,7 @@ def test_a_strict_reader_finds_nothing_wrong_with_the_picture(name, caplog):
     assert caplog.records == []
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(
         st.tuples(

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import pytest
-from synthetic_runs import MS, Recording, S, a_crowd, turn
+from synthetic_runs import MS, ZERO_NS, Recording, S, a_crowd, turn
 
 from kode_lab.errors import InvalidRecord
 from kode_lab.experiment.figures import (
+    crash_bands,
     figure_lint,
     latency,
     many_sessions,
     throughput,
 )
+from kode_lab.experiment.figures.crash_bands import bands_of
 from kode_lab.experiment.figures.curves import Latencies, Rate, draw_latency, draw_throughput
 from kode_lab.key import SessionKey
+from kode_lab.operation import NEMESIS, Operation
 
 ADA = SessionKey.of("ada", "a", "s1")
 
@@ -26,10 +30,29 @@ def spread_out(count: int, factor: float = 1.0) -> list[int]:
 
 
 CROWD = a_crowd(150, 500, 20)
+SOME = a_crowd(30, 120, 20)
+VERY_MANY = a_crowd(1_600, 2_400, 30)
+
+
+def with_faults(*faults_s: float, down_s: float = 0.6) -> Recording:
+    """The crowd's history with kills: who was in flight or asked meanwhile knows nothing."""
+    kills = [ZERO_NS + round(fault_s * S) for fault_s in faults_s]
+    operations = [
+        op._replace(type="info", complete_ns=math.inf)
+        if any(op.invoke_ns < kill + down_s * S and op.complete_ns > kill for kill in kills)
+        else op
+        for op in CROWD.history
+    ]
+    nobody = SessionKey("", "", "")
+    operations += [Operation(nobody, "kill", NEMESIS, "info", kill, kill) for kill in kills]
+    operations += [Operation(nobody, "quiet", NEMESIS, "info", k + S, k + S) for k in kills]
+    return Recording((), tuple(operations))
+
+
 ONCE = {
-    "very many": lambda: many_sessions(a_crowd(1_500, 3_000, 30)),
+    "very many": lambda: many_sessions(VERY_MANY),
     "many": lambda: many_sessions(CROWD),
-    "some": lambda: many_sessions(a_crowd(30, 120, 20)),
+    "some": lambda: many_sessions(SOME),
     "few": lambda: many_sessions(a_crowd(3, 12, 6)),
     "one turn": lambda: many_sessions(turn(ADA, "t")),
     "needless waits": lambda: many_sessions(a_crowd(60, 100, 20, waits_more_s=0.4)),
@@ -38,7 +61,7 @@ ONCE = {
         CROWD._replace(trace=tuple(span for span in CROWD.trace if span.step != "wait"))
     ),
     "latency of a run": lambda: latency(CROWD),
-    "latency of two runs": lambda: latency({"quiet": a_crowd(90, 90, 20), "busy": CROWD}),
+    "latency of two runs": lambda: latency({"quiet": SOME, "busy": CROWD}),
     "latency of eight": lambda: draw_latency(
         {f"{2**n} sessions": Latencies(spread_out(900, 1 + n * n / 9), n) for n in range(8)}
     ),
@@ -48,7 +71,11 @@ ONCE = {
     "three latencies": lambda: draw_latency({"": Latencies(spread_out(3))}),
     "one latency": lambda: draw_latency({"": Latencies([S])}),
     "hardly an answer": lambda: draw_latency({"": Latencies([S, 2 * S], 5_000)}),
-    "microseconds": lambda: draw_latency({"": Latencies(spread_out(20_000, 1e-4))}),
+    "microseconds": lambda: draw_latency({"": Latencies(spread_out(5_000, 1e-4))}),
+    "a crash": lambda: crash_bands(with_faults(7.0)),
+    "three crashes": lambda: crash_bands(with_faults(0.1, 6.2, 14.5)),
+    "thirty crashes": lambda: crash_bands(with_faults(*(n / 2 for n in range(30)), down_s=0.1)),
+    "dead": lambda: crash_bands(with_faults(19.9, down_s=99)),
     "throughput": lambda: draw_throughput(
         [Rate(n, min(n / 0.8, 60) * f) for n in (1, 8, 32, 64, 256) for f in (0.97, 1, 1.02)]
     ),
@@ -64,7 +91,11 @@ def test_a_strict_reader_finds_nothing_wrong_with_the_picture(name, caplog):
         picture = ONCE[name]()
         assert figure_lint(picture.figure) == []
     assert caplog.records == []
-    assert picture.png() == ONCE[name]().png()
+
+
+@pytest.mark.parametrize("name", ["some", "latency of two runs", "throughput", "three crashes"])
+def test_the_same_run_gives_the_same_bytes(name):
+    assert ONCE[name]().png() == ONCE[name]().png()
 
 
 # ---------------------------------------------------------------- many sessions
@@ -89,10 +120,9 @@ def test_nothing_is_said_of_waiting_where_no_wait_was_recorded():
 
 
 def test_of_more_than_a_thousand_sessions_the_worst_fifty_are_drawn_and_the_rest_is_told():
-    run = a_crowd(1_500, 3_000, 30)
-    sessions = len({span.key for span in run.trace})
+    sessions = len({span.key for span in VERY_MANY.trace})
     assert sessions > 1_000
-    reading = many_sessions(run).reading
+    reading = many_sessions(VERY_MANY).reading
     assert f"the 50 sessions that waited longest; the other {sessions - 50:,}" in reading
 
 
@@ -120,6 +150,27 @@ def test_the_throughput_title_tells_up_to_where_sessions_are_free():
     assert free == "Sessions do not slow each other down: 9.8 turns per second with 10 of them"
 
 
+# ---------------------------------------------------------------- faults
+
+
+def test_a_band_ends_with_the_first_answer_to_a_turn_that_was_sent_after_the_fault():
+    # The first is answered after the kill, but was sent before it: that proves no recovery.
+    early = turn(ADA, "t1", (2.0,), ()).history
+    late = turn(ADA, "t2", (1.0,), (), sent_s=3.0).history
+    kill = Operation(SessionKey("", "", ""), "kill", NEMESIS, "info", ZERO_NS + S, ZERO_NS + S)
+    [band] = bands_of([*early, kill, *late])
+    assert band.name == "kill"
+    assert band.back_ns == late[0].complete_ns
+    [never] = bands_of([*early, kill])
+    assert never.back_ns == math.inf
+
+
+def test_the_title_counts_the_faults_and_tells_the_slowest_recovery():
+    picture = crash_bands(with_faults(6.2, 14.5))
+    assert picture.title.startswith("2 × kill: clients were answered again after")
+    assert crash_bands(with_faults(0.0, down_s=99)).title == ("1 × kill: nobody was answered again")
+
+
 @pytest.mark.parametrize(
     ("draw", "words"),
     [
@@ -129,6 +180,7 @@ def test_the_throughput_title_tells_up_to_where_sessions_are_free():
             lambda: draw_latency({str(n): Latencies([S]) for n in range(9)}),
             "CURVE_LIMIT=8",
         ),
+        (lambda: crash_bands(CROWD), "no fault in this history"),
         (lambda: draw_throughput([Rate(5, 1.0), Rate(5, 2.0)]), "two numbers of sessions"),
     ],
 )

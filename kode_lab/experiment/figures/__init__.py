@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 
 from kode_lab.check.guarantee import Anomaly
+from kode_lab.experiment.figures.crash_bands import draw_crash_bands
 from kode_lab.experiment.figures.curves import Latencies, Rate, draw_latency, draw_throughput
 from kode_lab.experiment.figures.lint import figure_lint
 from kode_lab.experiment.figures.many_sessions import draw_many
@@ -20,6 +21,7 @@ from kode_lab.key import SessionKey
 
 __all__ = [
     "Picture",
+    "crash_bands",
     "figure_lint",
     "latency",
     "many_sessions",
@@ -84,6 +86,15 @@ def throughput(runs: Iterable[Recorded]) -> Picture:
         InvalidRecord: the runs do not have two numbers of sessions.
     """
     return draw_throughput([rate for run in runs if (rate := _rate(run)) is not None])
+
+
+def crash_bands(run: Recorded) -> Picture:
+    """Draw acknowledged turns over time, with a band from each fault to the first answer after it.
+
+    Raises:
+        InvalidRecord: the history has no turn, or no fault.
+    """
+    return draw_crash_bands(tuple(run.operations()))
 
 
 def witness(anomaly: Anomaly) -> Picture:
