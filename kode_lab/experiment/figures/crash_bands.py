@@ -1,7 +1,8 @@
 """The picture of a run with faults: when it answered, when it was down, and how it came back.
 
 A band begins with a fault of the process ``nemesis`` and ends with the first answer to a request
-that was sent after it: the time in which clients got nothing new. It shows what clients saw; whether anything was lost is the judge's to say.
+that was sent after it: the time in which clients got nothing new. It shows what clients saw;
+whether anything was lost is the judge's to say.
 """
 
 from __future__ import annotations
