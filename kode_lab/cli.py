@@ -90,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_simulate)
 
     _add_serve(commands)
+    _add_check(commands)
 
     command = commands.add_parser(
         "bench", help="measure the speed that is claimed; 1 when a bar is missed"
@@ -134,6 +135,25 @@ def _add_serve(commands: Any) -> None:
     command.add_argument("--user", required=True, help="whose sessions it opens")
     command.add_argument("--operator", action="store_true", help="may see the whole server")
     command.set_defaults(run=_token)
+
+
+def _add_check(commands: Any) -> None:
+    """Add ``check``, the judge's command."""
+    command = commands.add_parser(
+        "check", help="judge a run or a history: valid, invalid or unknown, with witnesses"
+    )
+    command.add_argument("path", type=Path, metavar="RUN_OR_JSONL", help="docs/history-format.md")
+    command.add_argument(
+        "--guarantee", action="append", metavar="NAME", help="claim only this (G1 or apart, ...)"
+    )
+    command.add_argument("--json", action="store_true", help="print the verdict as JSON")
+    command.set_defaults(run=_check)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from kode_lab.check import main as judge  # noqa: PLC0415
+
+    return judge(options.path, as_json=options.json, guarantees=options.guarantee)
 
 
 def _reproduce(options: argparse.Namespace) -> int:
