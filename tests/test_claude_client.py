@@ -1,4 +1,4 @@
-"""The real client against the simulated API: replies, errors, retries, time-outs, limits."""
+"""The real client against the simulated API: replies, keys, limits, its life."""
 
 from __future__ import annotations
 
@@ -9,61 +9,18 @@ import sys
 from types import MappingProxyType
 
 import pytest
+from simulated_http import MODEL, TOOL, against, ask, until
 
-from kode_lab.claude import Attempt, Claude, Fault, Profile, SimulatedClaude
+from kode_lab.claude import Claude, Fault, Profile
 from kode_lab.errors import (
     CallerError,
     InvalidScenario,
     MissingApiKey,
-    ModelGarbage,
     ModelRefused,
-    ModelUnavailable,
 )
 from kode_lab.key import SessionKey
-from kode_lab.message import Request, ToolResult, assistant, tool_results, user
+from kode_lab.message import ToolResult, assistant, tool_results
 from kode_lab.operation import echo_in, marker_of
-
-MODEL = "claude-sonnet-5-5"
-TOOL = {
-    "name": "create_schedule",
-    "description": "Create a schedule.",
-    "input_schema": {"type": "object", "properties": {"title": {"type": "string"}}},
-}
-
-
-def ask(prompt: str = "hello", **fields) -> Request:
-    return Request(MODEL, "You are brief.", [user(prompt)], **fields)
-
-
-def against(scenario, *, server=None, **options):
-    """Run ``scenario(claude, simulated)`` with the real client opened on a simulated API."""
-
-    async def main():
-        async with (
-            SimulatedClaude(**(server or {})) as simulated,
-            Claude(simulated.base_url, **options) as claude,
-        ):
-            return await scenario(claude, simulated)
-
-    return asyncio.run(main())
-
-
-async def until(holds):
-    """Let everything run until this holds of the server's state; it tells nobody by itself."""
-    async with asyncio.timeout(30):
-        while not holds():  # noqa: ASYNC110
-            await asyncio.sleep(0)
-
-
-def failing(fault: Fault, request: Request | None = None, on_text=None, **options):
-    """Give the error that a call ends with when this goes wrong."""
-
-    async def scenario(claude, _):
-        with pytest.raises(Exception, match=r"\w") as raised:
-            await claude(request or ask(), on_text)
-        return raised.value
-
-    return against(scenario, server={"faults": [fault]}, **options)
 
 
 def test_a_streamed_reply_is_the_plain_reply_in_pieces():
@@ -125,167 +82,6 @@ def test_text_that_is_not_unicode_is_refused_before_it_is_sent():
         return simulated.statistics().requests
 
     assert against(scenario) == 0
-
-
-@pytest.mark.parametrize(
-    ("status", "kind", "error"),
-    [
-        (400, "invalid_request_error", ModelRefused),
-        (401, "authentication_error", ModelRefused),
-        (403, "permission_error", ModelRefused),
-        (404, "not_found_error", ModelRefused),
-        (413, "request_too_large", ModelRefused),
-        (422, "invalid_request_error", ModelRefused),
-        (409, "invalid_request_error", ModelUnavailable),
-        (429, "rate_limit_error", ModelUnavailable),
-        (500, "api_error", ModelUnavailable),
-        (504, "timeout_error", ModelUnavailable),
-        (529, "overloaded_error", ModelUnavailable),
-    ],
-)
-def test_each_error_status_says_its_type_its_request_and_what_to_do(status, kind, error):
-    raised = failing(Fault("status", status=status))
-    assert type(raised) is error
-    assert f"{status} {kind}" in str(raised)
-    assert "(request req_sim" in str(raised)
-    assert "; " in str(raised)
-
-
-def test_a_rate_limit_says_how_long_to_wait():
-    raised = failing(Fault("status", status=429, retry_after_s=7.5))
-    assert raised.retry_after_s == 7.5
-    assert failing(Fault("status", status=429)).retry_after_s is None
-
-
-@pytest.mark.parametrize(
-    ("status", "error"), [(529, ModelUnavailable), (500, ModelUnavailable), (400, ModelRefused)]
-)
-def test_an_error_inside_a_stream_is_told_by_its_type_though_the_status_is_200(status, error):
-    pieces = []
-    raised = failing(Fault("error_event", status=status, after_events=5), on_text=pieces.append)
-    assert type(raised) is error
-    assert "broke off its stream" in str(raised)
-    assert pieces
-
-
-@pytest.mark.parametrize("events", [0, 1, 4, 9])
-@pytest.mark.parametrize("kind", ["cut", "end_early"])
-def test_a_stream_that_ends_before_its_end_is_no_reply(kind, events):
-    raised = failing(Fault(kind, after_events=events), on_text=lambda _: None)
-    assert type(raised) is ModelUnavailable
-    assert "send again" in str(raised)
-
-
-@pytest.mark.parametrize("kind", ["cut", "reset"])
-def test_a_connection_that_is_dropped_is_no_reply(kind):
-    assert type(failing(Fault(kind))) is ModelUnavailable
-
-
-@pytest.mark.parametrize("on_text", [None, lambda _: None])
-def test_garbage_is_told_as_garbage_with_the_request_id(on_text):
-    raised = failing(Fault("garbage"), on_text=on_text)
-    assert type(raised) is ModelGarbage
-    assert "(request req_sim" in str(raised)
-
-
-def test_nobody_at_the_address_is_told_with_the_address():
-    async def scenario():
-        async with SimulatedClaude() as simulated:
-            gone = simulated.base_url
-        async with Claude(gone) as claude:
-            with pytest.raises(ModelUnavailable, match="check the address") as raised:
-                await claude(ask())
-        assert gone in str(raised.value)
-
-    asyncio.run(scenario())
-
-
-@pytest.mark.parametrize("on_text", [None, lambda _: None])
-def test_a_call_that_takes_too_long_ends_with_the_name_of_its_limit(on_text):
-    raised = failing(Fault("hang"), on_text=on_text, timeout_s=0.05)
-    assert type(raised) is ModelUnavailable
-    assert "timeout_s=0.05" in str(raised)
-
-
-def test_a_request_may_shorten_the_time_out_but_not_lengthen_it():
-    assert "timeout_s=0.05" in str(failing(Fault("hang"), ask(timeout_s=0.05)))
-    assert "timeout_s=0.05" in str(failing(Fault("hang"), ask(timeout_s=9.0), timeout_s=0.05))
-
-
-def test_nothing_is_repeated_unless_it_was_asked_for():
-    async def scenario(claude, simulated):
-        with pytest.raises(ModelUnavailable):
-            await claude(ask())
-        return simulated.statistics().requests, claude.statistics().attempts
-
-    assert against(scenario, server={"faults": [Fault("status")]}) == (1, 1)
-
-
-def test_every_attempt_of_a_retried_call_is_told():
-    attempts: list[Attempt] = []
-    faults = [Fault("status", status=529, retry_after_s=0.0, times=2)]
-
-    async def scenario(claude, simulated):
-        reply = await claude(ask())
-        return reply, simulated.statistics().requests, claude.statistics()
-
-    reply, requests, statistics = against(
-        scenario, server={"faults": faults}, retries=3, on_attempt=attempts.append
-    )
-    assert reply.stop_reason == "end_turn"
-    assert requests == statistics.attempts == len(attempts) == 3
-    assert statistics.calls == 1
-    assert [attempt.number for attempt in attempts] == [0, 1, 2]
-    assert [attempt.pause_s for attempt in attempts] == [0.0, 0.0, None]
-    assert ["529" in attempt.error for attempt in attempts] == [True, True, False]
-    assert attempts[-1].error == ""
-
-
-def test_a_retry_ends_at_its_limit_with_the_last_error():
-    attempts: list[Attempt] = []
-
-    async def scenario(claude, _):
-        with pytest.raises(ModelUnavailable, match="500"):
-            await claude(ask())
-
-    fault = Fault("status", times=None, retry_after_s=0.0)
-    against(scenario, server={"faults": [fault]}, retries=2, on_attempt=attempts.append)
-    assert [attempt.pause_s for attempt in attempts] == [0.0, 0.0, None]
-
-
-def test_a_wrong_request_is_not_repeated():
-    attempts: list[Attempt] = []
-
-    async def scenario(claude, _):
-        with pytest.raises(ModelRefused):
-            await claude(ask()._replace(messages=[assistant("me first")]))
-
-    against(scenario, retries=5, on_attempt=attempts.append)
-    assert len(attempts) == 1
-
-
-def test_a_stream_that_has_spoken_is_not_repeated_because_it_would_say_it_twice():
-    pieces: list[str] = []
-
-    async def scenario(claude, simulated):
-        with pytest.raises(ModelUnavailable):
-            await claude(ask(), pieces.append)
-        return simulated.statistics().requests
-
-    server = {"faults": [Fault("cut", after_events=5)]}
-    assert against(scenario, server=server, retries=3) == 1
-    assert pieces
-
-
-def test_a_stream_that_breaks_before_its_first_word_is_repeated():
-    async def scenario(claude, simulated):
-        pieces = []
-        reply = await claude(ask(), pieces.append)
-        assert "".join(pieces) == reply.text
-        return simulated.statistics().requests
-
-    server = {"faults": [Fault("error_event", status=529, after_events=1, retry_after_s=0.0)]}
-    assert against(scenario, server=server, retries=1) == 2
 
 
 def test_a_real_model_needs_a_key(monkeypatch):
@@ -426,6 +222,32 @@ def test_importing_the_package_does_not_import_the_sdk():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert told.stdout == "[]\n"
+
+
+def test_no_piece_of_a_stream_comes_before_its_moment():
+    async def scenario(claude, _):
+        loop = asyncio.get_running_loop()
+        begin_s = loop.time()
+        moments_s = []
+        await claude(ask(), lambda _: moments_s.append(loop.time() - begin_s))
+        return moments_s, loop.time() - begin_s
+
+    moments_s, took_s = against(scenario, server={"profile": Profile(ttft_s=0.02, token_s=0.004)})
+    pieces = len(moments_s)
+    assert pieces > 5
+    for number, moment_s in enumerate(moments_s):
+        assert moment_s >= 0.02 + 0.004 * pieces * number / (pieces - 1)
+    assert took_s >= 0.02 + 0.004 * pieces
+
+
+def test_a_slow_answer_takes_the_longer_that_was_asked_for():
+    async def scenario(claude, simulated):
+        await claude(ask())
+        await claude(ask())
+        return [record.latency_s for record in simulated.records()]
+
+    server = {"profile": Profile(speed=2.0), "faults": [Fault("slow", delay_s=0.04)]}
+    assert against(scenario, server=server) == [0.02, 0.0]
 
 
 def test_a_slow_first_token_delays_the_reply_and_nothing_else():
