@@ -291,6 +291,9 @@ def _apply(directory: Path, tails: Sequence[Tail], disk: Disk) -> None:
     disk.make_directory(directory)
     header, *ends = tails
     for tail in ends:
+        if not tail.offset and not tail.data:
+            disk.remove(directory / tail.name)
+            continue
         fd = disk.open(directory / tail.name, create=True)
         try:
             disk.write(fd, tail.data, tail.offset)
@@ -308,7 +311,10 @@ def _sync_all(directories: set[str], root: Path, disk: Disk) -> None:
         if not directory.is_dir():  # somebody moved the session away
             continue
         for name in ("turns.jsonl", "messages.json"):
-            fd = disk.open(directory / name, create=True)
+            try:
+                fd = disk.open(directory / name, create=False)
+            except FileNotFoundError:
+                continue
             try:
                 disk.sync(fd)
             finally:

@@ -168,7 +168,7 @@ class SessionFiles:
             fence = read_header(self.key, line)
             self.header = line + b"\n"
             return fence
-        if self.disk.size(self._fd(MESSAGES)):
+        if self._messages_size():
             raise SessionDamaged(
                 f"{self.key}: turns.jsonl does not say whose messages.json is; nothing was "
                 "changed: restore it, or move the session's directory away to begin anew"
@@ -223,7 +223,7 @@ class SessionFiles:
             text = read_turns(self.key, last)
         except SessionDamaged:  # pragma: no cover - one line has nothing after it
             text = read_turns(self.key, b"")
-        messages_bytes = self.disk.size(self._fd(MESSAGES))
+        messages_bytes = self._messages_size()
         if text.finished and text.good_bytes == len(last) and text.end_bytes == messages_bytes:
             self.messages_bytes = messages_bytes
             self.count = text.finished[0].last + 1
@@ -233,9 +233,8 @@ class SessionFiles:
             self.read()
 
     def _read_messages(self, end_bytes: int, *, is_open: bool) -> list[Message]:
-        fd = self._fd(MESSAGES)
-        size = self.disk.size(fd)
-        data = self.disk.read(fd, size, 0)
+        size = self._messages_size()
+        data = self.disk.read(self._fd(MESSAGES), size, 0) if size else b""
         self.messages_bytes = end_bytes
         whole = messages_of(data) if data else None if end_bytes else []
         if size == end_bytes and whole is not None:
@@ -271,10 +270,28 @@ class SessionFiles:
 
     def _cut_messages(self) -> None:
         """Bring ``messages.json`` back to its last acknowledged turn."""
-        fd, end = self._fd(MESSAGES), self.messages_bytes
+        end = self.messages_bytes
         if end:
-            self.disk.write(fd, CLOSING, end - len(CLOSING))
-        self.disk.truncate(fd, end)
+            self.disk.write(self._fd(MESSAGES), CLOSING, end - len(CLOSING))
+            self.disk.truncate(self._fd(MESSAGES), end)
+        else:
+            self._remove_messages()
+
+    def _messages_size(self) -> int:
+        """Give the size of ``messages.json``, 0 where there is none: looking makes no file."""
+        if MESSAGES not in self._fds:
+            try:
+                path = f"{self.directory}/{MESSAGES}"
+                self._fds[MESSAGES] = self.disk.open(path, create=False)
+            except FileNotFoundError:
+                return 0
+        return self.disk.size(self._fds[MESSAGES])
+
+    def _remove_messages(self) -> None:
+        """An empty file is no JSON array: a session without messages has no ``messages.json``."""
+        self.disk.remove(f"{self.directory}/{MESSAGES}")
+        if MESSAGES in self._fds:
+            self.disk.close(self._fds.pop(MESSAGES))
 
     # ---- what a change writes
 
@@ -315,7 +332,11 @@ class SessionFiles:
 
     def apply(self, tail: Tail) -> None:
         """Write one tail; the file ends where it ends."""
-        fd, end = self._fd(tail.name), tail.offset + len(tail.data)
+        end = tail.offset + len(tail.data)
+        if not end:
+            self._remove_messages()
+            return
+        fd = self._fd(tail.name)
         if tail.data:
             self.disk.write(fd, tail.data, tail.offset)
         if end < (self.turns_bytes if tail.name == TURNS else self.messages_bytes):
@@ -341,6 +362,9 @@ class SessionFiles:
     def flush(self) -> None:
         """Write what was delayed."""
         for name, (start, data) in self._delayed.items():
+            if not start and not data:
+                self._remove_messages()
+                continue
             fd = self._fd(name)
             if data:
                 self.disk.write(fd, bytes(data), start)
@@ -352,7 +376,7 @@ class SessionFiles:
 
     def is_touched(self) -> bool:
         """Whether somebody else changed or replaced ``messages.json`` while a turn ran."""
-        return self.disk.size(self._fd(MESSAGES)) != self.messages_bytes
+        return self._messages_size() != self.messages_bytes
 
     def took_turn(self, turn: OpenTurn, messages: Tail) -> Finished:
         """Move the positions past the turn that was appended."""
