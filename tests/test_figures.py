@@ -156,6 +156,11 @@ def test_two_sessions_that_never_overlap_are_not_called_parallel():
     )
 
 
+def test_of_several_turns_the_title_tells_how_many_were_in_flight_at_once():
+    run = turn(ADA, "t1") + turn(BOB, "t2") + turn(ADA, "t3", (4,), (), sent_s=9)
+    assert title(run) == ("3 turns of 2 sessions, 2 at once, the longest 4.00 s: none waited")
+
+
 def test_the_picture_refuses_what_it_cannot_show_and_says_what_can():
     with pytest.raises(InvalidRecord, match="no turn to draw"):
         two_sessions(Recording((), ()))

@@ -60,16 +60,19 @@ def finding_of(turns: Sequence[TurnView]) -> str:
 
 
 def _side_by_side(turns: Sequence[TurnView], names: Mapping[SessionKey, str]) -> str:
-    if not both_in_flight(turns):
-        if len(turns) > 2:
-            return f"{len(turns)} turns were never all in flight at once"
-        times = " and ".join(seconds(turn.latency_ns) for turn in turns)
-        of_one = "Two turns of one session" if len(names) == 1 else "The two sessions"
-        return f"{of_one} ran one after the other, {times}"
     if len(turns) > 2:
         longest = seconds(max(turn.latency_ns for turn in turns))
-        return f"{len(turns)} turns of {len(names)} sessions ran at once, {longest} at most"
+        plural = "s" if len(names) > 1 else ""
+        at_once = max(
+            sum(other.start_ns <= turn.start_ns < other.end_ns for other in turns) for turn in turns
+        )
+        met = f"{at_once} at once" if at_once > 1 else "one after the other"
+        return f"{len(turns)} turns of {len(names)} session{plural}, {met}, the longest {longest}"
     first, last = sorted(turns, key=lambda turn: turn.end_ns)
+    if not both_in_flight(turns):
+        times = f"{seconds(first.latency_ns)} and {seconds(last.latency_ns)}"
+        of_one = "Two turns of one session" if len(names) == 1 else "The two sessions"
+        return f"{of_one} ran one after the other, {times}"
     begun = f"{names[first.key]} was answered in {seconds(first.latency_ns)}"
     if first.latency_ns * 2 > last.latency_ns:
         other = names[last.key].lower()
