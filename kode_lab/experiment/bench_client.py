@@ -23,7 +23,7 @@ from kode_lab.message import Request, user
 __all__ = ["client"]
 
 _IN_FLIGHT = 1_000
-_MODEL, _ANSWER_TOKENS, _PROMPT = "claude-sonnet-4-5", 256, "What is planned for tomorrow morning?"
+_MODEL, _ANSWER_TOKENS, _PROMPT = "claude-sonnet-5-5", 256, "What is planned for tomorrow morning?"
 # The server's whole program. It ends when its standard input does, so it cannot outlive the bench.
 _SERVER = """
 import asyncio, json, sys
