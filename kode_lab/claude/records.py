@@ -13,7 +13,7 @@ from kode_lab.operation import Read
 
 __all__ = ["READS_LIMIT", "RECORDS_LIMIT", "Record", "Records", "Statistics"]
 
-# About 400 bytes each.
+# About 550 bytes each, measured with turns of 20 prompts a session: 110 MB at the limit.
 READS_LIMIT = 200_000
 RECORDS_LIMIT = 10_000
 
