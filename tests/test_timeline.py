@@ -79,7 +79,7 @@ def test_a_notebook_shows_the_page_in_a_frame_of_its_own(tmp_path):
     shown = timeline(the_report(), title='"quoted" & <named>')
     frame = shown._repr_html_()
     assert frame.startswith("<iframe srcdoc=")
-    assert frame.count("<") == 2
+    assert frame.count("<") == 4  # the frame and a sentence: the page itself is escaped
     assert shown.save(tmp_path / "a" / "timeline.html").read_text() == shown.html
 
 

@@ -50,9 +50,11 @@ class Timeline:
 
     def _repr_html_(self) -> str:
         # In a frame of its own, so that neither its style nor its script meets the notebook's.
+        # A notebook that is not trusted strips the frame and keeps the sentence.
         return (
             f'<iframe srcdoc="{escape(self.html)}" title="{escape(self.title)}" '
             f'style="width:100%;height:{_FRAME_HEIGHT_PX}px;border:0"></iframe>'
+            f"<small>Timeline of {escape(self.title)}. Nothing to see? Run the cell again.</small>"
         )
 
 

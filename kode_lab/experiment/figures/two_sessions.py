@@ -246,6 +246,9 @@ def _tool_labels(marks: list[ToolMark], scale: Scale) -> list[list[_Label]]:
     """Each tool at its mark where all fit in one row; else numbers there, and a list below."""
     room_end = WIDTH_PT - MARGIN_PT
     direct = [_Label(scale(mark.start_ns), label_of(mark)) for mark in marks]
+    # The last one may begin left of its mark, so that it ends on the page.
+    last = room_end - width_pt(legible(direct[-1].words), _TEXT_PT)
+    direct[-1] = direct[-1]._replace(at_pt=max(scale.start_pt, min(direct[-1].at_pt, last)))
     if _has_room(direct, room_end):
         return [direct]
     numbers = [
