@@ -1,5 +1,7 @@
 """A served house: the real server on a socket, its sessions on a real directory, clients beside it.
 
+``served`` is in this process, so that a test sees inside; ``serving`` is ``kode-lab serve``.
+
 The model is the house's clerk with two more places to stop: before it answers, and after the first
 word of a stream; the store may stop before it appends. So a test can bring a turn to a stage, see
 that it is there, and do something to its client.
@@ -8,7 +10,9 @@ that it is there, and do something to its client.
 import asyncio
 import json
 import re
-from contextlib import asynccontextmanager
+import subprocess
+import sys
+from contextlib import asynccontextmanager, contextmanager
 
 import aiohttp
 from house import PATIENCE_S, Clerk, World, shelf, until
@@ -176,3 +180,75 @@ async def served(path, *, agent=None, limits=None, tokens=None):
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(PATIENCE_S)) as scene.client,
         ):
             yield scene
+
+
+# ---- kode-lab serve in a process of its own
+
+
+class Child:
+    """A server process and what its client does."""
+
+    def __init__(self, process, url):
+        self.process = process
+        self.url = url
+
+    def signal(self, number):
+        self.process.send_signal(number)
+
+    async def ended(self):
+        """Give its exit status."""
+        return await asyncio.to_thread(self.process.wait, PATIENCE_S)
+
+    async def post(self, client, message, session="s1", **fields):
+        body = {"userId": "ada", "agentId": "schedule-assistant", "sessionId": session}
+        data = json.dumps(body | {"message": message} | fields)
+        async with client.post(f"{self.url}/v1/turns", data=data, headers=JSON) as answer:
+            text = await answer.text()
+            if answer.content_type == "text/event-stream":
+                return answer.status, text
+            return answer.status, json.loads(text)
+
+    async def get(self, client, path):
+        async with client.get(self.url + path) as answer:
+            return await answer.json()
+
+    async def until(self, client, condition):
+        """Wait until the statistics fit."""
+        while not condition(await self.get(client, "/v1/statistics")):  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+    async def messages(self, client, session="s1"):
+        told = await self.get(client, f"/v1/sessions/ada/{session}/schedule-assistant/messages")
+        return told["messages"]
+
+
+def command(path, *options):
+    return [
+        *(sys.executable, "-m", "kode_lab", "serve", "--port", "0"),
+        *("--data", str(path / "data"), "--in-process", *options),
+    ]
+
+
+@contextmanager
+def serving(path, *options, ttft_s=0.0):
+    """Give a running server whose model takes so long for each call."""
+    (path / "profile.toml").write_text(f"ttft_s = {ttft_s}\n")
+    options = ("--profile", str(path / "profile.toml"), *options)
+    with (path / "stderr").open("ab") as stderr:
+        process = subprocess.Popen(
+            command(path, *options), stdout=subprocess.PIPE, stderr=stderr, text=True
+        )
+    try:
+        ready = process.stdout.readline()
+        url = re.search(r"http://127\.0\.0\.1:\d+", ready)
+        assert url, (ready, (path / "stderr").read_text())
+        yield Child(process, url[0])
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def patient():
+    return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(PATIENCE_S))

@@ -25,9 +25,10 @@ import orjson
 
 from kode_lab.sessions import TurnEvent
 
-__all__ = ["HEARTBEAT_S", "EventStream"]
+__all__ = ["EVENTS", "HEARTBEAT_S", "EventStream"]
 
 HEARTBEAT_S = 15.0
+EVENTS = ("accepted", "started", "text", "tool_call", "tool_result", "done", "error")
 
 
 class EventStream:

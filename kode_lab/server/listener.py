@@ -25,6 +25,7 @@ from kode_lab.server.service import Limits
 __all__ = ["HttpServer", "is_loopback"]
 
 _BACKLOG = 2_048
+_PORT_LIMIT = 65_535
 # uvicorn warns of each request that is none: a flood for whoever wants to send one.
 _LOG = logging.getLogger("kode_lab.server.http")
 _LOG.setLevel(logging.ERROR)
@@ -163,6 +164,8 @@ def is_loopback(host: str) -> bool:
 
 
 def _listening(host: str, port: int) -> socket.socket:
+    if not 0 <= port <= _PORT_LIMIT:  # getaddrinfo would take it modulo 65,536
+        raise InvalidScenario(f"port {port} is none: choose 1 to {_PORT_LIMIT}, or 0 for any")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP

@@ -14,14 +14,13 @@ from typing import Any
 from kode_lab import __version__
 from kode_lab.key import ID_LIMIT_CHARS
 from kode_lab.server.body import DEADLINE_LEAST_S, DEADLINE_LIMIT_S, POLICIES
+from kode_lab.server.events import EVENTS
 from kode_lab.server.service import Limits
 from kode_lab.sessions.agent import STRATEGIES
 from kode_lab.sessions.manager import PROMPT_LIMIT_CHARS, TURN_ID_LIMIT_CHARS
 
 __all__ = ["document"]
 
-# Longer ids do not fit into an address; in the body of a turn they do.
-_PATH_ID_LIMIT_CHARS = 1_000
 _WHY = {
     400: "The request is not HTTP, its body not JSON, or its path not UTF-8. Definite.",
     401: "No token, or none that is known. Definite.",
@@ -110,7 +109,7 @@ def _turn_operation(limits: Limits, who: Iterable[int]) -> dict[str, Any]:
                 "description": "The turn is saved.",
                 "content": {
                     **_json("Reply"),
-                    "text/event-stream": {"schema": {"type": "string", "description": events}},
+                    "text/event-stream": {"schema": _event(events)},
                 },
             },
             **_problems((*_DOOR, *who, *_TURN)),
@@ -140,7 +139,7 @@ def _other(name: str, kind: str, statuses: Iterable[int]) -> dict[str, Any]:
 
 
 def _parameters(names: Iterable[str]) -> list[dict[str, Any]]:
-    schema = {"type": "string", "minLength": 1, "maxLength": _PATH_ID_LIMIT_CHARS}
+    schema = {"type": "string", "minLength": 1, "maxLength": ID_LIMIT_CHARS}
     return [{"name": name, "in": "path", "required": True, "schema": schema} for name in names]
 
 
@@ -178,6 +177,11 @@ def _list(items: Any) -> dict[str, Any]:
 
 def _or_null(schema: Mapping[str, Any]) -> dict[str, Any]:
     return {"anyOf": [schema, {"type": "null"}]}
+
+
+def _event(about: str) -> dict[str, Any]:
+    """One event of a stream; ``data`` is JSON."""
+    return _object(id=_TEXT, event={"enum": list(EVENTS)}, data=_TEXT) | {"description": about}
 
 
 def _schemas() -> dict[str, Any]:

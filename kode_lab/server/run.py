@@ -3,7 +3,7 @@
 It owns the order in which things open and close. On SIGTERM or Ctrl-C nothing new is accepted, the
 turns in flight (waiting ones included) end and are answered, what outlasts ``drain_s`` rests in its
 journal and goes on when its turnId comes again; then the exit status is 0. A second signal does
-not wait.
+not wait, and the status is 130.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ __all__ = ["run_server"]
 
 # After the turns have ended: what their answers may take to go out.
 _ANSWERS_S = 5.0
+_INTERRUPTED = 130
 # Simulated calls at once; the real API's own limits come first.
 _MODEL_CONCURRENCY = 1_000
 
@@ -99,7 +100,7 @@ async def _serve(options: Namespace, toolbox: Toolbox, agents: Path) -> int:
 
 
 async def _drain(server: HttpServer, service: Service, told: asyncio.Queue[int]) -> int:
-    """End in good order; a second signal ends the waiting, not the order."""
+    """End in good order; a second signal breaks the turns off, and keeps the order."""
     service.is_draining = True
     server.stop_listening()
     LOG.warning("stopping: %d turns are in flight", service.turns_in_flight)
@@ -107,14 +108,12 @@ async def _drain(server: HttpServer, service: Service, told: asyncio.Queue[int])
     hurry = asyncio.create_task(told.get())
     await asyncio.wait({closing, hurry}, return_when=asyncio.FIRST_COMPLETED)
     hurry.cancel()
-    if not closing.done():
-        closing.cancel()
-        await asyncio.wait({closing})
-        await server.finish(within_s=0)
-        return 1
+    is_hurried = not closing.done()
+    if is_hurried:
+        service.break_off()
     await closing
     await server.finish(within_s=_ANSWERS_S)
-    return 0
+    return _INTERRUPTED if is_hurried else 0
 
 
 def _signals() -> asyncio.Queue[int]:

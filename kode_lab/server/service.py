@@ -142,6 +142,11 @@ class Service:
         if request.on_disconnect == "rollback":
             self.manager.withdraw(request.key, task)
 
+    def break_off(self) -> None:
+        """End every turn now; what they did rests in the journal for whoever sends them again."""
+        for task in list(self._tasks):
+            task.cancel()
+
     def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Do other work in a task that outlives its client."""
         task = asyncio.get_running_loop().create_task(work)
