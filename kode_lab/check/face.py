@@ -132,8 +132,10 @@ def _told(verdict: Verdict) -> list[Anomaly]:
 
 
 def _counted(evidence: Evidence) -> str:
-    said = f"{evidence.turns:,} turns, {evidence.concurrent_pairs:,} concurrent pairs"
-    return said + (f", {evidence.crashes} crashes" if evidence.crashes else "")
+    counts = [(evidence.turns, "turn"), (evidence.concurrent_pairs, "concurrent pair")]
+    if evidence.crashes:
+        counts.append((evidence.crashes, "crashe" if evidence.crashes > 1 else "crash"))
+    return ", ".join(f"{count:,} {noun}{'' if count == 1 else 's'}" for count, noun in counts)
 
 
 def _admitted(evidence: Evidence) -> str:

@@ -21,6 +21,8 @@ from kode_lab.span import Span
 __all__ = ["ReadRow", "explain", "reads_of", "sentences"]
 
 _ENDED = {"ok": "acknowledged", "fail": "refused", "info": "never answered"}
+# Facts that are moments; other nanoseconds are durations.
+_MOMENTS = ("crash_ns",)
 _Telling = Callable[[Sequence[str], str, Mapping[str, object]], tuple[str, str]]
 
 
@@ -42,7 +44,8 @@ def sentences(anomaly: Anomaly) -> tuple[str, ...]:
         lets.append(f"Let {names[-1]} = {_described(one, origin_ns)}.")
     # Some are told by one operation where others need two.
     padded = [*names, *names[-1:] * 2]
-    then, however = _TELLINGS[anomaly.name](padded, anomaly.element, _facts(anomaly))
+    facts = _facts(anomaly, origin_ns)
+    then, however = _TELLINGS[anomaly.name](padded, anomaly.element, facts)
     return (*lets, f"Then {then}.", f"However, {however}: a contradiction.")
 
 
@@ -119,11 +122,12 @@ def _list(markers: Sequence[str], length: int | None = None) -> str:
     return f"[{'... ' if length > len(last) else ''}{' '.join(last)}]"
 
 
-def _facts(anomaly: Anomaly) -> dict[str, object]:
+def _facts(anomaly: Anomaly, origin_ns: int) -> dict[str, object]:
     facts: dict[str, object] = {"session": str(anomaly.key)}
     for name, value in anomaly.facts.items():
         if name.endswith("_ns") and isinstance(value, int | float):
-            facts[name] = f"{value / 1e6:.3f} ms"
+            since_ns = origin_ns if name in _MOMENTS else 0
+            facts[name] = f"{_ms(value, since_ns):.3f} ms"
         else:
             facts[name] = _list(value) if isinstance(value, list) else value
     last = anomaly.witness[-1]

@@ -1,0 +1,696 @@
+"""What the judge must say of drawn histories: each anomaly beside its nearest valid neighbour.
+
+Used by the judge's own tests, and by the tests that break the judge and must notice.
+"""
+
+from typing import NamedTuple
+
+from kode_lab.check.drawn import drawn
+
+
+class Spec(NamedTuple):
+    """A drawing, the anomalies in it by number, and the argument for the first."""
+
+    picture: str
+    counts: dict[str, int]
+    argument: tuple[str, str] | None = None
+    status: str = ""
+    guarantees: tuple[str, ...] | None = None
+
+    @property
+    def expected(self):
+        return self.status or ("invalid" if self.counts else "valid")
+
+
+def differences(spec, check):
+    """Give what a judge says of a drawing that the specification does not."""
+    found = []
+    for engine in ("python", "numpy"):
+        verdict = check(drawn(spec.picture), None, spec.guarantees, engine=engine)
+        if verdict.status != spec.expected:
+            found.append(f"{engine}: {verdict.status}, not {spec.expected}: {verdict.reason}")
+        if dict(verdict.counts) != spec.counts:
+            found.append(f"{engine}: {dict(verdict.counts)}, not {spec.counts}")
+    return found
+
+
+BOTH_FIRST = (
+    "However, both stand at position 0 (b is gone), so neither was shown the other, "
+    "and no order of the two explains that: a contradiction."
+)
+
+SPECS = {
+    # ---- G1 apart
+    "leak into a prompt": Spec(
+        """
+        ada:1  |--a--|                    -> a
+        ada:1    |--b--|                  -> a b
+        bob:1      |--x--|                -> a x
+        ada:1             |-=-|           -> a b
+        bob:1             |-=-|           -> x
+        """,
+        {"cross-session leak": 1},
+        (
+            "Then a belongs to ada:1 alone, which sent it as T2.",
+            "However, T1 of bob:1 shows it: a contradiction.",
+        ),
+    ),
+    "leak into a list": Spec(
+        """
+        ada:1  |--a--|                    -> a
+        ada:1    |--b--|                  -> a b
+        bob:1      |--x--|                -> x
+        ada:1             |-=-|           -> a b
+        bob:1             |-=-|           -> x a
+        """,
+        {"cross-session leak": 1},
+        (
+            "Then a belongs to ada:1 alone, which sent it as T1.",
+            "However, R1 of bob:1 shows it: a contradiction.",
+        ),
+    ),
+    "nobody leaks": Spec(
+        """
+        ada:1  |--a--|                    -> a
+        ada:1    |--b--|                  -> a b
+        bob:1      |--x--|                -> x
+        ada:1             |-=-|           -> a b
+        bob:1             |-=-|           -> x
+        """,
+        {},
+    ),
+    "a leak into a turn that never answered": Spec(
+        """
+        ada:1  |--a--|                    -> a
+        ada:1    |--b--|                  -> a b
+        bob:1      |--x--?                -> a x
+        ada:1             |-=-|           -> a b
+        bob:1             |-=-|           ->
+        """,
+        {"cross-session leak": 1},
+    ),
+    "a leak into the first of two attempts": Spec(
+        """
+        ada:1  |--a--|                    -> a
+        ada:1    |--b--|                  -> a b
+        bob:1      |--x--?                -> a x
+        bob:1           |--x--|           -> x
+        ada:1                   |-=-|     -> a b
+        bob:1                   |-=-|     -> x
+        """,
+        {"cross-session leak": 1},
+    ),
+    "garbage in the list": Spec(
+        """
+        ada:1  |--a--|                    -> a
+        ada:1    |--b--|                  -> a b
+        ada:1             |-=-|           -> a b z
+        """,
+        {"garbage read": 1},
+        (
+            "Then all that a session shows was sent in it.",
+            "However, R1 shows z, which nobody in this history ever sent: a contradiction.",
+        ),
+    ),
+    "garbage in a prompt": Spec(
+        """
+        ada:1  |--a--|                    -> a
+        ada:1    |--b--|                  -> z a b
+        ada:1             |-=-|           -> a b
+        """,
+        {"garbage read": 1, "fork": 1},
+    ),
+    "a reply to another prompt": Spec(
+        """
+        ada:1  |--a--|                    -> a    answers b
+        ada:1    |--b--|                  -> a b  answers b
+        ada:1             |-=-|           -> a b
+        """,
+        {"foreign reply": 1},
+        ("Then the reply to T1 answers it.", "However, it answers b: a contradiction."),
+    ),
+    "each reply to its prompt": Spec(
+        """
+        ada:1  |--a--|                    -> a    answers a
+        ada:1    |--b--|                  -> a b  answers b
+        ada:1             |-=-|           -> a b
+        """,
+        {},
+    ),
+    # ---- G2 kept
+    "an acknowledged turn is gone": Spec(
+        """
+        ada:1  |--a--|                    -> a
+        ada:1    |--b--|                  -> a b
+        ada:1             |-=-|           -> a
+        """,
+        {"lost write": 1},
+        (
+            "Then T1 was acknowledged before R1 was sent, so R1 must show b.",
+            "However, R1 does not: a contradiction.",
+        ),
+    ),
+    "a turn that nobody observed is gone": Spec(
+        """
+        ada:1  |--a--|                    -> a
+        ada:1    |--b--|
+        ada:1             |-=-|           -> a
+        """,
+        {"lost write": 1},
+    ),
+    "an indeterminate turn is not there": Spec(
+        """
+        ada:1  |--a--|                    -> a
+        ada:1    |--c--|                  -> a c
+        ada:1    |--b--?
+        ada:1             |-=-|           -> a c
+        """,
+        {},
+    ),
+    "an indeterminate turn is there": Spec(
+        """
+        ada:1  |--a--|                    -> a
+        ada:1    |--b--?
+        ada:1    |--c--|                  -> a b c
+        ada:1             |-=-|           -> a b c
+        """,
+        {},
+    ),
+    "an indeterminate turn comes late": Spec(
+        """
+        ada:1  |--b--?
+        ada:1  |--a--|                    -> a
+        ada:1     |--c--|                 -> a c
+        ada:1             |-=-|           -> a c
+        ada:1                   |-=-|     -> a c b
+        """,
+        {},
+    ),
+    "an indeterminate turn comes and goes": Spec(
+        """
+        ada:1  |--b--?
+        ada:1  |--a--|                    -> a
+        ada:1     |--c--|                 -> a c
+        ada:1             |-=-|           -> a c b
+        ada:1                   |-=-|     -> a c
+        """,
+        {"stale read": 1},
+    ),
+    "an acknowledged turn comes and goes under its reader": Spec(
+        """
+        ada:1  |--a--|                    -> a
+        ada:1     |--b----------------------|
+        ada:1             |-=-|           -> a b
+        ada:1                   |-=-|     -> a
+        """,
+        {"stale read": 1},
+    ),
+    "a turn is lost in a crash": Spec(
+        """
+        ada:1    |--a--|                  -> a
+        ada:1      |--b--|                -> a b
+        nemesis           !kill !restart
+        ada:1                      |-=-|  -> a
+        """,
+        {"lost after acknowledgement": 1},
+        (
+            "Then T1 was acknowledged before the crash at 0.007 ms, so R1 must show b.",
+            "However, R1 does not: it did not survive: a contradiction.",
+        ),
+    ),
+    "a turn was lost before the crash": Spec(
+        """
+        nemesis  !kill !restart
+        ada:1                     |--a--|         -> a
+        ada:1                       |--b--|       -> a b
+        ada:1                               |-=-| -> a
+        """,
+        {"lost write": 1},
+    ),
+    "a crash that takes only what nobody acknowledged": Spec(
+        """
+        ada:1    |--a--|                  -> a
+        ada:1    |--c--|                  -> a c
+        ada:1      |--b--?                -> a c b
+        nemesis           !kill !restart
+        ada:1                      |-=-|  -> a c
+        """,
+        {},
+        guarantees=("durable", "kept"),
+    ),
+    "one turn twice in the list": Spec(
+        """
+        ada:1  |--a--|                    -> a
+        ada:1    |--b--|                  -> a b
+        ada:1             |-=-|           -> a b a
+        """,
+        {"duplicate": 1},
+        (
+            "Then a is one turn, and happens once.",
+            "However, R1 shows that it happened 2 times: a contradiction.",
+        ),
+    ),
+    "a retry that ran again": Spec(
+        """
+        ada:1  |--a--|                         -> a
+        ada:1    |--b---|                      -> a b
+        ada:1            |--a--|               -> a b a
+        ada:1                     |-=-|        -> a b
+        """,
+        {"duplicate": 1},
+    ),
+    "a retry that got the saved answer": Spec(
+        """
+        ada:1  |--a--?
+        ada:1    |--b---|                      -> a b
+        ada:1            |--a--|               -> a
+        ada:1                     |-=-|        -> a b
+        """,
+        {},
+    ),
+    "a retry that took effect between two others": Spec(
+        """
+        ada:1  |--a--?                         -> a
+        ada:1     |--b---|                     -> b
+        ada:1      |--c---|                    -> b c
+        ada:1              |--a--|             -> b c a
+        ada:1                     |-=-|        -> b c a
+        """,
+        {},
+    ),
+    # ---- G3 whole
+    "a refused turn is in the list": Spec(
+        """
+        ada:1  |--a--|                    -> a
+        ada:1  |--c--|                    -> a c
+        ada:1    |--b--x
+        ada:1             |-=-|           -> a c b
+        """,
+        {"aborted read": 1},
+        ("Then T1 never happened.", "However, R1 shows b: a contradiction."),
+    ),
+    "a refused turn was shown to the next": Spec(
+        """
+        ada:1  |--b--x
+        ada:1      |--a--|                -> b a
+        ada:1      |--c--|                -> b a c
+        ada:1             |-=-|           -> a c
+        """,
+        {"aborted read": 1, "fork": 2},
+    ),
+    "a refused turn is nowhere": Spec(
+        """
+        ada:1  |--a--|                    -> a
+        ada:1  |--c--|                    -> a c
+        ada:1    |--b--x
+        ada:1             |-=-|           -> a c
+        """,
+        {},
+    ),
+    "half a turn is shown to the next": Spec(
+        """
+        ada:1  |--a----|                  -> a
+        ada:1    |--b----|                -> a/ b
+        ada:1             |-=-|           -> a b
+        """,
+        {"intermediate read": 1},
+        (
+            "Then T2 is shown a whole or not at all.",
+            "However, T2 was shown its prompt without a final reply: a contradiction.",
+        ),
+    ),
+    "half a turn rests": Spec(
+        """
+        ada:1  |--a----|                  -> a
+        ada:1    |--b----|                -> a b
+        ada:1       |-c-?
+        ada:1             |-=-|           -> a b c/
+        """,
+        {"torn turn": 1},
+        (
+            "Then c rests in the session whole or not at all.",
+            "However, R1 shows its prompt without a final reply: a contradiction.",
+        ),
+    ),
+    # ---- G4 ordered
+    "two turns at one position, one gone": Spec(
+        """
+        ada:1  |--a--|                    -> a
+        ada:1    |--b--|                  -> b
+        ada:1             |-=-|           -> a
+        """,
+        {"lost update": 1},
+        (
+            "Then one of T1 and T2 is first, and the other is shown it.",
+            BOTH_FIRST,
+        ),
+    ),
+    "two turns at one position, both there": Spec(
+        """
+        ada:1  |--a--|                    -> a
+        ada:1    |--b--|                  -> b
+        ada:1             |-=-|           -> a b
+        """,
+        {"lost update": 1},
+    ),
+    "two turns, one after the other": Spec(
+        """
+        ada:1  |--a--|                    -> b a
+        ada:1    |--b--|                  -> b
+        ada:1             |-=-|           -> b a
+        """,
+        {},
+    ),
+    "two turns at one position, and nobody read": Spec(
+        """
+        ada:1  |--a--|                    -> a
+        ada:1    |--b--|                  -> b
+        """,
+        {"lost update": 1},
+    ),
+    "two orders of the same turns": Spec(
+        """
+        ada:1  |--a----|                  -> a
+        ada:1  |--b----|                  -> a b
+        ada:1    |--c----|                -> b a c
+        ada:1             |-=-|           -> a b c
+        """,
+        {"fork": 1},
+        (
+            "Then what T1 shows are the first turns of the one order of ada:1.",
+            "However, it shows [b a] where the session has [a b]: a contradiction.",
+        ),
+    ),
+    "two lists of one session": Spec(
+        """
+        ada:1  |--a----|                  -> a
+        ada:1  |--b----|
+        ada:1            |-=-|            -> b a
+        ada:1                  |-=-|      -> a b
+        """,
+        {"fork": 1},
+    ),
+    "a read shows what was sent later": Spec(
+        """
+        ada:1  |--a----|                  -> a
+        ada:1    |-=-|                    -> a b
+        ada:1         |--b----|           -> a b
+        ada:1         |--c----|           -> a b c
+        ada:1                   |-=-|     -> a b c
+        """,
+        {"future read": 1},
+        (
+            "Then R1 can show only what was sent before it returned.",
+            "However, it shows b (T1), which was sent only later: a contradiction.",
+        ),
+    ),
+    "a read shows what was sent as it returned": Spec(
+        """
+        ada:1  |--a----|                  -> a
+        ada:1     |-=-|                   -> a b
+        ada:1         |--b----|           -> a b
+        ada:1         |--c----|           -> a b c
+        ada:1                   |-=-|     -> a b c
+        """,
+        {},
+    ),
+    "a turn was shown what was sent later": Spec(
+        """
+        ada:1  |--a--|                    -> b a
+        ada:1         |--b--|             -> b
+        ada:1           |--c--|           -> b a c
+        ada:1                   |-=-|     -> b a c
+        """,
+        {"future read": 1, "real-time reorder": 1},
+    ),
+    "a turn misses what was acknowledged": Spec(
+        """
+        ada:1  |--a--|                    -> a
+        ada:1         |--b--|             -> b
+        ada:1           |--c--|           -> a b c
+        ada:1                   |-=-|     -> a b c
+        """,
+        {"stale read": 1},
+        (
+            "Then a was in the session when T2 returned, and T1 was sent after that.",
+            "However, T1 was shown the session without it: a contradiction.",
+        ),
+    ),
+    "a turn is shown what was acknowledged": Spec(
+        """
+        ada:1  |--a--|                    -> a
+        ada:1         |--b--|             -> a b
+        ada:1           |--c--|           -> a b c
+        ada:1                   |-=-|     -> a b c
+        """,
+        {},
+    ),
+    "a read misses what was acknowledged": Spec(
+        """
+        ada:1  |--a--|                    -> a
+        ada:1    |--b--|                  -> a b
+        ada:1            |-=-|            -> a
+        ada:1                   |-=-|     -> a b
+        """,
+        {"stale read": 1},
+    ),
+    "a read misses what is acknowledged as it asks": Spec(
+        """
+        ada:1  |--a--|                    -> a
+        ada:1    |-----b--|               -> a b
+        ada:1             |-=-|           -> a
+        ada:1                   |-=-|     -> a b
+        """,
+        {},
+    ),
+    "two reads, the later shows less": Spec(
+        """
+        ada:1  |--a---|                   -> a
+        ada:1  |--b-----------------|
+        ada:1           |-=-|             -> a b
+        ada:1                 |-=-|       -> a
+        ada:1                         |-=-| -> a b
+        """,
+        {"stale read": 1},
+    ),
+    "two reads at once, one shows less": Spec(
+        """
+        ada:1  |--a---|                   -> a
+        ada:1  |--b-----------------|
+        ada:1           |--=---|          -> a b
+        ada:1                 |-=-|       -> a
+        ada:1                         |-=-| -> a b
+        """,
+        {},
+    ),
+    "the order contradicts the time": Spec(
+        """
+        ada:1  |--a--|
+        ada:1         |--b--|
+        ada:1           |--c--|           -> b a c
+        ada:1                   |-=-|     -> b a c
+        """,
+        {"real-time reorder": 1},
+        (
+            "Then T1 was acknowledged before T2 was sent, so it stands before T2.",
+            "However, ada:1 has T2 before T1: a contradiction.",
+        ),
+    ),
+    "the order of turns that touch": Spec(
+        """
+        ada:1  |--a--|
+        ada:1        |--b--|
+        ada:1           |--c--|           -> b a c
+        ada:1                   |-=-|     -> b a c
+        """,
+        {},
+    ),
+    "a turn after the final read continues the order": Spec(
+        """
+        ada:1  |--a--|                        -> a
+        ada:1    |--b--|                      -> a b
+        ada:1             |-=-|               -> a b
+        ada:1                   |--c--|       -> a b c
+        """,
+        {},
+        status="unknown",
+    ),
+    "a turn after the final read misses it": Spec(
+        """
+        ada:1  |--a--|                        -> a
+        ada:1    |--b--|                      -> a b
+        ada:1             |-=-|               -> a b
+        ada:1                   |--c--|       -> a c
+        """,
+        {"stale read": 1},
+    ),
+    # ---- G6 tools
+    "one id for two effects": Spec(
+        """
+        ada:1  |--a--|    -> a    did 7 create a ada
+        bob:1  |--b--|    -> b    did 7 create b bob
+        ada:1   |--c--|   -> a c
+        ada:1             |-=-|   -> a c
+        bob:1             |-=-|   -> b
+        """,
+        {"duplicate id": 1},
+        (
+            "Then id 7 names one effect, [7 create a ada ].",
+            "However, it also names [7 create b bob ]: a contradiction.",
+        ),
+    ),
+    "an effect twice": Spec(
+        """
+        ada:1  |--a--|    -> a    did 7 create a ada
+        ada:1   |--c--|   -> a c
+        ada:1             |-=-|   -> a c
+        ada:1             |-world-|  did 7 create a ada did 8 create a ada
+        """,
+        {"effect twice": 1},
+        (
+            "Then one tool call of a acts once, as [7 create a ada ].",
+            "However, it acted again, as [8 create a ada ]: a contradiction.",
+        ),
+    ),
+    "an effect for the wrong user": Spec(
+        """
+        ada:1  |--a--|    -> a
+        ada:1   |--c--|   -> a c
+        bob:1   |--b--|   -> b
+        ada:1             |-=-|   -> a c
+        bob:1             |-=-|   -> b
+        ada:1             |-world-|  did 7 create a bob
+        """,
+        {"tool misattributed": 1},
+        (
+            "Then a tool that a asked for acts for ada:1.",
+            "However, R1 shows that it acted for [bob ]: a contradiction.",
+        ),
+    ),
+    "two effects of one turn, told by turn and world": Spec(
+        """
+        ada:1  |--a--|    -> a  did 7 create a ada did 8 create/2 a ada
+        ada:1   |--c--|   -> a c
+        ada:1             |-=-|   -> a c
+        ada:1             |-world-|  did 7 create a ada did 8 create/2 a ada
+        """,
+        {},
+    ),
+    # ---- G8 service
+    "no answer after the faults": Spec(
+        """
+        ada:1  |--a--|                                        -> a
+        ada:1    |--b--|                                      -> a b
+        nemesis         !pause  !resume  !quiet
+        ada:1                                   |--c--?
+        ada:1                                         |-=-|   -> a b
+        """,
+        {"stuck session": 1},
+        (
+            "Then all faults were over when T1 was sent, so ada:1 answers.",
+            "However, of 1 turns asked since, none was answered: a contradiction.",
+        ),
+    ),
+    "an answer after the faults": Spec(
+        """
+        ada:1  |--a--|                                        -> a
+        ada:1    |--b--|                                      -> a b
+        nemesis         !pause  !resume  !quiet
+        ada:1                                 |-c-x
+        ada:1                                     |--d--|     -> a b d
+        ada:1                                            |-=-| -> a b d
+        """,
+        {},
+    ),
+    "two configurations at once": Spec(
+        """
+        ada:1  |--a--|           -> a    config v1
+        bob:1    |--b--|         -> b    config v2
+        ada:1    |--c--|         -> a c  config v1
+        ada:1             |-=-|  -> a c
+        bob:1             |-=-|  -> b
+        """,
+        {"configuration drift": 1},
+        (
+            "Then T1 and T2 ran with the same configuration, which nobody changed between them.",
+            "However, one ran with v1, the other with v2: a contradiction.",
+        ),
+    ),
+    "two configurations, and a change between them": Spec(
+        """
+        ada:1  |--a--|                                          -> a      config v1
+        ada:1    |--c--|                                        -> a c    config v1
+        nemesis         !configure        !configured
+        ada:1                     |--d--|                       -> a c d  config v2
+        ada:1                            |--e--|                -> a c d e config v1
+        ada:1                                          |--f--|  -> a c d e f config v2
+        ada:1                                                 |-=-| -> a c d e f
+        """,
+        {},
+    ),
+    # ---- unknown
+    "nobody was answered": Spec(
+        """
+        ada:1  |--a--?
+        ada:1    |--b--x
+        ada:1             |-=-|           ->
+        """,
+        {},
+        status="unknown",
+    ),
+    "nobody met": Spec(
+        """
+        ada:1  |--a--|                    -> a
+        ada:1         |--b--|             -> a b
+        ada:1                   |-=-|     -> a b
+        """,
+        {},
+        status="unknown",
+    ),
+    "nobody read the list": Spec(
+        """
+        ada:1  |--a--|                    -> a
+        ada:1    |--b--|                  -> a b
+        """,
+        {},
+        status="unknown",
+    ),
+    "the list was read too early": Spec(
+        """
+        ada:1  |--a--|                    -> a
+        ada:1    |--b--|                  -> a b
+        ada:1         |-=-|               -> a b
+        """,
+        {},
+        status="unknown",
+    ),
+    "nobody tells what a turn was shown": Spec(
+        """
+        ada:1  |--a--|
+        ada:1    |--b--|
+        ada:1             |-=-|           -> a b
+        """,
+        {},
+        status="unknown",
+    ),
+    "durability without a crash": Spec(
+        """
+        ada:1  |--a--|                    -> a
+        ada:1    |--b--|                  -> a b
+        ada:1             |-=-|           -> a b
+        """,
+        {},
+        status="unknown",
+        guarantees=("G5",),
+    ),
+    "only what is claimed is judged": Spec(
+        """
+        ada:1  |--a--|                    -> a
+        ada:1    |--b--|                  -> b
+        ada:1             |-=-|           -> a
+        """,
+        {},
+        guarantees=("whole",),
+    ),
+    "an empty history": Spec("", {}, status="unknown"),
+}

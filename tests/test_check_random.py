@@ -1,0 +1,239 @@
+"""The judge agrees with the search, never accuses the innocent, and its engines agree."""
+
+import math
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kode_lab.check import check
+from kode_lab.check.drawn import drawn
+from kode_lab.check.fast import screen
+from kode_lab.check.generate import large_history, random_history, valid_run
+from kode_lab.check.selftest import (
+    SESSION,
+    disagreements,
+    false_alarms,
+    is_searchable,
+    judge_figures,
+    speed_figures,
+)
+from kode_lab.digest import hash_of
+from kode_lab.operation import NEMESIS, Operation
+
+SEEDS = st.integers(0, 2**32)
+
+
+def test_the_judge_and_the_search_agree_on_random_histories_of_which_many_are_right_and_wrong():
+    wrong, valid = disagreements(1_500)
+    assert wrong == []
+    assert 300 < valid < 1_200
+
+
+def test_they_agree_on_larger_ones():
+    assert disagreements(150, seed=10**6, size=8)[0] == []
+
+
+def test_without_its_reads_a_history_is_never_valid_and_without_its_last_never_accused_wrongly():
+    accused = 0
+    for seed in range(1_000):
+        history = random_history(seed)[:-1]
+        turns = [operation for operation in history if operation.f == "turn"]
+        assert check(turns).status != "valid"
+        if check(history).status == "invalid":
+            accused += 1
+            assert is_searchable(history) is False, seed
+    assert accused > 100
+
+
+def test_right_runs_with_time_outs_retries_refusals_and_crashes_raise_no_alarm():
+    assert false_alarms(60) == []
+    run = valid_run(1)
+    assert {o.type for o in run} == {"ok", "fail", "info"}
+    assert len({o.turn_id for o in run}) < len(run) - 20  # retries
+    assert sum(o.f == "kill" for o in run) == 2
+
+
+def engines_agree(history, trace=None):
+    python, numpy = (check(history, trace, engine=engine) for engine in ("python", "numpy"))
+    assert python == numpy
+    return python
+
+
+@given(SEEDS)
+@settings(max_examples=60, deadline=None)
+def test_both_engines_give_the_same_verdict_on_right_runs_with_one_thing_changed(seed):
+    random = Random(seed)
+    history = valid_run(seed, turns=24)
+    at = random.randrange(len(history))
+    operation = history[at]
+    change = random.randrange(6)
+    if change == 0:
+        history[at] = operation._replace(type=random.choice(["ok", "fail", "info"]))
+    elif change == 1 and operation.read is not None:
+        read = operation.read._replace(position=operation.read.position + random.choice([-1, 1]))
+        history[at] = operation._replace(read=read._replace(position=max(0, read.position)))
+    elif change == 2 and operation.read is not None:
+        other = random.choice(history).marker or "x"
+        history[at] = operation._replace(read=operation.read._replace(foreign=(other,)))
+    elif change == 3 and operation.markers:
+        shown = list(operation.markers)
+        random.shuffle(shown)
+        history[at] = operation._replace(markers=tuple(shown[random.randrange(2) :]))
+    elif change == 4 and operation.process != NEMESIS:
+        history[at] = operation._replace(answered=random.choice(history).marker, config="v2")
+    else:
+        del history[at]
+    engines_agree(history)
+
+
+@given(st.lists(SEEDS, min_size=1, max_size=4))
+@settings(max_examples=60, deadline=None)
+def test_both_engines_give_the_same_verdict_on_several_random_sessions_together(seeds):
+    history = []
+    for number, seed in enumerate(seeds):
+        for operation in random_history(seed):
+            key = operation.key._replace(session_id=str(number))
+            named = operation._replace(key=key)
+            if operation.marker:
+                marker = f"{number}{operation.marker}"
+                named = named._replace(marker=marker, turn_id=marker)
+            history.append(named)
+    engines_agree(history)
+
+
+def test_the_fast_path_clears_what_is_plain_and_hands_over_what_is_not():
+    history = large_history(2_000, sessions=20, indeterminate=0.2)
+    screened = screen(history, has_faults=False)
+    assert screened.suspects == set()
+    assert screened.evidence == check(history, engine="python").evidence
+    first = next(at for at, o in enumerate(history) if o.read is not None)
+    read = history[first].read
+    history[first] = history[first]._replace(read=read._replace(digest=read.digest ^ 1))
+    assert screen(history, has_faults=False).suspects == {history[first].key}
+    assert engines_agree(history).counts == {"fork": 1}
+
+
+def test_values_that_no_column_holds_are_left_to_the_rules():
+    fine = drawn("ada:1 |--a--| -> a\nada:1   |--b--| -> a b\nada:1           |-=-| -> a b")
+    odd = [o._replace(invoke_ns=o.invoke_ns + 0.5, complete_ns=o.complete_ns + 0.5) for o in fine]
+    for history in (odd, [o._replace(complete_ns=o.complete_ns + 2**70) for o in fine[:2]]):
+        assert screen(history, has_faults=False) is None
+        engines_agree(history)
+    assert check(odd, engine="numpy").status == "valid"
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)))
+def test_digests_at_once_are_digests_one_by_one(markers):
+    history = [Operation(("u", "s", "a"), "turn", m, "ok", 0, 1, m) for m in dict.fromkeys(markers)]
+    if history:
+        from kode_lab.check.fast import _hashes  # noqa: PLC0415
+
+        names = [o.marker for o in history]
+        assert _hashes(names).tolist() == [hash_of(name) for name in names]
+        same = [f"{at:08x}" for at in range(9)]
+        assert _hashes(same).tolist() == [hash_of(name) for name in same]
+
+
+# ---- what never turns a right history into a wrong one
+
+
+@given(SEEDS, st.integers(1, 10**9))
+@settings(max_examples=40, deadline=None)
+def test_a_longer_interval_accuses_nobody(seed, longer_ns):
+    random = Random(seed)
+    history = [
+        o._replace(invoke_ns=o.invoke_ns - random.randrange(longer_ns))
+        if o.process != NEMESIS and o.f == "turn"
+        else o
+        for o in valid_run(seed, turns=24)
+    ]
+    assert check(history).anomalies == ()
+
+
+@given(SEEDS)
+@settings(max_examples=40, deadline=None)
+def test_a_turn_that_nobody_saw_accuses_nobody(seed):
+    history = valid_run(seed, turns=24)
+    key = next(o.key for o in history if o.process != NEMESIS)
+    ghost = Operation(key, "turn", "ghost", "info", 1, math.inf, "ghost", "ghost")
+    refused = ghost._replace(marker="refused", turn_id="refused", type="fail", complete_ns=9)
+    assert check([*history, ghost, refused]).anomalies == ()
+
+
+@given(SEEDS)
+@settings(max_examples=40, deadline=None)
+def test_forgetting_that_a_turn_was_acknowledged_accuses_nobody(seed):
+    random = Random(seed)
+    history = [
+        o._replace(type="info", complete_ns=math.inf)
+        if o.f == "turn" and "probe" not in o.process and random.random() < 0.3
+        else o
+        for o in valid_run(seed, turns=24)
+    ]
+    assert check(history).status != "invalid"
+
+
+@given(SEEDS, st.integers(0, 2**40))
+@settings(max_examples=40, deadline=None)
+def test_when_the_clock_started_and_in_which_order_lines_stand_changes_nothing(seed, later_ns):
+    history = random_history(seed)
+    moved = [
+        o._replace(invoke_ns=o.invoke_ns + later_ns, complete_ns=o.complete_ns + later_ns)
+        for o in history
+    ]
+    Random(seed).shuffle(moved)
+    assert check(moved).counts == check(history).counts
+
+
+@given(SEEDS)
+@settings(max_examples=40, deadline=None)
+def test_a_wrong_session_stays_wrong_beside_any_right_one(seed):
+    history = random_history(seed)
+    right = valid_run(seed, turns=9, has_crashes=False)
+    alone, together = check(history), check([*history, *right])
+    assert (alone.status == "invalid") == (together.status == "invalid")
+    assert alone.counts == together.counts
+
+
+# ---- the search itself
+
+
+@pytest.mark.parametrize(
+    ("picture", "has_order"),
+    [
+        ("ada:1 |--a--| -> a\nada:1   |--b--| -> a b", True),
+        ("ada:1 |--a--| -> a\nada:1   |--b--| -> b", False),
+        ("ada:1 |--a--| -> a\nada:1   |--b--? -> b", True),
+        ("ada:1 |--a--| -> b a\nada:1   |--b--?", True),
+        ("ada:1 |--a--| -> b a\nada:1         |--b--?", False),
+        ("ada:1 |--a--| -> b a\nada:1       |--b--?", True),
+    ],
+)
+def test_the_search_knows_small_histories_by_itself(picture, has_order):
+    assert is_searchable(drawn(picture)) is has_order
+
+
+def test_a_search_without_time_says_that_it_does_not_know():
+    history = [
+        Operation(("u", "s", "a"), "turn", str(n), "ok", 0, 9, str(n), "", None) for n in range(12)
+    ]
+    impossible = Operation(("u", "s", "a"), "read", "r", "ok", 10, 11, markers=("x",))
+    assert is_searchable([*history, impossible], budget_s=0.0) is None
+    assert SESSION.initial == (0, 0)
+
+
+# ---- figures
+
+
+def test_the_figures_of_the_judge_are_measured_and_carry_their_bars():
+    figures = judge_figures(histories=200, runs=5)
+    assert [f.value for f in figures if "search" in f.name or "alarms" in f.name] == [0, 0]
+    speeds = speed_figures([500, 1_000], repeats=1)
+    assert {f.bar for f in speeds if f.baseline is None} == {
+        "value >= 300000",
+        "value >= 1500000",
+    }
+    assert all(f.value > 0 for f in speeds)
+    assert len(speeds) == 10

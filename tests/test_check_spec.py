@@ -1,0 +1,195 @@
+"""The judge says of each drawn history exactly what the specification says, and why."""
+
+import json
+
+import pytest
+from judge_spec import SPECS, differences
+
+from kode_lab.check import ANOMALIES, GUARANTEES, check, sentences
+from kode_lab.check.drawn import draw, drawn
+from kode_lab.check.face import reads_html, reads_text
+from kode_lab.check.verdict import worst
+from kode_lab.errors import InvalidRecord, InvalidScenario
+from kode_lab.key import SessionKey
+
+ADA = SessionKey("ada", "1", "agent")
+LOST_UPDATE = drawn(SPECS["two turns at one position, one gone"].picture)
+FINE = drawn(SPECS["two turns, one after the other"].picture)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_the_judge_says_of(name):
+    assert differences(SPECS[name], check) == []
+
+
+@pytest.mark.parametrize("name", [name for name, spec in SPECS.items() if spec.argument])
+def test_the_argument_for(name):
+    spec = SPECS[name]
+    verdict = check(drawn(spec.picture), None, spec.guarantees)
+    assert sentences(verdict.anomalies[0])[-2:] == spec.argument
+
+
+def test_every_anomaly_of_a_history_is_drawn_in_the_specification():
+    of_traces = {"overlap", "needless serialisation"}
+    drawn_here = {name for spec in SPECS.values() for name in spec.counts}
+    assert drawn_here | of_traces == set(ANOMALIES)
+
+
+def test_every_anomaly_breaks_a_guarantee_that_exists():
+    names = {guarantee.name for guarantee in GUARANTEES}
+    assert all(set(broken) <= names and broken for broken, _ in ANOMALIES.values())
+    assert {name for broken, _ in ANOMALIES.values() for name in broken} == names
+
+
+def test_a_verdict_in_a_terminal_shows_the_finding_the_picture_and_the_argument():
+    lines = str(check(LOST_UPDATE)).splitlines()
+    assert lines[0] == (
+        "FAIL: 1 lost update in 2 turns, 1 concurrent pair. Accepted: 2 of 2 turns asked (100 %); "
+        "0 refused, 0 indeterminate."
+    )
+    assert lines[2:5] == [
+        "  G1 apart    valid       no session is shown, stores or answers another's words",
+        "  G2 kept     invalid     1 lost update",
+        "  G3 whole    valid       a turn shows whole or not at all; a refused one never",
+    ]
+    shown = "acknowledged at {} ms, shown nothing."
+    last = "both stand at position 0 (b is gone), so neither was shown the other"
+    assert lines[11:] == [
+        "lost update, in ada:1: two turns took one position; one overlooks the other",
+        "    ada:1  |---------------------a---------------------|                 -> a",
+        "    ada:1                 |---------------------b---------------------|  -> b",
+        "  Let T1 = turn b of ada:1 (p3), sent at 0.002 ms, " + shown.format("0.008"),
+        "  Let T2 = turn a of ada:1 (p2), sent at 0.000 ms, " + shown.format("0.006"),
+        "  Then one of T1 and T2 is first, and the other is shown it.",
+        f"  However, {last}, and no order of the two explains that: a contradiction.",
+    ]
+
+
+def test_a_verdict_for_a_machine_is_json_with_the_witness_in_it():
+    told = json.loads(json.dumps(check(LOST_UPDATE).to_json()))
+    assert (told["status"], told["admission_rate"], told["counts"]) == (
+        "invalid",
+        1.0,
+        {"lost update": 1},
+    )
+    (anomaly,) = told["anomalies"]
+    assert anomaly["session"] == {"userId": "ada", "sessionId": "1", "agentId": "agent"}
+    assert [one["marker"] for one in anomaly["witness"]] == ["b", "a"]
+    assert anomaly["because"][-1].endswith("a contradiction.")
+
+
+def test_a_verdict_in_a_notebook_follows_its_theme_and_says_the_word():
+    for history, word in ((LOST_UPDATE, "FAIL"), (FINE, "PASS"), ([], "UNKNOWN")):
+        page = check(history)._repr_html_()
+        assert f">{word}</b>" in page
+        assert "var(--jp-content-font-color1" in page
+
+
+def test_what_users_name_things_is_never_markup():
+    hostile = [o._replace(key=SessionKey("<b>", "<i>", "a")) for o in LOST_UPDATE]
+    page = check(hostile)._repr_html_() + reads_html(hostile, hostile[0].key)
+    assert "<b>:" not in page
+    assert "&lt;b&gt;" in page
+
+
+def test_a_pass_tells_its_evidence_and_who_was_turned_away():
+    refused = drawn("ada:1  |--r--x\nada:1  |--s--?")
+    first = str(check([*FINE, *refused])).splitlines()[0]
+    assert first == (
+        "PASS: no violation of G1-G4 in 4 turns, 1 concurrent pair. Accepted: 2 of 4 turns asked "
+        "(50 %); 1 refused, 1 indeterminate."
+    )
+
+
+def test_all_reads_of_a_session_stand_in_one_table_with_a_colour_for_each_marker():
+    assert reads_text(LOST_UPDATE, ADA).splitlines() == [
+        "       0.000        0.006  a     acknowledged   a",
+        "       0.002        0.008  b     acknowledged   b",
+        "       0.011        0.015  read  acknowledged   a",
+    ]
+    page = reads_html(LOST_UPDATE, ADA)
+    # Where a is shown, twice, it has one colour, and b another.
+    assert page.count("hsl(205 ") == 2
+    assert page.count("hsl(35 ") == 1
+
+
+def test_a_table_of_reads_names_what_is_foreign_and_what_is_left_out():
+    leak = drawn(SPECS["leak into a prompt"].picture)
+    bob = SessionKey("bob", "1", "agent")
+    assert "FOREIGN a" in reads_text(leak, bob)
+    assert "foreign a" in reads_html(leak, bob)
+    many = drawn("ada:1 |--z--| -> a b c d e f g h i j z")
+    assert "... c d e f g h i j z" in reads_text(many, ADA)
+
+
+def test_a_drawing_is_read_back_from_what_draws_it():
+    again = drawn(draw(LOST_UPDATE, width=60))
+    assert check(again).counts == check(LOST_UPDATE).counts
+
+
+@pytest.mark.parametrize("line", ["ada:1", "ada:1 |--a--", "ada:1 |--a--| into b", "|--a--|"])
+def test_what_draws_nothing_is_refused_by_its_line(line):
+    with pytest.raises(InvalidRecord, match=r"^line 2: "):
+        drawn(f"# a remark\n{line}")
+
+
+def test_invalid_beats_unknown_beats_valid():
+    assert worst(["valid", "unknown", "invalid"]) == "invalid"
+    assert worst(["unknown", "valid"]) == "unknown"
+    assert worst(["valid"]) == "valid"
+    assert worst([]) == "unknown"
+    silent = drawn("bob:1 |--z--|")  # in a session that nobody reads
+    assert check([*LOST_UPDATE, *silent]).status == "invalid"
+    assert check([*FINE, *silent]).status == "unknown"
+
+
+def test_a_guarantee_or_an_engine_that_does_not_exist_is_refused_with_those_that_do():
+    with pytest.raises(InvalidScenario, match="no guarantee 'G9': name some of G1, apart, G2"):
+        check(FINE, None, ["G9"])
+    with pytest.raises(InvalidScenario, match="name one of auto, python, numpy"):
+        check(FINE, engine="quantum")
+
+
+def test_a_rule_that_throws_leaves_its_guarantee_unknown_and_never_hides_what_others_found():
+    # A digest that is no number breaks comparing, not by design but as a bug would.
+    class Bug:
+        def __eq__(self, other):
+            raise ZeroDivisionError
+
+        __hash__ = None
+
+    def broken(history):
+        last = history[1]
+        return [*history[:1], last._replace(read=last.read._replace(digest=Bug())), *history[2:]]
+
+    verdict = check(broken(FINE))
+    assert (verdict.status, verdict.exit_status) == ("unknown", 2)
+    assert "the rule failed: ZeroDivisionError" in verdict.reason
+    refused = drawn("ada:1  |--r--x")
+    shown = FINE[-1]._replace(markers=(*FINE[-1].markers, "r"))
+    verdict = check([*broken(FINE)[:-1], *refused, shown])
+    assert verdict.status == "invalid"
+    assert verdict.counts == {"aborted read": 1}
+
+
+def test_the_same_marker_for_two_turns_is_no_evidence():
+    one, other = drawn("ada:1 |--a--|"), drawn("bob:1 |--a--|")
+    for engine in ("python", "numpy"):
+        with pytest.raises(InvalidRecord, match="marker 'a' is sent in "):
+            check([*one, *other], engine=engine)
+        again = one[0]._replace(turn_id="another", process="q")
+        with pytest.raises(InvalidRecord, match="marker 'a' is sent by two turns"):
+            check([*one, again], engine=engine)
+        nameless = [o._replace(turn_id="") for o in (*one, *one)]
+        with pytest.raises(InvalidRecord, match="marker 'a' is sent by two turns"):
+            check(nameless, engine=engine)
+
+
+def test_an_operation_that_ends_before_it_begins_is_no_evidence():
+    turn = FINE[0]._replace(complete_ns=FINE[0].invoke_ns - 1)
+    for engine in ("python", "numpy"):
+        with pytest.raises(InvalidRecord, match="completes before it was invoked"):
+            check([turn, *FINE[1:]], engine=engine)
+        late = FINE[-1]._replace(complete_ns=0, invoke_ns=5)
+        with pytest.raises(InvalidRecord, match="completes before it was invoked"):
+            check([*FINE[:-1], late], engine=engine)
