@@ -7,9 +7,11 @@ writes, while it remembers what a kill or a power cut at this moment would leave
 
 import asyncio
 import errno
+import functools
 import itertools
 import os
 import re
+import threading
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -141,7 +143,7 @@ def shelf(directory, box=None, agent_id="clerk", **fields):
 
 
 @asynccontextmanager
-async def managing(path, model=None, world=None, *, agent=None, store=None, disk=None, **options):
+async def managing(path, model=None, world=None, *, agent=None, store=None, **options):
     """Give a manager of the sessions below ``path``.
 
     ``agent`` holds fields of the configuration, ``store`` options of the store or a store.
@@ -149,7 +151,7 @@ async def managing(path, model=None, world=None, *, agent=None, store=None, disk
     path = Path(path)
     box = world.box if world is not None else Toolbox()
     if not isinstance(store, JsonStore):
-        store = JsonStore(path / "store", disk=disk, **(store or {}))
+        store = JsonStore(path / "store", **(store or {}))
     async with SessionManager(
         store=store,
         agents=shelf(path / "agents", box, **(agent or {})),
@@ -216,14 +218,36 @@ def _do(content, change):
         content[at : at + len(data[0])] = data[0]
 
 
+def locked(method):
+    """Let one thread at a time do this."""
+
+    @functools.wraps(method)
+    def alone(self, *arguments, **options):
+        with self._lock:
+            return method(self, *arguments, **options)
+
+    return alone
+
+
 class FaultyDisk(PosixDisk):
     """The real file system below ``root``, with a memory of what is only in the page cache.
+
+    It never really syncs: what a sync makes durable is what it remembers as durable.
 
     ``hook(call, path, change)`` is told of each call that changes or syncs something, before it is
     done; it may raise ``OSError``. ``torn_bytes`` of a write that fails are written all the same.
     """
 
-    __slots__ = ("_by_fd", "_files", "_synced_names", "calls", "hook", "root", "torn_bytes")
+    __slots__ = (
+        "_by_fd",
+        "_files",
+        "_lock",
+        "_synced_names",
+        "calls",
+        "hook",
+        "root",
+        "torn_bytes",
+    )
 
     def __init__(self, root, hook=None):
         self.root = str(root)
@@ -232,6 +256,8 @@ class FaultyDisk(PosixDisk):
         self.torn_bytes = 0
         self._by_fd = {}
         self._files = {}
+        # The journal has a thread of its own.
+        self._lock = threading.RLock()
         # The root and what is below it, if it existed before or its directory was synced since.
         there = [Path(root), *Path(root).rglob("*")] if Path(root).exists() else []
         self._synced_names = {str(path) for path in there}
@@ -254,6 +280,7 @@ class FaultyDisk(PosixDisk):
 
     # -- the calls
 
+    @locked
     def open(self, path, *, create):
         path = str(path)
         if create and not Path(path).exists():
@@ -263,10 +290,12 @@ class FaultyDisk(PosixDisk):
         self._files.setdefault(path, _File(b""))
         return fd
 
+    @locked
     def close(self, fd):
         self._by_fd.pop(fd, None)
         super().close(fd)
 
+    @locked
     def write(self, fd, data, offset):
         path, change = self._by_fd[fd], ("write", offset, bytes(data))
         try:
@@ -280,12 +309,14 @@ class FaultyDisk(PosixDisk):
         super().write(fd, data, offset)
         self._files[path].pending.append(change)
 
+    @locked
     def truncate(self, fd, size_bytes):
         path, change = self._by_fd[fd], ("truncate", size_bytes)
         self._tell("truncate", path, change)
         super().truncate(fd, size_bytes)
         self._files[path].pending.append(change)
 
+    @locked
     def sync(self, fd):
         file = self._files[self._by_fd[fd]]
         begun = list(file.pending)
@@ -294,16 +325,18 @@ class FaultyDisk(PosixDisk):
             _do(file.durable, change)
         del file.pending[: len(begun)]
 
+    @locked
     def sync_directory(self, path):
         self._tell("sync_directory", str(path), None)
         self._synced_names.update(map(str, Path(path).iterdir()))
-        super().sync_directory(path)
 
+    @locked
     def make_directory(self, path):
         if not Path(path).is_dir():
             self._tell("make_directory", str(path), None)
         super().make_directory(path)
 
+    @locked
     def remove(self, path):
         self._tell("remove", str(path), None)
         super().remove(path)
@@ -316,6 +349,7 @@ class FaultyDisk(PosixDisk):
 
     # -- what would be left
 
+    @locked
     def after_kill(self, path=None, change=None, torn_bytes=0):
         """Give what kill -9 leaves now: all that was written, and a part of the write at hand."""
         image = {}
@@ -327,6 +361,7 @@ class FaultyDisk(PosixDisk):
             _do(image[path], (*change[:2], change[2][:torn_bytes]))
         return image
 
+    @locked
     def after_power_cut(self, random):
         """Give what a power cut leaves now: what was synced, and any part of the rest.
 

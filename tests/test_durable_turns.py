@@ -5,25 +5,17 @@ of its bytes. What a kill leaves there is written to a new directory, a new mana
 the client sends its turn again.
 """
 
-import asyncio
-import itertools
-import json
-
 import pytest
 from house import (
     ADA,
     Clerk,
     FaultyDisk,
     World,
-    assert_idle,
     assert_legal,
     managing,
     prompts,
     run,
 )
-
-from kode_lab.errors import ModelUnavailable, StepLimitReached, Superseded
-from kode_lab.sessions import JsonStore
 
 PLAIN = "hello"
 TOOLS = "note:2 thread:1"
@@ -46,7 +38,7 @@ async def moments_of(path, prompt, turn_id, *, stride=1, before=("first",)):
             for torn in sorted({1, 2, 3, *range(disk.calls % stride, last, stride), last}):
                 remember(at_path, change, torn)
 
-    async with managing(path, world=world, disk=disk) as manager:
+    async with managing(path, world=world, store={"disk": disk}) as manager:
         for number, text in enumerate(before):
             await manager.turn(ADA, text, turn_id=f"before-{number}")
         disk.hook = hook

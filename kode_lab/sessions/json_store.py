@@ -74,6 +74,7 @@ class JsonStore:
         durability: ``process`` survives kill -9 of this process; ``power`` a power cut too.
         open_sessions_limit: how many sessions' files stay open; no limit on sessions.
         journal_bytes: size of the journal that ``power`` writes; no step can be larger.
+        move_in_s: how long to wait for another process that is just opening or leaving it.
         disk: the file system; tests give a failing one.
 
     Raises:
@@ -89,6 +90,7 @@ class JsonStore:
         durability: Literal["process", "power"] = "process",
         open_sessions_limit: int = _OPEN_SESSIONS,
         journal_bytes: int = JOURNAL_BYTES,
+        move_in_s: float = _MOVE_IN_S,
         disk: Disk | None = None,
     ) -> None:
         self.root = Path(root)
@@ -106,7 +108,7 @@ class JsonStore:
             self._disk.make_directory(self.root)
             self._owned = OwnedFile(self.root / "+store", self._disk)
             try:
-                self._move_in(alone=durability == "power")
+                self._move_in(time.monotonic() + move_in_s, alone=durability == "power")
             except BaseException:
                 self._leave()
                 raise
@@ -396,13 +398,12 @@ class JsonStore:
                     files.undo()
             raise explained(str(files.key), error) from error
 
-    def _move_in(self, *, alone: bool) -> None:
+    def _move_in(self, until_s: float, *, alone: bool) -> None:
         """Share the directory with other processes of this host, or own it alone for ``power``.
 
         Whoever finds the directory empty of others applies the journal that a dead one left.
         """
         journal = self.root / "+journal"
-        until_s = time.monotonic() + _MOVE_IN_S
         while not (is_first := self._owned.try_own(alone=True)):
             if not alone and self._owned.try_own(alone=False):
                 break

@@ -149,7 +149,7 @@ class PowerJournal:
                 else:  # full
                     self._catch_up()
                     await loop.run_in_executor(self._thread, self._begin_again)
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - nobody may wait for ever, whatever it was
             self._fail(batch, error)
         finally:
             self._flusher = None
@@ -193,10 +193,11 @@ class PowerJournal:
         batch, self._queue = self._queue, []
         return batch
 
-    def _fail(self, batch: list[_Waiting], error: OSError) -> None:
+    def _fail(self, batch: list[_Waiting], error: Exception) -> None:
         """After a failed sync nobody knows what is on the disk: stop, and say so to everyone."""
+        reason = error.strerror if isinstance(error, OSError) else repr(error)
         self._failure = (
-            f"the journal could not be written ({error.strerror}); nothing since was acknowledged: "
+            f"the journal could not be written ({reason}); nothing since was acknowledged: "
             "mend the disk, then start again"
         )
         for waiting in [*batch, *self._queue]:
