@@ -1,9 +1,11 @@
 """One lock for each name, between processes on one directory.
 
-A name is two bytes of one of 64 lock files: byte 0 is the lock, byte 1 the *turnstile*. To hold,
-pass the turnstile, wait for the lock, open the turnstile again. So who releases and asks again at
-once stands behind the one who is waiting already: nobody starves. The kernel frees the bytes of a
-process that dies, so the next one has them at its next look, ``_LOOK_S`` later at most.
+A name is ``_PLACES`` bytes of one of 64 lock files: byte 0 is the lock, the others are places to
+wait in. Who finds all of them free has the lock at once. Everybody else comes in at the last place
+and goes forward, never leaving a place before having the next: nobody overtakes, so nobody
+starves (one place, a turnstile, let two processes hand the lock to each other past a third). The
+kernel frees the bytes of a process that dies, so the next one has them at its next look,
+``_LOOK_S`` later at most.
 
 These are Linux's *open file description* locks: they belong to this store, not to the process, so
 two stores in one process exclude each other too, and closing some other descriptor frees nothing.
@@ -22,7 +24,6 @@ import errno
 import fcntl
 import os
 import struct
-from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
 
@@ -31,6 +32,9 @@ from kode_lab.sessions.disk import Disk
 __all__ = ["FileLocks", "OwnedFile"]
 
 _FILES = 64
+# Fifteen processes wait in order; more of them wait outside, in no order.
+_PLACES_BITS = 4
+_PLACES = 1 << _PLACES_BITS
 # struct flock on Linux: type, whence, start, length, pid (0 for these locks).
 _FLOCK = struct.Struct("hhqqi4x")
 _FIRST_LOOK_S = 0.001
@@ -49,28 +53,32 @@ class FileLocks:
         self._files: list[int | None] = [None] * _FILES
 
     def place_of(self, name: str) -> tuple[int, int]:
-        """Give the lock file and the offset that stand for a name (62 bits: no two share one)."""
+        """Give the lock file and the offset that stand for a name (64 bits: no two share one)."""
         number = int.from_bytes(blake2b(name.encode(), digest_size=8).digest())
-        return number % _FILES, (number // _FILES) << 1
+        return number % _FILES, (number // _FILES) << _PLACES_BITS
 
     def try_hold(self, place: tuple[int, int]) -> bool:
         """Hold it if nobody does and nobody waits for it; say whether it worked."""
         fd, at = self._file(place[0]), place[1]
-        if not _try_lock(fd, at + 1):
+        if not _try_lock(fd, at + 1, _PLACES - 1):
             return False
         try:
             return _try_lock(fd, at)
         finally:
-            _unlock(fd, at + 1)
+            _unlock(fd, at + 1, _PLACES - 1)
 
     async def hold(self, place: tuple[int, int]) -> None:
         """Hold it, behind every process that waits already."""
-        fd, at = self._file(place[0]), place[1]
-        await _patiently(lambda: _try_lock(fd, at + 1))
+        fd, at = self._file(place[0]), place[1] + _PLACES - 1
+        await _patiently(fd, at)
         try:
-            await _patiently(lambda: _try_lock(fd, at))
-        finally:
-            _unlock(fd, at + 1)
+            while at > place[1]:
+                await _patiently(fd, at - 1)
+                _unlock(fd, at)
+                at -= 1
+        except BaseException:
+            _unlock(fd, at)
+            raise
 
     def release(self, place: tuple[int, int]) -> None:
         """Let the next process have it."""
@@ -107,7 +115,7 @@ class OwnedFile:
 
     def try_own(self, *, alone: bool) -> bool:
         """Own it, alone or with others; say whether it worked. Asking again changes the kind."""
-        return _try_lock(self.fd, 0, fcntl.F_WRLCK if alone else fcntl.F_RDLCK)
+        return _try_lock(self.fd, 0, kind=fcntl.F_WRLCK if alone else fcntl.F_RDLCK)
 
     def close(self) -> None:
         """Give it up."""
@@ -116,17 +124,17 @@ class OwnedFile:
             self.fd = -1
 
 
-async def _patiently(attempt: Callable[[], bool]) -> None:
+async def _patiently(fd: int, at: int) -> None:
     """Try until it works: at once, after 1 ms, and ever later up to ``_LOOK_S``."""
     pause_s = _FIRST_LOOK_S
-    while not attempt():
+    while not _try_lock(fd, at):
         await asyncio.sleep(pause_s)
         pause_s = min(pause_s * 2, _LOOK_S)
 
 
-def _try_lock(fd: int, at: int, kind: int = fcntl.F_WRLCK) -> bool:
+def _try_lock(fd: int, at: int, count: int = 1, kind: int = fcntl.F_WRLCK) -> bool:
     try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, at, 1, 0))
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, at, count, 0))
     except OSError as error:
         if error.errno in _TAKEN:
             return False
@@ -134,5 +142,5 @@ def _try_lock(fd: int, at: int, kind: int = fcntl.F_WRLCK) -> bool:
     return True
 
 
-def _unlock(fd: int, at: int) -> None:
-    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, at, 1, 0))
+def _unlock(fd: int, at: int, count: int = 1) -> None:
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, at, count, 0))
