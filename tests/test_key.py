@@ -1,5 +1,6 @@
 """Two sessions never share a lock, and two keys never share a place, whatever their ids are."""
 
+import hashlib
 import itertools
 import re
 import unicodedata
@@ -132,6 +133,20 @@ def test_all_pairs_of_nasty_keys_have_directories_of_their_own_inside_the_root(t
         assert (root / key.user_part / key.instance_part / "owner").read_text() == repr(key)
     assert len(list(tmp_path.rglob("owner"))) == len(keys)
     assert list(tmp_path.iterdir()) == [tmp_path / "root"]
+
+
+def test_an_id_forged_from_the_hash_of_a_long_one_gets_a_place_of_its_own():
+    """With the hash in hand one can spell out any part that is only percent-encoded bytes."""
+    for number in range(200):
+        long_id = f"{'x' * 150}{number}"
+        shortened = SessionKey.of(long_id, "a").user_part
+        digest = hashlib.sha256(long_id.encode()).hexdigest()
+        assert shortened.endswith(digest)
+        prefix = shortened[: -len(digest)]
+        forged = prefix.rstrip("%h") + chr(int(digest[:2], 16)) + digest[2:]
+        spelled = SessionKey.of(forged, "a").user_part
+        assert spelled != shortened
+        assert SessionKey.of(shortened, "a").user_part != shortened
 
 
 def test_ordinary_ids_make_exactly_the_layout_and_lock_of_the_report():

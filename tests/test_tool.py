@@ -62,8 +62,9 @@ def tool_of(function):
 
 async def until(claim):
     """Wait for a state that another thread brings about."""
-    while not claim():  # noqa: ASYNC110 - another thread's state has no event
-        await asyncio.sleep(0)
+    async with asyncio.timeout(LONG_S):
+        while not claim():  # noqa: ASYNC110 - another thread's state has no event
+            await asyncio.sleep(0)
 
 
 # --- registering -----------------------------------------------------------------------------
@@ -445,36 +446,40 @@ def test_blocking_tools_run_at_the_same_time_and_the_loop_goes_on():
     assert [result.content for result in asyncio.run(scenario())] == ["met"] * 8
 
 
-def test_no_more_threads_work_at_once_than_the_limit_and_the_rest_come_in_order():
-    threads = Threads(3)
-    lock, running, most, order = threading.Lock(), [], [0], []
+def test_no_more_threads_work_at_once_than_the_limit():
+    threads, release, begun = Threads(3), threading.Event(), []
+
+    def work():
+        begun.append(threading.current_thread())
+        release.wait(LONG_S)
 
     async def scenario():
-        def work(n):
-            with lock:
-                running.append(n)
-                order.append(n)
-                most[0] = max(most[0], len(running))
-            with lock:
-                running.remove(n)
-            return n
+        calls = [asyncio.create_task(threads.run(work, LONG_S)) for _ in range(7)]
+        await until(lambda: len(begun) == 3)
+        assert sum(threads.statistics()) == 7
+        assert threads.statistics() == (3, 0, 0, 4)
+        release.set()
+        await asyncio.gather(*calls)
+        assert len(begun) == 7
+        assert len(set(begun)) == 3
 
-        return await asyncio.gather(*(threads.run(lambda n=n: work(n), LONG_S) for n in range(100)))
+    asyncio.run(scenario())
 
-    assert asyncio.run(scenario()) == list(range(100))
-    assert most[0] <= 3
-    one = Threads(1)
-    order.clear()
 
-    async def in_order():
-        await asyncio.gather(*(one.run(lambda n=n: order.append(n), LONG_S) for n in range(50)))
+def test_calls_get_a_thread_in_the_order_in_which_they_came():
+    threads, order = Threads(1), []
 
-    asyncio.run(in_order())
+    async def scenario():
+        calls = (threads.run(lambda n=n: order.append(n), LONG_S) for n in range(50))
+        await asyncio.gather(*calls)
+
+    asyncio.run(scenario())
     assert order == list(range(50))
 
 
 def test_a_hanging_tool_becomes_an_error_and_the_next_call_has_a_thread():
     box = Toolbox(thread_limit=1)
+    box.threads.idle_s = 2 * LONG_S  # a thread that ends here ends because it is one too many
     release, ended = threading.Event(), threading.Event()
 
     @box.tool
@@ -499,6 +504,8 @@ def test_a_hanging_tool_becomes_an_error_and_the_next_call_has_a_thread():
         release.set()
         await until(lambda: box.threads.statistics().hung == 0)
         assert ended.is_set()
+        # The thread that took the hung one's place is one too many now.
+        await until(lambda: sum(box.threads.statistics()) == 1)
 
     asyncio.run(scenario())
 

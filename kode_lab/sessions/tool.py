@@ -326,7 +326,7 @@ def _checked(
         fields[f"arg_{own}"] = (hint, pydantic.Field(**options))
     try:
         model = pydantic.create_model(
-            name, __config__=pydantic.ConfigDict(extra="forbid", strict=True), **fields
+            name, __config__=pydantic.ConfigDict(extra="forbid"), **fields
         )
         schema = model.model_json_schema()
     except Exception as error:  # pydantic raises many kinds
