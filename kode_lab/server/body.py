@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from kode_lab.key import SessionKey
 from kode_lab.server.refusal import Rejected
-from kode_lab.sessions.manager import TURN_ID_LIMIT_CHARS
+from kode_lab.sessions.ticket import TURN_ID_LIMIT_CHARS
 
 __all__ = [
     "DEADLINE_LEAST_S",

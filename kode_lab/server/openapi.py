@@ -17,7 +17,7 @@ from kode_lab.server.body import DEADLINE_LEAST_S, DEADLINE_LIMIT_S, POLICIES
 from kode_lab.server.events import EVENTS
 from kode_lab.server.service import Limits
 from kode_lab.sessions.agent import STRATEGIES
-from kode_lab.sessions.manager import PROMPT_LIMIT_CHARS, TURN_ID_LIMIT_CHARS
+from kode_lab.sessions.ticket import PROMPT_LIMIT_CHARS, TURN_ID_LIMIT_CHARS
 
 __all__ = ["document"]
 

@@ -13,9 +13,11 @@ Source of the idea that the right to write is a value: Kleppmann's fencing token
 
 from kode_lab.sessions.agent import AgentConfig, AgentShelf
 from kode_lab.sessions.json_store import JsonStore
-from kode_lab.sessions.manager import SessionManager, TurnEvent, TurnReply
+from kode_lab.sessions.manager import SessionManager
+from kode_lab.sessions.session import TurnEvent
 from kode_lab.sessions.store import Lease, Store
 from kode_lab.sessions.tool import Tool, Toolbox, ToolContext
+from kode_lab.sessions.turn_reply import TurnReply
 
 __all__ = [
     "AgentConfig",

@@ -17,41 +17,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import platform
-import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
 from kode_lab.errors import (
-    ForeignHost,
     SessionDamaged,
     StaleLease,
     WaitingRoomFull,
-    WrongOwner,
 )
 from kode_lab.key import SessionKey
 from kode_lab.message import Message
 from kode_lab.sessions.disk import Disk, PosixDisk, explained
-from kode_lab.sessions.file_lock import FileLocks, OwnedFile
+from kode_lab.sessions.file_lock import FileLocks
 from kode_lab.sessions.keyed_lock import KeyedLock, LockStatistics
+from kode_lab.sessions.occupancy import Occupancy
 from kode_lab.sessions.open_turn import Finished, OpenTurn
+from kode_lab.sessions.peek import peek, sessions_in
 from kode_lab.sessions.power_journal import JOURNAL_BYTES, PowerJournal, recover
 from kode_lab.sessions.session_files import SessionFiles, Tail
-from kode_lab.sessions.session_format import FORMAT, decode, encode, owner_of
 from kode_lab.sessions.store import Lease, Stored
 
 __all__ = ["JsonStore"]
 
 # Two descriptors each; a quarter of the usual 1,024.
 _OPEN_SESSIONS = 128
-_PEEKS = 200
 # A recovery of a full journal takes a second or two.
 _MOVE_IN_S = 10.0
-_LOOK_S = 0.01
 
 
 class _Held:
@@ -101,16 +94,17 @@ class JsonStore:
         self._held: dict[SessionKey, _Held] = {}
         self._open: OrderedDict[SessionKey, SessionFiles] = OrderedDict()
         self._open_sessions_limit = open_sessions_limit
-        self._journal_bytes = journal_bytes
         self._power: PowerJournal | None = None
         self._locks = FileLocks(self.root / "+locks", self._disk)
+        is_alone = durability == "power"
         try:
             self._disk.make_directory(self.root)
-            self._owned = OwnedFile(self.root / "+store", self._disk)
+            self._occupancy = Occupancy(self.root, self._disk, alone=is_alone, wait_s=move_in_s)
             try:
-                self._move_in(time.monotonic() + move_in_s, alone=durability == "power")
+                self._use_journal(journal_bytes if is_alone else None)
+                self._occupancy.settle()
             except BaseException:
-                self._leave()
+                self._occupancy.leave()
                 raise
         except OSError as error:
             raise explained(f"the store at {self.root.name!r}", error) from error
@@ -241,54 +235,21 @@ class JsonStore:
             WrongOwner: the directory is another session's.
             SessionDamaged: what is stored is not a conversation.
         """
-        directory = self.root / self._directory(key)
         if (files := self._open.get(key)) is not None:
             try:
                 files.flush()
             except OSError as error:
                 raise explained(str(key), error) from error
-        for _ in range(_PEEKS):
-            try:
-                header = (directory / "turns.jsonl").read_bytes().partition(b"\n")[0]
-                messages = decode((directory / "messages.json").read_bytes() or b"[]")
-            except FileNotFoundError:
-                return []
-            except OSError as error:
-                raise explained(str(key), error) from error
-            except ValueError:
-                await asyncio.sleep(0.001)  # its holder is writing at this moment
-                continue
-            owner = owner_of(decode(header))
-            if owner != key:
-                raise WrongOwner(
-                    f"{key}: its directory belongs to another session; use another sessionId"
-                )
-            if isinstance(messages, list):
-                return messages
-        raise SessionDamaged(
-            f"{key}: messages.json is not a JSON array after {_PEEKS} looks; a turn will mend it "
-            "if a crash left it so, else restore it from a backup"
-        )
+        return await peek(key, self.root / self._directory(key))
 
     def sessions(self, user_id: str | None = None) -> Iterator[SessionKey]:
-        """Give the sessions that rest here, of one user or of all, in no promised order.
-
-        One that was deleted, or that holds nothing yet, is none; nor is one whose header is
-        damaged, because it says no longer whose it is.
-        """
+        """Give the sessions that rest here, of one user or of all, in no promised order."""
         pattern = "*/*/runtime/turns.jsonl"
         if self._layout == "user":
             user = "*" if user_id is None else SessionKey(user_id, "-", "-").user_part
             pattern = f"{user}/{pattern}"
-        for path in self.root.glob(pattern):
-            with path.open("rb") as file:
-                header, is_open = file.readline(), bool(file.read(1))
-            try:
-                key = owner_of(decode(header))
-            except ValueError:
-                continue
-            if key is not None and user_id in (None, key.user_id) and (is_open or _has_text(path)):
-                yield key
+        found = sessions_in(self.root, pattern)
+        return (key for key in found if user_id in (None, key.user_id))
 
     def statistics(self) -> LockStatistics:
         """Give what the in-process lock is doing."""
@@ -299,22 +260,17 @@ class JsonStore:
         for held in list(self._held.values()):
             self.release(held.lease)
         try:
-            if self._power is not None:
-                await self._power.aclose()
-            while self._open:
-                self._open.popitem()[1].close()
-            if self._owned.fd >= 0 and self._owned.try_own(alone=True):
-                self._disk.truncate(self._owned.fd, 0)  # the last one out: any host may come now
+            try:
+                if self._power is not None:
+                    await self._power.aclose()
+                while self._open:
+                    self._open.popitem()[1].close()
+            finally:
+                self._power = None
+                self._locks.close()
+                self._occupancy.leave()
         except OSError as error:
             raise explained(f"the store at {self.root.name!r}", error) from error
-        finally:
-            self._power = None
-            self._leave()
-
-    def _leave(self) -> None:
-        """Close what is locked, so that others may come."""
-        self._locks.close()
-        self._owned.close()
 
     # ---- inside
 
@@ -398,59 +354,15 @@ class JsonStore:
                     files.undo()
             raise explained(str(files.key), error) from error
 
-    def _move_in(self, until_s: float, *, alone: bool) -> None:
-        """Share the directory with other processes of this host, or own it alone for ``power``.
-
-        Whoever finds the directory empty of others applies the journal that a dead one left.
-        """
-        journal = self.root / "+journal"
-        while not (is_first := self._owned.try_own(alone=True)):
-            if not alone and self._owned.try_own(alone=False):
-                break
-            if time.monotonic() > until_s:
-                raise ForeignHost(
-                    f"the store at {self.root.name!r} is in use by another process, and durability "
-                    "'power' owns its directory alone: stop the other, or use 'process' in both"
-                )
-            time.sleep(_LOOK_S)  # somebody is just moving in, too
-        self._check_host(write=is_first)
-        if alone:
-            self._power = PowerJournal(
-                journal, self.root, self._disk, size_bytes=self._journal_bytes
-            )
-            return
-        if is_first and journal.exists():
-            fd = self._disk.open(journal, create=False)
-            recover(fd, self.root, self._disk)
-            self._disk.close(fd)
-            self._disk.remove(journal)
-        self._owned.try_own(alone=False)
-
-    def _check_host(self, *, write: bool) -> None:
-        """Refuse a directory that another host has not left: file locks do not reach across."""
-        here = _host()
-        words = self._disk.read(self._owned.fd, max(self._disk.size(self._owned.fd), 0), 0)
-        try:
-            host = decode(words)["host"] if words else here
-        except (ValueError, KeyError, TypeError):
-            host = here  # the file of somebody who died while writing it
-        if host != here:
-            raise ForeignHost(
-                f"another host works in the store at {self.root.name!r}, and file locks do not "
-                "reach across hosts: stop it there; if it is gone for good, remove the file +store"
-            )
-        if write:
-            self._disk.write(self._owned.fd, encode({"kode_lab": FORMAT, "host": here}) + b"\n", 0)
-
-
-def _has_text(turns: Path) -> bool:
-    """Whether there is a conversation beside this ``turns.jsonl``."""
-    try:
-        return turns.with_name("messages.json").stat().st_size > 0
-    except FileNotFoundError:
-        return False
-
-
-def _host() -> str:
-    """Give a name for this host that tells nobody which it is."""
-    return blake2b(f"{platform.node()}\0{os.name}".encode(), digest_size=8).hexdigest()
+    def _use_journal(self, size_bytes: int | None) -> None:
+        """Open the journal of ``power``, or apply and remove the one that a dead process left."""
+        path = self.root / "+journal"
+        if size_bytes is not None:
+            self._power = PowerJournal(path, self.root, self._disk, size_bytes=size_bytes)
+        elif self._occupancy.is_first and path.exists():
+            fd = self._disk.open(path, create=False)
+            try:
+                recover(fd, self.root, self._disk)
+            finally:
+                self._disk.close(fd)
+            self._disk.remove(path)

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import copy
-import os
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -22,50 +20,30 @@ from typing import Any, NamedTuple, Self
 from kode_lab.errors import (
     DeadlineExceeded,
     Draining,
-    InvalidPrompt,
     SessionBusy,
     Superseded,
     TurnFailed,
     WaitingRoomFull,
 )
 from kode_lab.key import SessionKey
-from kode_lab.message import Message, Model, Reply, ToolCall, Usage, tool_calls_of, user
-from kode_lab.sessions.agent import STRATEGIES, AgentConfig, AgentShelf
+from kode_lab.message import Message, Model, user
+from kode_lab.sessions.agent import AgentShelf
 from kode_lab.sessions.keyed_lock import LockStatistics
-from kode_lab.sessions.open_turn import Finished, OpenTurn
+from kode_lab.sessions.open_turn import OpenTurn
 from kode_lab.sessions.residents import Agent, Residents
 from kode_lab.sessions.session import Session, TurnEvent
 from kode_lab.sessions.store import Lease, Store
+from kode_lab.sessions.ticket import Ticket
 from kode_lab.sessions.turn import take_turn
+from kode_lab.sessions.turn_reply import TurnReply, reply_of
 from kode_lab.span import Span, Trace
 
 __all__ = ["ManagerStatistics", "SessionManager", "TurnEvent", "TurnReply"]
 
-PROMPT_LIMIT_CHARS = 1_000_000
-TURN_ID_LIMIT_CHARS = 200
 # A hold that took longer than this had to wait, for another task or another process.
 _INSTANT_NS = 1_000_000
 _INTERRUPTED = "(This turn was interrupted before its answer.)"
 _BROKEN_OFF = "(This turn was broken off before its answer.)"
-
-
-class TurnReply(NamedTuple):
-    """What an acknowledged turn gave.
-
-    Attributes:
-        text: the final reply.
-        tool_calls: all that the turn made, in order.
-        usage: tokens of all its model calls.
-        config_version: of the configuration that it began with.
-        is_replay: it had finished before, and this is its saved reply.
-    """
-
-    turn_id: str
-    text: str
-    tool_calls: tuple[ToolCall, ...]
-    usage: Usage
-    config_version: str
-    is_replay: bool
 
 
 class ManagerStatistics(NamedTuple):
@@ -82,25 +60,6 @@ class ManagerStatistics(NamedTuple):
     sessions: int
     residents: int
     lock: LockStatistics
-
-
-class _Ticket:
-    """One turn on its way through the manager."""
-
-    __slots__ = ("session", "superseded_by", "task", "turn_id")
-
-    def __init__(self, turn_id: str) -> None:
-        self.turn_id = turn_id
-        self.task = asyncio.current_task()
-        self.session: Session | None = None
-        self.superseded_by: str | None = None
-
-    def supersede(self, strategy: str) -> None:
-        """End this turn for a later one, unless it is past the point of no return."""
-        is_late = self.session is not None and self.session.is_committing
-        if self.superseded_by is None and self.task is not None and not is_late:
-            self.superseded_by = strategy
-            self.task.cancel()
 
 
 class SessionManager:
@@ -132,7 +91,7 @@ class SessionManager:
         self._residents = Residents(limit=residents_limit, idle_limit_s=resident_idle_s)
         self._drain_s = drain_s
         # The turns in flight of each userId:sessionId, in the order of their arrival.
-        self._lines: dict[tuple[str, ...], dict[_Ticket, None]] = {}
+        self._lines: dict[tuple[str, ...], dict[Ticket, None]] = {}
         self._is_closing = False
         self._one_ended = asyncio.Event()
 
@@ -165,26 +124,24 @@ class SessionManager:
         if self._is_closing:
             raise Draining(f"{key}: the manager is closing: send the turn to another one")
         config = self._agents.current(key.agent_id)
-        strategy = strategy or config.strategy
-        ticket = _Ticket(_checked(prompt, turn_id, strategy))
-        deadline_s = config.deadline_s if deadline_s is None else deadline_s
+        ticket = Ticket(key, prompt, turn_id, strategy, config, on_event)
         line = self._lines.setdefault(key[:2], {})
         # A turn that is sent again waits for its first sending: it is one turn.
-        is_first = strategy in ("interrupt", "rollback")
-        others = [other for other in line if other.turn_id != ticket.turn_id] if is_first else ()
+        others = [t for t in line if t.turn_id != ticket.turn_id] if ticket.takes_place else ()
         line[ticket] = None
+        limit_s = config.deadline_s if deadline_s is None else deadline_s
         try:
-            async with asyncio.timeout(deadline_s) as deadline:
+            async with asyncio.timeout(limit_s) as deadline:
                 for other in others:
-                    other.supersede(strategy)
+                    other.supersede(ticket.strategy)
                 if others:
                     await asyncio.sleep(0)  # let those who waited leave the queue
-                return await self._hold(key, ticket, prompt, config, strategy, on_event)
+                return await self._hold(ticket)
         except TimeoutError:
             if not deadline.expired():
                 raise
             raise DeadlineExceeded(
-                f"{key}: no reply within deadline_s={deadline_s:g}; the same turnId goes on"
+                f"{key}: no reply within deadline_s={limit_s:g}; the same turnId goes on"
             ) from None
         except asyncio.CancelledError:
             if ticket.superseded_by is None or ticket.task is None or ticket.task.uncancel():
@@ -256,7 +213,7 @@ class SessionManager:
 
     # ---- the end
 
-    def _in_flight(self) -> list[_Ticket]:
+    def _in_flight(self) -> list[Ticket]:
         """Give the turns in flight, but for one that closes the manager itself."""
         me = asyncio.current_task()
         return [ticket for line in self._lines.values() for ticket in line if ticket.task is not me]
@@ -271,62 +228,52 @@ class SessionManager:
 
     # ---- one turn, step by step
 
-    async def _hold(
-        self,
-        key: SessionKey,
-        ticket: _Ticket,
-        prompt: str,
-        config: AgentConfig,
-        strategy: str,
-        on_event: Callable[[TurnEvent], None] | None,
-    ) -> TurnReply:
+    async def _hold(self, ticket: Ticket) -> TurnReply:
         """Wait for the session, and take the turn under its lease."""
+        key = ticket.key
         start_ns = time.monotonic_ns()
-        # Who takes another's place waits at least for that one's end.
-        least = strategy in ("interrupt", "rollback")
-        queue_limit = max(config.queue_limit, least) if strategy != "reject" else 0
         ahead = len(self._lines[key[:2]]) - 1
         try:
-            lease = await self._store.hold(key, queue_limit=queue_limit)
+            lease = await self._store.hold(key, queue_limit=ticket.queue_limit)
         except WaitingRoomFull as error:
-            if strategy != "reject":
+            if ticket.strategy != "reject":
                 raise
             raise SessionBusy(f"{key}: a turn is running, and the strategy is reject") from error
         error_name: str | None = None
         try:
-            self._span(key, ticket, "wait", start_ns, {"kode_lab.queue.length": ahead})
+            self._span(ticket, "wait", start_ns, {"kode_lab.queue.length": ahead})
             if ahead or time.monotonic_ns() - start_ns > _INSTANT_NS:  # it may have changed since
-                config = self._agents.current(key.agent_id)
-            if on_event is not None:
-                on_event(TurnEvent("started"))
-            return await self._take(lease, ticket, prompt, config, on_event)
+                ticket.config = self._agents.current(key.agent_id)
+            if ticket.on_event is not None:
+                ticket.on_event(TurnEvent("started"))
+            return await self._take(lease, ticket)
         except BaseException as error:
             error_name = type(error).__name__
             raise
         finally:
             self._store.release(lease)
-            facts = {"kode_lab.config.version": config.version, "kode_lab.fence": lease.fence}
-            self._span(key, ticket, "turn", start_ns, facts, error_name)
+            version = ticket.config.version
+            facts = {"kode_lab.config.version": version, "kode_lab.fence": lease.fence}
+            self._span(ticket, "turn", start_ns, facts, error_name)
 
-    async def _take(
-        self,
-        lease: Lease,
-        ticket: _Ticket,
-        prompt: str,
-        config: AgentConfig,
-        on_event: Callable[[TurnEvent], None] | None,
-    ) -> TurnReply:
+    async def _take(self, lease: Lease, ticket: Ticket) -> TurnReply:
         """Take the turn with the session's agent, and decide what of a failed one is kept."""
         agent = await self._agent(lease, ticket)
         saved = agent.finished.get(ticket.turn_id)
         if saved is not None:
             self._residents.keep(agent)
-            return _reply_of(agent, saved, is_replay=True)
-        turn = await self._open(lease, agent, ticket, prompt, config)
-        session = Session(
-            lease, self._store, agent, turn, config, self._model, self._trace, on_event
+            return reply_of(agent, saved, is_replay=True)
+        turn = await self._open(lease, agent, ticket)
+        session = ticket.session = Session(
+            lease,
+            self._store,
+            agent,
+            turn,
+            ticket.config,
+            self._model,
+            self._trace,
+            ticket.on_event,
         )
-        ticket.session = session
         try:
             await take_turn(session)
         except TurnFailed:
@@ -339,21 +286,19 @@ class SessionManager:
             raise
         self._residents.keep(agent)
         assert session.finished is not None
-        return _reply_of(agent, session.finished, is_replay=False)
+        return reply_of(agent, session.finished, is_replay=False)
 
-    async def _agent(self, lease: Lease, ticket: _Ticket) -> Agent:
+    async def _agent(self, lease: Lease, ticket: Ticket) -> Agent:
         """Give the session's agent: the resident if it is still good, else one made now."""
         agent = self._residents.take(lease)
         if agent is None:
             start_ns = time.monotonic_ns()
             agent = Agent(lease, await self._store.load(lease))
             facts = {"kode_lab.messages": len(agent.messages)}
-            self._span(lease.key, ticket, "load", start_ns, facts)
+            self._span(ticket, "load", start_ns, facts)
         return agent
 
-    async def _open(
-        self, lease: Lease, agent: Agent, ticket: _Ticket, prompt: str, config: AgentConfig
-    ) -> OpenTurn:
+    async def _open(self, lease: Lease, agent: Agent, ticket: Ticket) -> OpenTurn:
         """Give the turn to take: the one that was left open, if it is this one, else a new one."""
         left = agent.open
         if left is not None and left.turn_id == ticket.turn_id:
@@ -361,7 +306,7 @@ class SessionManager:
         if left is not None:
             entries = [] if left.is_answered else left.seal(_BROKEN_OFF)
             agent.took(left, await self._store.append(lease, left, entries))
-        return OpenTurn(ticket.turn_id, user(prompt), config.version)
+        return OpenTurn(ticket.turn_id, user(ticket.prompt), ticket.config.version)
 
     async def _give_way(self, lease: Lease, agent: Agent, turn: OpenTurn, strategy: str) -> None:
         """End a turn for a later one: keep what it did, or forget it."""
@@ -375,8 +320,7 @@ class SessionManager:
 
     def _span(
         self,
-        key: SessionKey,
-        ticket: _Ticket,
+        ticket: Ticket,
         step: str,
         start_ns: int,
         attributes: dict[str, Any],
@@ -384,52 +328,4 @@ class SessionManager:
     ) -> None:
         if self._trace is not None:
             end_ns = time.monotonic_ns()
-            self._trace(Span(key, ticket.turn_id, step, start_ns, end_ns, attributes, error))
-
-
-def _checked(prompt: object, turn_id: object, strategy: str) -> str:
-    """Give the turn's id, new if none was given, after a look at what the caller sent."""
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise InvalidPrompt("the prompt is empty or not text: send some words")
-    if len(prompt) > PROMPT_LIMIT_CHARS:
-        raise InvalidPrompt(
-            f"the prompt has {len(prompt)} characters: shorten it to {PROMPT_LIMIT_CHARS=}"
-        )
-    if not prompt.isascii():
-        _check_unicode("the prompt", prompt)
-    if strategy not in STRATEGIES:
-        raise InvalidPrompt(f"strategy {strategy!r:.40} is none of {', '.join(STRATEGIES)}")
-    if turn_id is None:
-        return os.urandom(12).hex()
-    if not isinstance(turn_id, str) or not 0 < len(turn_id) <= TURN_ID_LIMIT_CHARS:
-        raise InvalidPrompt(f"turnId must be text of 1 to {TURN_ID_LIMIT_CHARS=} characters")
-    _check_unicode("turnId", turn_id)
-    return turn_id
-
-
-def _check_unicode(what: str, text: str) -> None:
-    """Refuse a lone surrogate: it could be neither stored nor sent."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidPrompt(f"{what} is not valid Unicode at {error.start}: mend it") from None
-
-
-def _reply_of(agent: Agent, finished: Finished, *, is_replay: bool) -> TurnReply:
-    """Give the reply of a turn that is in the conversation."""
-    if finished.is_sealed:
-        raise Superseded(
-            f"{agent.key}: turn {finished.turn_id!r} was broken off and closed; "
-            "what it did stays in the conversation: send it with a new turnId"
-        )
-    messages = agent.messages[finished.first : finished.last + 1]
-    reply = Reply(tuple(messages[-1]["content"]), "end_turn")
-    calls = tuple(  # copies: the caller may do with them as it likes
-        call._replace(input=copy.deepcopy(call.input))
-        for message in messages
-        if message["role"] == "assistant" and isinstance(message["content"], list)
-        for call in tool_calls_of(message["content"])
-    )
-    return TurnReply(
-        finished.turn_id, reply.text, calls, finished.usage, finished.version, is_replay
-    )
+            self._trace(Span(ticket.key, ticket.turn_id, step, start_ns, end_ns, attributes, error))

@@ -121,7 +121,7 @@ class Session:
         request = Request(
             config.model,
             config.system,
-            (*self._agent.messages, *turn.messages),
+            [*self._agent.messages, *turn.messages],  # as a tuple it would be copied twice
             config.tool_specs,
             config.max_tokens,
             config.temperature,

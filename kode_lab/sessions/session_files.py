@@ -285,7 +285,11 @@ class SessionFiles:
                 self._fds[MESSAGES] = self.disk.open(path, create=False)
             except FileNotFoundError:
                 return 0
-        return self.disk.size(self._fds[MESSAGES])
+        size = self.disk.size(self._fds[MESSAGES])
+        if size < 0:  # removed or replaced since it was opened
+            self.disk.close(self._fds.pop(MESSAGES))
+            return self._messages_size()
+        return size
 
     def _remove_messages(self) -> None:
         """An empty file is no JSON array: a session without messages has no ``messages.json``."""

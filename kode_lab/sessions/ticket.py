@@ -1,0 +1,116 @@
+"""One turn on its way through the manager: what was asked, and whether somebody took its place.
+
+A ticket exists from admission to the end of the call, waiting included; the ``Session`` that it
+leads to exists only while the lease is held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+
+from kode_lab.errors import InvalidPrompt
+from kode_lab.key import SessionKey
+from kode_lab.sessions.agent import STRATEGIES, AgentConfig
+from kode_lab.sessions.session import Session, TurnEvent
+
+__all__ = ["PROMPT_LIMIT_CHARS", "TURN_ID_LIMIT_CHARS", "Ticket"]
+
+PROMPT_LIMIT_CHARS = 1_000_000
+TURN_ID_LIMIT_CHARS = 200
+
+
+class Ticket:
+    """One turn of one session, from its admission to its end.
+
+    Attributes:
+        turn_id: the caller's, or a new one.
+        config: the agent's configuration, looked at again when the turn begins.
+        task: who waits for the reply.
+        session: what the turn works with once it holds the session.
+        superseded_by: the strategy of the later turn that took its place.
+
+    Raises:
+        InvalidPrompt: the prompt, the turn id or the strategy cannot be used.
+    """
+
+    __slots__ = (
+        "config",
+        "key",
+        "on_event",
+        "prompt",
+        "session",
+        "strategy",
+        "superseded_by",
+        "task",
+        "turn_id",
+    )
+
+    def __init__(
+        self,
+        key: SessionKey,
+        prompt: str,
+        turn_id: str | None,
+        strategy: str | None,
+        config: AgentConfig,
+        on_event: Callable[[TurnEvent], None] | None,
+    ) -> None:
+        self.key = key
+        self.prompt = _checked_prompt(prompt)
+        self.turn_id = os.urandom(12).hex() if turn_id is None else _checked_turn_id(turn_id)
+        self.strategy = strategy or config.strategy
+        if self.strategy not in STRATEGIES:
+            raise InvalidPrompt(f"strategy {strategy!r:.40} is none of {', '.join(STRATEGIES)}")
+        self.config = config
+        self.on_event = on_event
+        self.task = asyncio.current_task()
+        self.session: Session | None = None
+        self.superseded_by: str | None = None
+
+    @property
+    def takes_place(self) -> bool:
+        """Whether it ends the turns of its session that came before."""
+        return self.strategy in ("interrupt", "rollback")
+
+    @property
+    def queue_limit(self) -> int:
+        """How many may wait before it; who takes a place waits at least for that one's end."""
+        if self.strategy == "reject":
+            return 0
+        return max(self.config.queue_limit, self.takes_place)
+
+    def supersede(self, strategy: str) -> None:
+        """End this turn for a later one, unless it is past the point of no return."""
+        is_late = self.session is not None and self.session.is_committing
+        if self.superseded_by is None and self.task is not None and not is_late:
+            self.superseded_by = strategy
+            self.task.cancel()
+
+
+def _checked_prompt(prompt: object) -> str:
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise InvalidPrompt("the prompt is empty or not text: send some words")
+    if len(prompt) > PROMPT_LIMIT_CHARS:
+        raise InvalidPrompt(
+            f"the prompt has {len(prompt)} characters: shorten it to {PROMPT_LIMIT_CHARS=}"
+        )
+    _check_unicode("the prompt", prompt)
+    return prompt
+
+
+def _checked_turn_id(turn_id: object) -> str:
+    if not isinstance(turn_id, str) or not 0 < len(turn_id) <= TURN_ID_LIMIT_CHARS:
+        raise InvalidPrompt(f"turnId must be text of 1 to {TURN_ID_LIMIT_CHARS=} characters")
+    _check_unicode("turnId", turn_id)
+    return turn_id
+
+
+def _check_unicode(what: str, text: str) -> None:
+    """Refuse a lone surrogate: it could be neither stored nor sent."""
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidPrompt(f"{what} is not valid Unicode at {error.start}: mend it") from None
