@@ -31,6 +31,7 @@ def differences(spec, check):
             found.append(f"{engine}: {verdict.status}, not {spec.expected}: {verdict.reason}")
         if dict(verdict.counts) != spec.counts:
             found.append(f"{engine}: {dict(verdict.counts)}, not {spec.counts}")
+        found += [f.reason for f in verdict.findings if "the rule failed" in f.reason]
     return found
 
 
@@ -119,6 +120,37 @@ SPECS = {
         ada:1             |-=-|           -> a b
         """,
         {"garbage read": 1, "fork": 1},
+    ),
+    "leak into a list before its own": Spec(
+        """
+        ada:1  |--a--|                    -> a
+        ada:1    |--b--|                  -> a b
+        bob:1      |--x--|                -> x
+        bob:1      |--y--|                -> x y
+        ada:1             |-=-|           -> a b
+        bob:1             |-=-|           -> a x y
+        """,
+        {"cross-session leak": 1},
+    ),
+    "a leak of what nobody else saw": Spec(
+        """
+        ada:1  |--a--|                    -> a
+        ada:1    |--b--|                  -> a b
+        ada:1      |--c--?
+        bob:1      |--x--|                -> x
+        ada:1             |-=-|           -> a b
+        bob:1             |-=-|           -> x c
+        """,
+        {"cross-session leak": 1},
+    ),
+    "garbage that bridges to a turn after the final read": Spec(
+        """
+        ada:1  |--a--|                            -> a
+        ada:1    |--b--|                          -> a b
+        ada:1             |-=-|                   -> a b
+        ada:1                   |--c--|           -> a b z c
+        """,
+        {"garbage read": 1},
     ),
     "a reply to another prompt": Spec(
         """
@@ -218,6 +250,89 @@ SPECS = {
             "However, R1 does not: it did not survive: a contradiction.",
         ),
     ),
+    "a turn is lost in a crash, and the next takes its place": Spec(
+        """
+        ada:1    |--a--|                              -> a
+        ada:1      |--b--|                            -> a b
+        nemesis           !kill !restart
+        ada:1                      |--c--|            -> a c
+        ada:1                                |-=-|    -> a c
+        """,
+        {"lost after acknowledgement": 1},
+    ),
+    "a turn is lost, and nothing crashed": Spec(
+        """
+        ada:1    |--a--|                  -> a
+        ada:1      |--b--|                -> a b
+        nemesis           !pause !resume
+        ada:1                      |-=-|  -> a
+        """,
+        {"lost write": 1},
+    ),
+    "an acknowledged turn was seen, and is gone": Spec(
+        """
+        ada:1  |--a--|                         -> a
+        ada:1    |--b--|                       -> a b
+        ada:1             |-=-|                -> a b
+        ada:1                   |-=-|          -> a
+        """,
+        {"lost write": 1},
+    ),
+    "a lost turn was shown another order": Spec(
+        """
+        ada:1  |--a--|                         -> a
+        ada:1    |--b--|                       -> a b
+        ada:1    |--c--|                       -> b a c
+        ada:1             |-=-|                -> a b
+        """,
+        {"lost write": 1, "fork": 1},
+    ),
+    "a turn that ends as the final read begins": Spec(
+        """
+        ada:1  |--a--|                         -> a
+        ada:1    |--b------|
+        ada:1              |-=-|               -> a
+        """,
+        {},
+        status="unknown",
+    ),
+    "a turn that ends as the final read begins, and is in it": Spec(
+        """
+        ada:1  |--a--|                         -> a
+        ada:1    |--b------|                   -> a b
+        ada:1              |-=-|               -> a b
+        """,
+        {},
+        status="unknown",
+    ),
+    "a read that ends after the last began shows more": Spec(
+        """
+        ada:1  |--a--|                         -> a
+        ada:1    |--b------------------|
+        ada:1              |---=-----|         -> a b
+        ada:1                  |-=-|           -> a
+        """,
+        {},
+        status="unknown",
+    ),
+    "an attempt's list that nobody vouches for": Spec(
+        """
+        ada:1  |--a--|                         -> a
+        ada:1    |--b--|                       -> a b
+        ada:1           |-=-?                  -> b a
+        ada:1                  |-=-|           -> a b
+        """,
+        {},
+    ),
+    "nothing is shown after a turn": Spec(
+        """
+        ada:1  |--a--|                         -> a
+        ada:1    |--b--|                       -> a b
+        ada:1           |-=-|                  ->
+        ada:1                  |-=-|           -> a b
+        """,
+        {"stale read": 1},
+    ),
     "a turn was lost before the crash": Spec(
         """
         nemesis  !kill !restart
@@ -249,6 +364,43 @@ SPECS = {
             "Then a is one turn, and happens once.",
             "However, R1 shows that it happened 2 times: a contradiction.",
         ),
+    ),
+    "one unobserved turn twice in the list": Spec(
+        """
+        ada:1  |--a--|
+        ada:1    |--b--|                  -> a b
+        ada:1             |-=-|           -> a b a
+        """,
+        {"duplicate": 1},
+    ),
+    "one turn twice, around a later one": Spec(
+        """
+        ada:1  |--a--|                         -> a
+        ada:1  |--b--|                         -> a b
+        ada:1         |--c--|                  -> a b c
+        ada:1                |-=-|             -> a b c a
+        """,
+        {"duplicate": 1},
+    ),
+    "a retry whose first acknowledgement counts": Spec(
+        """
+        ada:1  |--a--|                              -> a
+        ada:1  |--b--|                              -> a b
+        ada:1         |-=-|                         -> a
+        ada:1               |--b--|                 -> a b
+        ada:1                       |-=-|           -> a b
+        """,
+        {"stale read": 1},
+    ),
+    "two attempts that were both given up": Spec(
+        """
+        ada:1  |--a--?                              -> a
+        ada:1  |--b--|                              -> b
+        ada:1  |--c--|                              -> b c
+        ada:1         |--a--?
+        ada:1               |-=-|                   -> b c a
+        """,
+        {},
     ),
     "a retry that ran again": Spec(
         """
@@ -352,6 +504,79 @@ SPECS = {
         ada:1             |-=-|           -> a b
         """,
         {"lost update": 1},
+    ),
+    "two turns at one position that touch": Spec(
+        """
+        ada:1  |--a--|                    -> a
+        ada:1        |--b--|              -> b
+        ada:1               |-=-|         -> a b
+        """,
+        {"lost update": 1},
+    ),
+    "two turns at one position that touch, the first gone": Spec(
+        """
+        ada:1  |--a--|                    -> a
+        ada:1        |--b--|              -> b
+        ada:1               |-=-|         -> b
+        """,
+        {"lost update": 1},
+    ),
+    "a turn that was given up overlooks another": Spec(
+        """
+        ada:1  |--a--|                    -> a
+        ada:1  |--c--|                    -> a c
+        ada:1    |--b--?                  -> b
+        ada:1             |-=-|           -> a c b
+        """,
+        {"lost update": 1},
+    ),
+    "a turn that never happened was shown another order": Spec(
+        """
+        ada:1  |--a--|                    -> a
+        ada:1  |--c--|                    -> a c
+        ada:1    |--b--?                  -> c b
+        ada:1             |-=-|           -> a c
+        """,
+        {},
+    ),
+    "two turns after the final read at one position": Spec(
+        """
+        ada:1  |--a--|                              -> a
+        ada:1    |--b--|                            -> a b
+        ada:1             |-=-|                     -> a b
+        ada:1                   |--c--|             -> a b c
+        ada:1                     |--d--|           -> a b d
+        """,
+        {"lost update": 1},
+    ),
+    "a turn after the final read was shown what was sent later": Spec(
+        """
+        ada:1  |--a--|                              -> a
+        ada:1    |--b--|                            -> a b
+        ada:1             |-=-|                     -> a b
+        ada:1                   |--c--|             -> a b e c
+        ada:1                           |--e--?
+        """,
+        {"real-time reorder": 1, "future read": 1},
+    ),
+    "a turn after the final read beside one that was given up": Spec(
+        """
+        ada:1  |--a--|                              -> a
+        ada:1    |--b--|                            -> a b
+        ada:1             |-=-|                     -> a b
+        ada:1                   |--c--?             -> a b c
+        ada:1                     |--d--|           -> a b d
+        """,
+        {},
+        status="unknown",
+    ),
+    "a read that is too old for one turn and too new for another": Spec(
+        """
+        ada:1  |--a--|                              -> a
+        ada:1          |--b--|                      -> b
+        ada:1     |------=---------|                -> b
+        """,
+        {"fork": 1},
     ),
     "two turns, one after the other": Spec(
         """
@@ -463,6 +688,25 @@ SPECS = {
         """,
         {},
     ),
+    "a read misses a turn behind one that still runs": Spec(
+        """
+        ada:1  |--a--|                              -> a
+        ada:1    |--b-----------------|
+        ada:1    |--c--|                            -> a b c
+        ada:1            |-=-|                      -> a
+        ada:1                           |-=-|       -> a b c
+        """,
+        {"stale read": 1},
+    ),
+    "the final read shows what was given up only later": Spec(
+        """
+        ada:1  |--a--|                              -> a
+        ada:1    |--b--|                            -> a b
+        ada:1            |-=-|                      -> a b c
+        ada:1                   |--c--?
+        """,
+        {"future read": 1},
+    ),
     "two reads, the later shows less": Spec(
         """
         ada:1  |--a---|                   -> a
@@ -495,6 +739,24 @@ SPECS = {
             "Then T1 was acknowledged before T2 was sent, so it stands before T2.",
             "However, ada:1 has T2 before T1: a contradiction.",
         ),
+    ),
+    "the order contradicts the time across another turn": Spec(
+        """
+        ada:1  |--a--|
+        ada:1  |--d---------------|
+        ada:1         |--b--|
+        ada:1                      |-=-|  -> b d a
+        """,
+        {"real-time reorder": 1},
+    ),
+    "a turn that was given up takes effect late": Spec(
+        """
+        ada:1  |--a--?
+        ada:1         |--b--|             -> b
+        ada:1           |--c--|           -> b c
+        ada:1                   |-=-|     -> b c a
+        """,
+        {},
     ),
     "the order of turns that touch": Spec(
         """
@@ -629,6 +891,17 @@ SPECS = {
         {},
     ),
     # ---- unknown
+    "two configurations after the change": Spec(
+        """
+        ada:1  |--a--|                                          -> a      config v1
+        ada:1    |--c--|                                        -> a c    config v1
+        nemesis         !configure   !configured
+        ada:1                                    |--d--|        -> a c d  config v2
+        ada:1                                    |--e--|        -> a c d e config v1
+        ada:1                                           |-=-|   -> a c d e
+        """,
+        {"configuration drift": 1},
+    ),
     "nobody was answered": Spec(
         """
         ada:1  |--a--?

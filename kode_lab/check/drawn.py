@@ -5,7 +5,7 @@ right, a column a microsecond:
 
     ada:1   |--a--|                 -> a          acknowledged; it was shown nothing before itself
     ada:1       |----b----|         -> a b        shown a, then itself
-    ada:1         |--c--?                         nobody knows; it never came back
+    ada:1         |--c--?                         given up: nobody knows whether it happens
     ada:1         |--d--x                         refused: it did not happen
     ada:1   |--c--|                               the same turn again: a retry
     ada:1                     |--=--|  -> a b     an authoritative read: the whole list
@@ -96,7 +96,7 @@ def _operation(found: re.Match[str], start: int, number: int) -> Operation:
         f"p{number}",
         kind,
         invoke_ns,
-        math.inf if kind == "info" else complete_ns,
+        complete_ns,
         "" if is_read or is_world else what,
         "" if is_read or is_world else f"turn-{what}",
         # What was shown waits here until every marker's owner is known.

@@ -142,18 +142,23 @@ def _rival(case: Case, turn: Operation) -> Operation | None:
     """Give the turn that stands where this one says it stands, if neither ended before the other.
 
     If something that stands there or later was acknowledged before this turn began, its view was
-    simply old, and there is no rival.
+    simply old; if that other turn began after this one was acknowledged, this one was simply lost.
     """
     if turn.read is None or not _is_prefix(case, turn) or turn.read.position >= len(case.order):
         return None
     position = turn.read.position
     if case.earliest_complete[position] < turn.invoke_ns or case.order[position] == turn.marker:
         return None
-    return case.turns.get(case.order[position])
+    rival = case.turns.get(case.order[position])
+    return None if rival is None or turn.complete_ns < rival.invoke_ns else rival
 
 
 def _misplaced(case: Case, turn: Operation, at: int | None) -> Iterator[Anomaly]:
-    """Name what is wrong with a turn whose own account of its place does not hold."""
+    """Name what is wrong with a turn whose own account of its place does not hold.
+
+    If it is only gone, ``kept`` tells; if only its place contradicts the time, ``_against_time``;
+    if what stands in its place was sent by nobody, ``apart``.
+    """
     assert turn.read is not None
     position = turn.read.position
     facts = {"position": position, "place": at, "saw": list(turn.read.tail)}
@@ -162,18 +167,13 @@ def _misplaced(case: Case, turn: Operation, at: int | None) -> Iterator[Anomaly]
         if at is not None or position <= len(case.order) or case.is_before_final(turn):
             witness = (turn,) if case.final is None else (turn, case.final)
             yield Anomaly("fork", case.key, witness, turn.marker, facts)
-        for marker in turn.read.tail:
-            shown = case.turns.get(marker)
-            if shown is None and marker not in case.place:
-                yield Anomaly("garbage read", case.key, (turn,), marker)
-            elif shown is not None and shown.invoke_ns > turn.complete_ns:
-                yield Anomaly("future read", case.key, (turn, shown), marker)
+        yield from _impossibly_shown(case, turn, turn.read.tail)
         return
     if at is not None and at < position:
         yield Anomaly("future read", case.key, (turn,), turn.marker, facts)
         return
     if position == len(case.order):
-        return  # it stands after all that was read: lost if acknowledged, told by ``kept``
+        return
     rival = _rival(case, turn)
     if rival is not None:
         facts["lost"] = [turn.marker] if at is None else []
@@ -181,9 +181,17 @@ def _misplaced(case: Case, turn: Operation, at: int | None) -> Iterator[Anomaly]
     elif case.earliest_complete[position] < turn.invoke_ns:
         missed = _acknowledged_before(case, turn.invoke_ns)
         yield Anomaly("stale read", case.key, (turn, missed), missed.marker, facts)
-    else:
-        # What stands there was sent by nobody: the rule ``apart`` names it.
+    elif at is None and not case.is_before_final(turn):
         yield Anomaly("fork", case.key, (turn,), turn.marker, facts)
+
+
+def _impossibly_shown(case: Case, turn: Operation, markers: Sequence[str]) -> Iterator[Anomaly]:
+    for marker in markers:
+        shown = case.turns.get(marker)
+        if shown is None and marker not in case.place:
+            yield Anomaly("garbage read", case.key, (turn,), marker)
+        elif shown is not None and shown.invoke_ns > turn.complete_ns:
+            yield Anomaly("future read", case.key, (turn, shown), marker)
 
 
 def _acknowledged_before(case: Case, invoke_ns: float) -> Operation:

@@ -129,11 +129,11 @@ def _serial(sessions: dict[str, list[Hold]]) -> tuple[int, Hold, Hold] | None:
     chances: list[tuple[int, Hold, Hold]] = []
     for at, (hold, name) in enumerate(ordered):
         if at:
-            before, other = ordered[at - 1]
+            before, _ = ordered[at - 1]
             if hold.start_ns < before.end_ns:
                 return None
             is_own_cause = last_of.get(name, -1) > hold.wait_ns
-            if other != name and hold.wait_ns < before.end_ns and not is_own_cause:
+            if hold.wait_ns < before.end_ns and not is_own_cause:
                 chances.append((hold.start_ns - hold.wait_ns, hold, before))
         last_of[name] = hold.end_ns
     if len(chances) < CHANCES_NEEDED:
