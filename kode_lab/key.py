@@ -164,4 +164,5 @@ def _encoded(value: str) -> str:
     return f"{part[:_PREFIX_BYTES]}%h{hashlib.sha256(raw).hexdigest()}"
 
 
-_remembered = lru_cache(maxsize=65_536)(_encoded)
+# A part costs 2 us to encode; remembering more than these would weigh more than it saves.
+_remembered = lru_cache(maxsize=8_192)(_encoded)

@@ -60,12 +60,10 @@ class FileLocks:
     def try_hold(self, place: tuple[int, int]) -> bool:
         """Hold it if nobody does and nobody waits for it; say whether it worked."""
         fd, at = self._file(place[0]), place[1]
-        if not _try_lock(fd, at + 1, _PLACES - 1):
+        if not _try_lock(fd, at, _PLACES):  # all in one call, then the places are given back
             return False
-        try:
-            return _try_lock(fd, at)
-        finally:
-            _unlock(fd, at + 1, _PLACES - 1)
+        _unlock(fd, at + 1, _PLACES - 1)
+        return True
 
     async def hold(self, place: tuple[int, int]) -> None:
         """Hold it, behind every process that waits already."""

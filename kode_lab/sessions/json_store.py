@@ -52,7 +52,7 @@ class _Held:
 
     __slots__ = ("files", "lease", "place")
 
-    def __init__(self, lease: Lease, files: SessionFiles, place: tuple[int, int]) -> None:
+    def __init__(self, lease: Lease, files: SessionFiles, place: tuple[int, int] | None) -> None:
         self.lease = lease
         self.files = files
         self.place = place
@@ -134,8 +134,9 @@ class JsonStore:
             raise
 
     async def _hold_files(self, key: SessionKey, *, is_patient: bool) -> Lease:
-        place = self._locks.place_of(key.lock_name)
-        if not self._locks.try_hold(place):
+        # Who owns the directory alone needs no lock between processes.
+        place = None if self._power is not None else self._locks.place_of(key.lock_name)
+        if place is not None and not self._locks.try_hold(place):
             if not is_patient:
                 raise WaitingRoomFull(f"{key}: another process holds it: send it again later")
             await self._locks.hold(place)
@@ -143,13 +144,14 @@ class JsonStore:
             files = self._open.get(key)
             if files is None:
                 directory = f"{self._root}/{self._directory(key)}"
-                files = SessionFiles(key, directory, self._disk, is_alone=self._power is not None)
+                files = SessionFiles(key, directory, self._disk, is_alone=place is None)
             self._touch(files)
             lease = Lease(key, files.next_fence())
         except BaseException:
             if (broken := self._open.get(key)) is not None:
                 self._forget(broken)
-            self._locks.release(place)
+            if place is not None:
+                self._locks.release(place)
             raise
         self._held[key] = _Held(lease, files, place)
         return lease
@@ -162,7 +164,8 @@ class JsonStore:
         del self._held[lease.key]
         if self._power is not None and lease.key not in self._open:
             self._touch(held.files)  # it was closed while its last step went down
-        self._locks.release(held.place)
+        if held.place is not None:
+            self._locks.release(held.place)
         self._lock.release(lease.key[:2])
 
     async def load(self, lease: Lease) -> Stored:
