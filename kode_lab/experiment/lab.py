@@ -1,8 +1,11 @@
 """The laboratory's own event loop, and the handle by which a caller waits for what runs on it.
 
-It owns the thread, the loop and the ways a run is waited for or broken off; it knows nothing of
-what runs. One run, one thread, one loop: what is made for a run (clients, locks, pools) is bound to
-the loop that uses it, and ends with it.
+    run = await lab.run(Scenario(users=4))        # in a cell
+    run = lab.run(Scenario(users=4)).result()     # in a script
+
+It owns the thread, the loop and the ways a run is waited for or broken off; of what runs it knows
+only where to find it. One run, one thread, one loop: what is made for a run (clients, locks, pools)
+is bound to the loop that uses it, and ends with it.
 
 Why not in the caller's loop: a notebook's loop is busy with the notebook, a script has none, and
 the one trick that lets both call the same blocking function (nest-asyncio) loses queued cells. So a
@@ -25,15 +28,76 @@ from concurrent import futures
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from html import escape
-from typing import Any, Generic, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-__all__ = ["SETTLE_LIMIT_S", "TICK_S", "Handle", "start"]
+if TYPE_CHECKING:
+    from kode_lab.experiment.live import Card, Progress
+    from kode_lab.experiment.run import Run
+    from kode_lab.experiment.run_list import RunList
+    from kode_lab.experiment.scenario import Scenario
+    from kode_lab.experiment.service import MakeStore
+
+__all__ = ["SETTLE_LIMIT_S", "TICK_S", "Handle", "run", "runs", "start"]
 
 T = TypeVar("T")
 
 TICK_S = 0.1
 # How long a cancelled run may take to close its servers and write what it has.
 SETTLE_LIMIT_S = 10.0
+
+
+def run(
+    scenario: Scenario,
+    *,
+    make_store: MakeStore | None = None,
+    results: Path | str = "results",
+    progress: Progress | None = None,
+    card: Card | None = None,
+) -> Handle[Run]:
+    """Begin a scenario now; await the handle, or ask it for its ``result()``: the judged run.
+
+    Args:
+        scenario: what is done.
+        make_store: gives the store for a directory, instead of ours: to try another, or a broken
+            one. A scenario with kills has no use for it.
+        results: where the run's directory goes.
+        progress: is kept up to date, for a caller who wants to look.
+        card: shows the progress while somebody waits; None picks what suits.
+
+    Raises:
+        InvalidScenario: a store for a scenario whose service is a child process.
+        StoreUnwritable: ``results`` cannot be written.
+    """
+    # Here and not above: whoever only starts work of their own needs none of it.
+    from kode_lab.errors import InvalidScenario  # noqa: PLC0415
+    from kode_lab.experiment.live import Pace, Progress, Row, card_for  # noqa: PLC0415
+    from kode_lab.experiment.run import RunRecorder  # noqa: PLC0415
+    from kode_lab.experiment.trial import conduct  # noqa: PLC0415
+
+    if make_store is not None and scenario.kills:
+        raise InvalidScenario("a store of your own cannot be killed: leave out make_store or kills")
+    recorder = RunRecorder(
+        Path(results), scenario.name, parameters=scenario.to_json(), seed=scenario.seed
+    )
+    watched = progress or Progress("")
+    watched.title, watched.where = scenario.name, str(recorder.path)
+    sessions = len(scenario.keys())
+    watched.rows = [Row("", f"{sessions:,} session{'s' * (sessions != 1)}", "")]
+    pace = Pace(card or card_for(), watched)
+    return start(
+        lambda: conduct(scenario, recorder, watched, make_store),
+        name=f"run of {scenario.name}",
+        on_tick=pace.tick,
+        on_end=pace.end,
+    )
+
+
+def runs(results: Path | str = "results") -> RunList:
+    """Give the runs below ``results``, the newest first."""
+    from kode_lab.experiment.run_list import run_list  # noqa: PLC0415 - as above
+
+    return run_list(Path(results))
 
 
 def start(

@@ -36,6 +36,7 @@ class Row:
 
     Attributes:
         expected_s: how long it should take, for the bar; 0 where nobody knows.
+        part: how much of it is done, where that is counted and not guessed from the time.
     """
 
     test: str
@@ -46,6 +47,7 @@ class Row:
     ended_ns: int = 0
     doing: str = "not yet asked"
     tool_calls: int = 0
+    part: float = 0.0
 
     def elapsed_s(self, now_ns: int) -> float:
         """Seconds since it was sent, or until it ended."""
@@ -55,6 +57,8 @@ class Row:
         """How much of the expected time is over; 1 only when it ended."""
         if self.ended_ns:
             return 1.0
+        if self.part:
+            return min(self.part, 0.99)
         return min(self.elapsed_s(now_ns) / self.expected_s, 0.99) if self.expected_s else 0.0
 
 

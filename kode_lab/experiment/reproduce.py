@@ -35,6 +35,7 @@ from kode_lab.experiment.lab import Handle, start
 from kode_lab.experiment.live import Card, Pace, Progress, Row, card_for
 from kode_lab.experiment.perfetto import chrome_trace
 from kode_lab.experiment.run import RESULTS, Run, RunRecorder
+from kode_lab.experiment.timeline import timeline
 from kode_lab.operation import echo_in, marker_of
 from kode_lab.schedule_assistant import AGENTS, ScheduleBook, toolbox
 from kode_lab.sessions import AgentShelf, JsonStore, SessionManager
@@ -270,6 +271,7 @@ def _judged(recorder: RunRecorder, status: str, *, is_drawn: bool) -> Reproducti
         table = [asdict(claim) for claim in claims]
         recorder.write_json("claims.json", {"verdict": verdict_of(claims), "claims": table})
         recorder.write_json("trace.perfetto.json", chrome_trace(run.spans()))
+        timeline(run).save(run.path / "timeline.html")
         if is_drawn:
             _draw(run)
     finally:

@@ -31,11 +31,14 @@ from datetime import UTC, datetime
 from html import escape
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kode_lab.errors import InvalidRecord, NewerFormat, StoreUnwritable
 from kode_lab.operation import HistoryWriter, Operation, read_operations
 from kode_lab.span import Span, read_spans, span_line
+
+if TYPE_CHECKING:
+    from kode_lab.check import Verdict
 
 __all__ = ["RESULTS", "SCHEMA", "Run", "RunRecorder"]
 
@@ -122,6 +125,16 @@ class Run:
         """
         return self._read("trace.jsonl", read_spans)
 
+    def verdict(self) -> Verdict:
+        """Judge it (again) from its records; needs nothing but the run's directory.
+
+        Raises:
+            InvalidRecord: a line cannot be read; names it.
+        """
+        from kode_lab.check import check_path  # noqa: PLC0415 - a run can be kept without a judge
+
+        return check_path(self.path)
+
     def _read(self, name: str, reader: Callable[[Iterable[str]], Iterable[Any]]) -> tuple[Any, ...]:
         try:
             with (self.path / name).open(encoding="utf-8") as lines:
@@ -134,7 +147,8 @@ class Run:
             raise InvalidRecord(f"{name} of {self.id}, {error}") from None
 
     def __repr__(self) -> str:
-        return f"<Run {self.id}: {self.status}>"
+        found = self.facts.get("summary", {}).get("finding", "")
+        return f"<Run {self.id}: {self.status}>" + (f" {found}" if found else "")
 
     def _repr_html_(self) -> str:
         asked = ", ".join(
@@ -142,9 +156,11 @@ class Run:
             for name, value in self.parameters.items()
             if isinstance(value, str | int | float)
         )
+        found = str(self.facts.get("summary", {}).get("finding", ""))
         return (
             '<div style="border-left:3px solid var(--jp-border-color1,#999);padding:2px 10px">'
             f"<b>Run {escape(self.id)}</b>: {escape(self.status)}<br>"
+            f"{escape(found)}{'<br>' if found else ''}"
             f'<span style="color:var(--jp-ui-font-color2,#666)">{escape(asked)}</span></div>'
         )
 
