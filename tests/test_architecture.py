@@ -48,8 +48,9 @@ MAY_USE = {
     "pandas": ("experiment.tables",),
     "matplotlib": ("experiment.figures",),
     "numpy": ("experiment", "check.fast"),
-    "starlette": ("server",),
-    "uvicorn": ("server", "claude.simulated", "cli"),
+    # The bench of the server measures the bare framework beside it.
+    "starlette": ("server", "experiment.bench_serve"),
+    "uvicorn": ("server", "claude.simulated", "cli", "experiment.bench_serve"),
     "nest_asyncio": ("experiment.nested",),
     "pydantic": ("sessions.tool",),
     "docstring_parser": ("sessions.tool",),
