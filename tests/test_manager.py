@@ -73,7 +73,7 @@ class Watched(Clerk):
 @pytest.fixture
 def memory_path():
     """A directory in memory where there is one: 30,000 new directories cost a disk ten seconds."""
-    memory = Path("/dev/shm")  # noqa: S108 - a directory of its own is made in it
+    memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as path:
         yield path
 
