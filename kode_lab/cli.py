@@ -90,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_simulate)
 
     _add_serve(commands)
+    _add_load(commands)
     _add_check(commands)
 
     command = commands.add_parser(
@@ -135,6 +136,36 @@ def _add_serve(commands: Any) -> None:
     command.add_argument("--user", required=True, help="whose sessions it opens")
     command.add_argument("--operator", action="store_true", help="may see the whole server")
     command.set_defaults(run=_token)
+
+
+def _add_load(commands: Any) -> None:
+    """Add ``load``, which wraps Locust."""
+    command = commands.add_parser("load", help="load a server with sessions, and judge what came")
+    add = command.add_argument
+    add("name", metavar="NAME", help="a load test (a wrong one lists them), or a Locust file")
+    add("--for", dest="run_time", metavar="TIME", help="10s, 2m, 1h (default: the test's own)")
+    add("--users", type=int, help="sources of turns (default: the test's own)")
+    add("--spawn-rate", type=float, help="users a second (default: all at once)")
+    add("--rate", type=float, default=0.0, help="turns a second of each user")
+    add("--closed-loop", action="store_true", help="wait for each answer before the next turn")
+    add("--slo-p99-ms", type=float, default=0.0, help="exit with 4 when turns are slower")
+    add("--processes", type=int, default=0, help="of the generator")
+    add("--seed", type=int, default=0, help="of arrivals and choices (default: 0)")
+    add("--web", action="store_true", help="with Locust's web UI; Ctrl-C ends it")
+    add("--host", help="a server that runs already (default: one is started, with its model)")
+    add("--server-pid", help="with --host: the file with its pid, for tests that kill or watch it")
+    add("--model-url", help="with --host: its simulated model, for tests that break that")
+    add("--profile", help="latencies of the simulated model: instant, report, a TOML file")
+    add("--in-process", action="store_true", help="simulate the model inside the server")
+    add("--no-trace", action="store_true", help="the server records no steps")
+    add("--results", type=Path, default=Path("results"), help="where runs go (default: results)")
+    command.set_defaults(run=_load)
+
+
+def _load(options: argparse.Namespace) -> int:
+    from kode_lab.experiment.load import run_load  # noqa: PLC0415
+
+    return run_load(options)
 
 
 def _add_check(commands: Any) -> None:

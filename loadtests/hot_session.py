@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import time
 
-from kode_lab.key import SessionKey
 from session_user import SessionUser
+
+from kode_lab.key import SessionKey
 
 __all__ = ["HotSession"]
 

@@ -10,10 +10,11 @@ One process ends the run: the only one, or the master. It must never judge anyth
 
 from __future__ import annotations
 
+import inspect
 import logging
-import os
 import secrets
 import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,10 @@ import gevent
 from gevent.event import Event
 from locust import events
 from locust.runners import MasterRunner, WorkerRunner
-
 from probe import probe
 from recorder import HISTORY, Recorder, merged
 from summary import Judged, judged, save_figures, told
-from tail import Tail
+from tail import Tail, percentiles_ms
 
 __all__ = ["LoadRun", "listen"]
 
@@ -34,6 +34,7 @@ _LOG = logging.getLogger("kode_lab.load")
 _HUSH, _HUSHED = "kode_lab_hush", "kode_lab_hushed"
 # Beyond the patience: for messages on their way.
 _GRACE_S = 10.0
+_PROGRESS_S = 2.0
 
 
 class LoadRun:
@@ -85,6 +86,8 @@ class LoadRun:
         if not self.is_worker:
             self.verdict, self.tail = None, Tail(run_dir / HISTORY)
             self.state = "running"
+            if options.progress:
+                gevent.spawn(self._tell_progress)
 
     def stop(self) -> None:
         """End the load and, in the process that ends the run, gather the last evidence."""
@@ -94,6 +97,8 @@ class LoadRun:
             self._drain()
             return
         self.state = "waiting for turns under way"
+        if (nemesis := getattr(self.environment, "nemesis", None)) is not None:
+            nemesis.end()
         figures = merged([self._drain(), *self._hush_workers()])
         if not self.environment.parsed_options.no_history:
             assert self.tail is not None
@@ -121,7 +126,21 @@ class LoadRun:
         """Print the verdict; nothing comes after it."""
         if not self.is_worker and self.verdict is not None:
             sys.stderr.flush()
-            print(told(self.verdict), flush=True)
+            sys.stdout.write(f"{told(self.verdict)}\n")
+            sys.stdout.flush()
+
+    def _tell_progress(self) -> None:
+        began_s = time.monotonic()
+        while self.state != "over" and self.tail is not None:
+            gevent.sleep(_PROGRESS_S)
+            counts, took_ns = self.tail.look().counts, self.tail.took_ns[-1_000:]
+            p50_ms = percentiles_ms(took_ns).get("p50", 0.0)
+            sys.stderr.write(
+                f"{time.monotonic() - began_s:5.0f} s  {self.state}: {counts['ok']:,} acknowledged,"
+                f" {counts['fail']:,} refused, {counts['info']:,} indeterminate, "
+                f"{len(self.tail.open)} under way, median {p50_ms:.1f} ms\n"
+            )
+            sys.stderr.flush()
 
     def _drain(self) -> dict[str, Any]:
         """Begin nothing more, wait for what is under way; give this process's figures."""
@@ -150,7 +169,7 @@ class LoadRun:
         runner.send_message(_HUSH)
         patience_s = self.environment.parsed_options.patience + _GRACE_S
         if not self._all_hushed.wait(timeout=patience_s):
-            _LOG.warning("not all workers answered within patience=%g s", patience_s)
+            _LOG.warning("not all workers answered within %g s of --patience", patience_s)
         return [figures for figures in self._hushed.values() if figures]
 
 
@@ -174,14 +193,20 @@ def _add_options(parser: Any) -> None:
     add("--seed", type=int, default=0, help="of arrivals and choices")
     add("--patience", type=float, default=60.0, help="seconds for turns under way at the end")
     add("--slo-p99-ms", type=float, default=0.0, help="exit with 4 when turns are slower")
+    add("--server-pid", default="", help="file with the server's pid: to kill it, or to watch it")
+    add("--model-url", default="", help="the simulated model, where faults can be armed")
+    add("--progress", action="store_true", help="tell every two seconds how it goes")
     add("--no-history", action="store_true", help="record nothing: measures what recording costs")
 
 
 def _begin(environment: Any, web_ui: Any, **_: Any) -> None:
     # With it, -t 5s runs five seconds: gevent's idea of now is as old as its last wait.
     gevent.get_hub().loop.update_now()
+    # Locust looks at its stack when it stops, which stalls the whole process for a third of a
+    # second the first time, just when turns are under way.
+    inspect.getframeinfo(inspect.stack()[0][0])
     environment.load_run = LoadRun(environment)
-    events.quit.add_listener(lambda exit_code, **_: environment.load_run.say())
+    events.quit.add_listener(lambda **_: environment.load_run.say())
     if web_ui is not None:
         from verdict_tab import add_tab  # noqa: PLC0415 - Flask only where there is a web UI
 
@@ -190,7 +215,8 @@ def _begin(environment: Any, web_ui: Any, **_: Any) -> None:
 
 def _directory(asked: str, name: str) -> Path:
     """Give the directory that was asked for if it has no history yet, else a new one."""
-    if asked and not (Path(asked) / HISTORY).exists():
+    history = Path(asked) / HISTORY
+    if asked and not (history.exists() and history.stat().st_size):
         path = Path(asked)
     else:
         parent = Path(asked).parent if asked else Path("results")

@@ -17,10 +17,10 @@ import gevent
 from gevent.pool import Pool
 from locust.contrib.fasthttp import FastHttpSession
 from locust.event import EventHook
+from recorder import Outcome, Recorder
 
 from kode_lab.key import SessionKey
 from kode_lab.operation import QUIET, Effect, Read, digest_of, markers_in
-from recorder import Outcome, Recorder
 
 __all__ = ["Told", "ask_world", "messages_of", "probe", "told_by"]
 

@@ -18,22 +18,23 @@ from __future__ import annotations
 import json
 import random
 import time
+from contextlib import suppress
 from typing import Any
 
 import gevent
+from load_run import listen
 from locust import FastHttpUser, task
+from recorder import Outcome, Recorder
 
 from kode_lab.key import SessionKey
 from kode_lab.operation import Effect, echo_in
-from load_run import listen
-from recorder import Outcome, Recorder
 
-__all__ = ["SessionUser", "outcome_of"]
+__all__ = ["JSON", "TURNS", "SessionUser", "acknowledged", "outcome_of", "report"]
 
 TURNS = "/v1/turns"
 # Refused before anything was accepted. What stands nowhere here may have happened.
 DEFINITE = frozenset({400, 401, 403, 404, 405, 409, 411, 413, 414, 415, 421, 422, 429, 431})
-_JSON = {"Content-Type": "application/json"}
+JSON = {"Content-Type": "application/json"}
 _PAUSE_S, _PAUSE_LIMIT_S = 0.05, 1.0
 
 listen()
@@ -45,6 +46,7 @@ class SessionUser(FastHttpUser):
     Attributes:
         rate_per_s: turns that one user begins in a second, on average.
         think_s: between an answer and the next turn, in a closed loop.
+        double_share: of the arrivals, how many are two turns of one session at once.
         attempts_limit: how often one turn is sent, under one turn id.
     """
 
@@ -55,6 +57,7 @@ class SessionUser(FastHttpUser):
     network_timeout = 120.0
     rate_per_s = 2.0
     think_s = 0.5
+    double_share = 0.0
     attempts_limit = 1
     agent_id = "schedule-assistant"
 
@@ -101,7 +104,10 @@ class SessionUser(FastHttpUser):
         if self.recorder.is_hushed:
             gevent.sleep(1.0)
             return
-        turn = self.recorder.in_flight.spawn(self.turn, self.session(), self.due_ns)
+        key = self.session()
+        turn = self.recorder.in_flight.spawn(self.turn, key, self.due_ns)
+        if self.draw.random() < self.double_share:
+            self.recorder.in_flight.spawn(self.turn, key, self.due_ns)
         if self.is_closed:
             turn.join()
             self.due_ns = time.monotonic_ns()
@@ -121,14 +127,12 @@ class SessionUser(FastHttpUser):
             outcome = self.attempt(key, marker, body, time.monotonic_ns())
         return outcome
 
-    def attempt(
-        self, key: SessionKey, marker: str, body: dict[str, Any], due_ns: int
-    ) -> Outcome:
+    def attempt(self, key: SessionKey, marker: str, body: dict[str, Any], due_ns: int) -> Outcome:
         """Send the turn once and record it."""
         data = json.dumps(body)
         process = self.recorder.invoke(key, marker=marker)
         with self.client.post(
-            TURNS, data=data, headers=_JSON, name="turn", catch_response=True
+            TURNS, data=data, headers=JSON, name="turn", catch_response=True
         ) as response:
             outcome = outcome_of(response)
             self.recorder.complete(process, outcome)
@@ -158,10 +162,8 @@ def outcome_of(response: Any) -> Outcome:
         is_refused = isinstance(error, ConnectionRefusedError)
         return Outcome("fail" if is_refused else "info", type(error).__name__)
     kind = f"{status}"
-    try:
+    with suppress(TypeError, ValueError, KeyError):
         kind += f" {json.loads(response.content)['error']['type']}"
-    except (TypeError, ValueError, KeyError):
-        pass
     headers = response.headers or {}
     try:
         retry_after_s = float(headers.get("retry-after", 0))

@@ -17,7 +17,7 @@ from tail import Tail, percentiles_ms
 
 __all__ = ["FIGURES", "Judged", "judged", "save_figures", "told"]
 
-FIGURES, VERDICT = "load.json", "verdict.json"
+FIGURES, VERDICT, SUMMARY = "load.json", "verdict.json", "summary.txt"
 # A process that used more of one core than this had no time left to be punctual.
 CPU_SHARE_LIMIT = 0.9
 # Sending that late, against the time that a turn takes, falsifies what the server is said to take.
@@ -50,7 +50,7 @@ def save_figures(environment: Any, run_dir: Path, tail: Tail | None, of_us: dict
     options, locust = environment.parsed_options, environment.stats.total
     ms = percentiles_ms(tail.took_ns) if tail is not None else {}
     late_s, lag_s = quantile(of_us["late"], 0.99), quantile(of_us["lag"], 0.99)
-    bound = _bound(of_us["cpu_share"], late_s, ms.get("p50", 0.0) / 1e3)
+    bound = _bound(of_us["cpu_share"], late_s, ms.get("p99", 0.0) / 1e3)
     slo_ms = options.slo_p99_ms or None
     figures = {
         "is_closed_loop": options.closed_loop,
@@ -89,7 +89,9 @@ def judged(run_dir: Path) -> Judged:
     (run_dir / VERDICT).write_text(asked.stdout, encoding="utf-8")
     said = subprocess.run([*_JUDGE, str(run_dir)], capture_output=True, text=True)  # noqa: S603, PLW1510 - as above
     headline = json.loads(asked.stdout)["headline"]
-    return Judged(asked.returncode, headline, said.stdout.rstrip(), figures)
+    verdict = Judged(asked.returncode, headline, said.stdout.rstrip(), figures)
+    (run_dir / SUMMARY).write_text(f"{told(verdict)}\n", encoding="utf-8")
+    return verdict
 
 
 def told(verdict: Judged) -> str:
@@ -97,15 +99,16 @@ def told(verdict: Judged) -> str:
     figures = verdict.figures
     ms, locust, us = figures["ms"], figures["locust_ms"], figures["generator"]
     loop = "closed loop" if figures["is_closed_loop"] else "open loop"
+    turns, sessions = _counted(figures["turns"], "turn"), _counted(figures["sessions"], "session")
+    lag = f"p99 loop lag {us['loop_lag_p99_ms']:.2f} ms"
     lines = [
         "",
-        f"{figures['turns']:,} turns in {figures['sessions']:,} sessions, {loop}, "
-        f"{figures['turns_per_s']:.1f} acknowledged a second",
+        f"{turns} in {sessions}, {loop}, {figures['turns_per_s']:.1f} acknowledged a second",
         f"{'ms':<10}" + "".join(f"{name:>10}" for name in ms),
         f"{'history':<10}" + "".join(f"{value:>10.3f}" for value in ms.values()),
-        f"{'Locust':<10}" + "".join(f"{locust.get(name, 0):>10.0f}" for name in ms if name != "max"),
-        f"generator: {us['cpu_share']:.0%} of a core, sent late by {us['late_p99_ms']:.2f} ms "
-        f"(p99), loop lag {us['loop_lag_p99_ms']:.2f} ms (p99)",
+        f"{'Locust':<10}"
+        + "".join(f"{locust.get(name, 0):>10.0f}" for name in ms if name != "max"),
+        f"generator: {us['cpu_share']:.0%} of a core, p99 sent {us['late_p99_ms']:.2f} ms late, {lag}",
     ]
     if us["is_bound"]:
         lines.append(f"generator-bound: {us['why']}; the times above are not the server's alone")
@@ -116,11 +119,15 @@ def told(verdict: Judged) -> str:
     return "\n".join([*lines, "", verdict.text])
 
 
-def _bound(cpu_share: float, late_s: float, median_s: float) -> str:
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _bound(cpu_share: float, late_s: float, turn_s: float) -> str:
     if cpu_share > CPU_SHARE_LIMIT:
         return f"a process used {cpu_share:.0%} of a core, CPU_SHARE_LIMIT={CPU_SHARE_LIMIT:.0%}"
-    if late_s > max(_LATE_LEAST_S, LATE_SHARE_LIMIT * median_s):
-        return f"turns were sent {late_s * 1e3:.1f} ms late (p99), median {median_s * 1e3:.1f} ms"
+    if late_s > max(_LATE_LEAST_S, LATE_SHARE_LIMIT * turn_s):
+        return f"p99 sent late by {late_s * 1e3:.1f} ms, with p99 of a turn {turn_s * 1e3:.1f} ms"
     return ""
 
 

@@ -1,0 +1,22 @@
+"""Concurrent creations: every id is given once, every schedule is in the book of who asked for it."""
+
+from __future__ import annotations
+
+from tool_user import ToolUser
+
+from kode_lab.key import SessionKey
+
+__all__ = ["Tools"]
+
+USERS, SESSIONS = 5, 2
+
+
+class Tools(ToolUser):
+    """One of several hands that work in a few sessions at once."""
+
+    rate_per_s = 1.0
+
+    def session(self) -> SessionKey:
+        """Give one of a few sessions, so that turns of one meet."""
+        user = self.draw.randrange(USERS)
+        return self.key(f"maker-{user}", f"plans-{self.draw.randrange(SESSIONS)}")
