@@ -82,7 +82,7 @@ def run(
     )
     watched = progress or Progress("")
     watched.title, watched.where = scenario.name, str(recorder.path)
-    sessions = len(scenario.keys())
+    sessions = len(scenario.session_keys())
     watched.rows = [Row("", f"{sessions:,} session{'s' * (sessions != 1)}", "")]
     pace = Pace(card or card_for(), watched)
     return start(

@@ -161,7 +161,7 @@ class Scenario:
             raise InvalidScenario(f"a scenario has no {unknown[0]!r}; it has {self.__slots__}")
         return replace(self, **changes)
 
-    def keys(self) -> tuple[SessionKey, ...]:
+    def session_keys(self) -> tuple[SessionKey, ...]:
         """Give the sessions; the names of users and of sessions are drawn from one pool."""
         if self.clients_given:
             asked = (ask.key for client in self.clients_given for ask in client.asks)
@@ -177,9 +177,9 @@ class Scenario:
         if self.clients_given:
             return self.clients_given
         draw = random.Random(f"{self.seed}/{self.name}")
-        numbers = dict.fromkeys(self.keys(), 0)
+        numbers = dict.fromkeys(self.session_keys(), 0)
         drawn: list[Client] = []
-        for key in self.keys():
+        for key in self.session_keys():
             for at in range(self.clients):
                 asks = []
                 for _ in range(self.turns):

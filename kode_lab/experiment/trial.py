@@ -155,6 +155,8 @@ async def _turn(trial: _Trial, process: str, ask: Ask, timeout_s: float) -> tupl
     except asyncio.CancelledError:
         error = "interrupted"
         raise
+    except Exception as failure:  # noqa: BLE001 - what a broken service does is the judge's to tell
+        error = f"{type(failure).__name__}: {failure}"
     finally:
         told = answer._asdict() if answer is not None else {}
         history.complete(process, time.monotonic_ns(), outcome, error=error, **told)
@@ -177,14 +179,14 @@ async def _kill(trial: _Trial, child: Child) -> None:
 
 async def _probe(trial: _Trial) -> None:
     """Ask every session once more, then read it, then read what the tools did."""
-    keys = trial.scenario.keys()
+    keys = trial.scenario.session_keys()
     async with asyncio.TaskGroup() as probes:
         for number, key in enumerate(keys):
             probes.create_task(
                 _turn(trial, f"probe-{number}", trial.scenario.probe(key), PROBE_LIMIT_S)
             )
     for number, key in enumerate(keys):
-        with suppress(KodeLabError):  # a session that cannot be read stays unread, and is told so
+        with suppress(Exception):  # a session that cannot be read stays unread, and is told so
             await _read(trial, f"reader-{number}", key)
     for number, user_id in enumerate(dict.fromkeys(key.user_id for key in keys)):
         key = next(key for key in keys if key.user_id == user_id)
