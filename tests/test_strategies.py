@@ -49,7 +49,7 @@ class Scene:
 
     async def __aexit__(self, *error):
         self.go.set()
-        await asyncio.wait([self.busy])
+        await asyncio.gather(self.busy, return_exceptions=True)
         assert_idle(self.manager)
         await self.managing.__aexit__(*error)
 
@@ -190,7 +190,8 @@ def test_interrupt_has_room_in_a_full_waiting_room_because_it_empties_it(tmp_pat
                 await asyncio.sleep(0)
                 reply = await scene.manager.turn(ADA, "new", strategy="interrupt")
                 assert reply.text == "re: new"
-                await asyncio.wait([scene.busy, *waiting])
+                ended = await asyncio.gather(scene.busy, *waiting, return_exceptions=True)
+                assert all(isinstance(error, Superseded) for error in ended)
 
     run(scenario())
 

@@ -243,7 +243,25 @@ class JsonStore:
                 files.flush()
             except OSError as error:
                 raise explained(str(key), error) from error
-        return await peek(key, self.root / self._directory(key))
+        try:
+            return await peek(key, self.root / self._directory(key))
+        except SessionDamaged:
+            return await self._mended(key)
+
+    async def _mended(self, key: SessionKey) -> list[Message]:
+        """Give the conversation that a crash left half written: nobody holds it, so it is mended.
+
+        Raises:
+            SessionDamaged: somebody holds it, or it was no crash.
+        """
+        try:
+            lease = await self.hold(key, queue_limit=0)
+        except WaitingRoomFull as error:
+            raise SessionDamaged(f"{key}: messages.json cannot be read, and {error}") from error
+        try:
+            return (await self.load(lease)).messages
+        finally:
+            self.release(lease)
 
     def sessions(self, user_id: str | None = None) -> Iterator[SessionKey]:
         """Give the sessions that rest here, of one user or of all, in no promised order."""

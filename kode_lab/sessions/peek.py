@@ -10,11 +10,11 @@ import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
-from kode_lab.errors import SessionDamaged, WrongOwner
+from kode_lab.errors import SessionDamaged
 from kode_lab.key import SessionKey
 from kode_lab.message import Message
 from kode_lab.sessions.disk import explained
-from kode_lab.sessions.session_format import decode, owner_of
+from kode_lab.sessions.session_format import decode, messages_of, owner_of, read_header
 
 __all__ = ["peek", "sessions_in"]
 
@@ -27,31 +27,39 @@ async def peek(key: SessionKey, directory: Path) -> list[Message]:
 
     Raises:
         WrongOwner: the directory is another session's.
+        NewerFormat: a newer kode_lab wrote it.
         SessionDamaged: what is stored is not a conversation.
         StoreUnwritable: it cannot be read.
     """
     for _ in range(_LOOKS):
         try:
-            header = (directory / "turns.jsonl").read_bytes().partition(b"\n")[0]
-            messages = decode((directory / "messages.json").read_bytes() or b"[]")
-            owner = owner_of(decode(header))
-        except FileNotFoundError:
-            return []
+            messages = _look(key, directory)
         except OSError as error:
             raise explained(str(key), error) from error
-        except ValueError:
-            await asyncio.sleep(_PAUSE_S)  # its holder is writing at this moment
-            continue
-        if owner != key:
-            raise WrongOwner(
-                f"{key}: its directory belongs to another session; use another sessionId"
-            )
-        if isinstance(messages, list):
+        if messages is not None:
             return messages
+        await asyncio.sleep(_PAUSE_S)  # its holder is writing at this moment
     raise SessionDamaged(
-        f"{key}: messages.json is not a JSON array after {_LOOKS} looks; a turn will mend it if a "
-        "crash left it so, else restore it from a backup"
+        f"{key}: messages.json is not a JSON array of messages after {_LOOKS} looks; a turn will "
+        "mend it if a crash left it so, else restore it from a backup"
     )
+
+
+def _look(key: SessionKey, directory: Path) -> list[Message] | None:
+    """Give the conversation, or None where what is there now is none."""
+    try:
+        header, is_whole, turns = (directory / "turns.jsonl").read_bytes().partition(b"\n")
+    except FileNotFoundError:
+        return []
+    try:
+        data = (directory / "messages.json").read_bytes()
+    except FileNotFoundError:
+        data = b""
+    if is_whole:
+        read_header(key, header)
+    if not data:  # none yet, unless the turns say that there were some
+        return None if turns.startswith(b'{"done"') else []
+    return messages_of(data) if is_whole else None
 
 
 def sessions_in(root: Path, pattern: str) -> Iterator[SessionKey]:
