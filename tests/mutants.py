@@ -7,8 +7,8 @@ only makes the fast path suspect more is not listed: it changes no verdict.
 MUTANTS = [
     (
         "rules",
-        '        if marker not in told:\n            told.add(marker)\n            yield Anomaly("garbage read"',
-        '        if marker in told:\n            told.add(marker)\n            yield Anomaly("garbage read"',
+        'if marker not in told:\n            told.add(marker)\n            yield Anomaly("garb',
+        'if marker in told:\n            told.add(marker)\n            yield Anomaly("garb',
         "leak into a prompt",
     ),
     ("rules", "operation.read.foreign if operation.read else ()", "()", "leak into a prompt"),

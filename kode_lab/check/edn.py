@@ -129,7 +129,7 @@ def edn_of(operations: Iterable[Operation]) -> str:
         invoke = {"type": Keyword("invoke"), **event, "value": asked}
         events.append((operation.invoke_ns, 0, invoke))
         if operation.complete_ns != math.inf:
-            value = seen if operation.type == "ok" else asked
+            value = asked if operation.type == "fail" else seen
             completion = {"type": Keyword(operation.type), **event, "value": value}
             events.append((operation.complete_ns, 1, completion))
     # At one moment invokes come first: intervals are closed.
@@ -283,8 +283,9 @@ def _call(invoke: _Event, completion: _Event | None) -> Call:
 def _turn(invoke: _Event, completion: _Event | None) -> Operation:
     kind = "info" if completion is None else completion["type"]
     ended = math.inf if completion is None else completion["time"]
-    source = completion if completion is not None and kind == "ok" else invoke
-    steps: Any = source.get("value") or ()
+    source = invoke if completion is None or kind == "fail" else completion
+    steps: Any = source.get("value") or invoke.get("value") or ()
+    steps = steps if isinstance(steps, tuple) else (steps,)
     shape = [step[0] for step in steps if isinstance(step, tuple) and len(step) == 3]
     names = {step[1] for step in steps} if len(shape) == len(steps) else set()
     if shape not in (["r"], ["append"], ["r", "append"]) or len(names) != 1:

@@ -31,8 +31,8 @@ __all__ = ["check_path", "lines_of", "main"]
 MEMORY_LIMIT_BYTES = 200_000_000
 # The final read of a hundred thousand turns has two million characters; this is no read any more.
 LINE_LIMIT_BYTES = 32_000_000
-# Portions are open files while they are dealt to.
-PORTION_LIMIT = 256
+# Portions are two open files each while they are dealt to.
+PORTION_LIMIT = 128
 
 
 def main(path: Path, *, as_json: bool = False, guarantees: Collection[str] | None = None) -> int:
@@ -183,21 +183,28 @@ def _portion(key: SessionKey, portions: int) -> int:
 
 
 def _plain(operation: Operation) -> tuple[Any, ...]:
-    fields: list[Any] = list(operation)
-    fields[0] = tuple(operation.key)
-    fields[8] = None if operation.read is None else tuple(operation.read)
-    fields[14] = None if operation.effects is None else tuple(map(tuple, operation.effects))
-    return tuple(fields)
+    """Give an operation as what ``marshal`` can write: tuples, texts and numbers."""
+    plain: dict[str, Any] = operation._asdict()
+    plain["key"] = tuple(operation.key)
+    if operation.read is not None:
+        plain["read"] = tuple(operation.read)
+    if operation.effects is not None:
+        plain["effects"] = tuple(map(tuple, operation.effects))
+    return tuple(plain.values())
 
 
 def _spooled(path: Path) -> Iterator[tuple[int, Operation]]:
     with path.open("rb") as file:
         while (fields := _next(file)) is not None:
-            number, key, *rest = fields
-            read, effects = rest[7], rest[13]
-            rest[7] = None if read is None else Read(*read)
-            rest[13] = None if effects is None else tuple(Effect(*e) for e in effects)
-            yield number, Operation(SessionKey(*key), *rest)
+            number, *rest = fields
+            plain = Operation(*rest)
+            effects = plain.effects
+            operation = plain._replace(
+                key=SessionKey(*plain.key),
+                read=None if plain.read is None else Read(*plain.read),
+                effects=None if effects is None else tuple(Effect(*effect) for effect in effects),
+            )
+            yield number, operation
 
 
 def _next(file: BinaryIO) -> tuple[Any, ...] | None:
