@@ -37,18 +37,8 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 DEADLINE_LEAST_S = 1.0
 DEADLINE_LIMIT_S = 86_400.0
 POLICIES = ("finish", "rollback")
-_FIELDS = (
-    "userId",
-    "agentId",
-    "sessionId",
-    "message",
-    "turnId",
-    "strategy",
-    "stream",
-    "onDisconnect",
-    "deadlineS",
-)
 _TEXTS = ("userId", "agentId", "sessionId", "message", "turnId", "strategy", "onDisconnect")
+_OTHERS = ("stream", "deadlineS")
 
 
 class ClientLeft(Exception):
@@ -129,15 +119,15 @@ def turn_request(body: bytes, *, is_stream: bool) -> TurnRequest:
         InvalidKey: an id cannot be used.
     """
     fields = _object(body)
-    for name in fields:
-        if name not in _FIELDS:
-            raise _wrong(f"there is no field {name!r:.60}: the fields are {', '.join(_FIELDS)}")
+    for name, value in fields.items():
+        if name in _TEXTS:
+            _check_text(name, value)
+        elif name not in _OTHERS:
+            known = ", ".join((*_TEXTS, *_OTHERS))
+            raise _wrong(f"there is no field {name!r:.60}: the fields are {known}")
     for name in ("userId", "agentId", "message"):
         if name not in fields:
             raise _wrong(f"{name} is missing: send userId, agentId and message")
-    for name in _TEXTS:
-        if name in fields:
-            _check_text(name, fields[name])
     key = SessionKey.from_json(fields)
     turn_id = fields["turnId"] if "turnId" in fields else os.urandom(12).hex()
     if not 0 < len(turn_id) <= TURN_ID_LIMIT_CHARS:

@@ -1,0 +1,195 @@
+"""Bench of the server: what HTTP and sessions cost together, against a handler that does nothing.
+
+The servers run in this process and the load comes from another, so this one's CPU is the server's.
+The nothing is what the framework costs anyway: the same uvicorn protocol and Starlette with an
+endpoint that reads the same JSON and answers as many bytes; for streams, as many events, each in a
+pass of the loop of its own, as a model's pieces come. The model takes no CPU in either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from kode_lab.experiment.bench import Row, row
+from kode_lab.experiment.bench_load import Job, generator
+from kode_lab.experiment.bench_sampling import (
+    cpu_us,
+    interleaved,
+    on_loop,
+    resident_bytes,
+    scratch,
+    share,
+)
+from kode_lab.experiment.bench_scene import files_limit, instant_model, shelf, slow_model
+from kode_lab.message import Model, Reply, Request
+from kode_lab.server import Board, HttpServer, app_of
+from kode_lab.server.run import open_sessions_limit, settle
+from kode_lab.sessions import JsonStore, SessionManager
+
+__all__ = ["serve"]
+
+_CLIENTS, _TURNS, _ROUNDS = 16, 100, 5
+_PIECES = 20
+_SESSIONS, _LATENCY_S, _ROUNDS_OF_TURNS = 5_000, 2.0, 4
+
+
+def serve(effort: float) -> list[Row]:
+    """Give the CPU of a turn over HTTP, and the time that many sessions at once take."""
+    files_limit()
+    with scratch(in_memory=True) as path:
+        return on_loop(_serve(path, effort))
+
+
+async def _serve(path: Path, effort: float) -> list[Row]:
+    async with (
+        generator() as load,
+        _ours(path / "instant", _pieces_model) as ours,
+        _nothing() as nothing,
+    ):
+
+        def side(port: int, *, is_stream: bool) -> Callable[[], Awaitable[float]]:
+            turns = share(_TURNS // (4 if is_stream else 1), effort, least=5)
+            job = Job(port, _CLIENTS, turns, is_stream)
+            return lambda: cpu_us(lambda: load.run(job), _CLIENTS * turns)
+
+        rounds = share(_ROUNDS, effort, least=1)
+        spent_us = await interleaved(
+            {
+                "turn": side(ours, is_stream=False),
+                "nothing": side(nothing, is_stream=False),
+                "stream": side(ours, is_stream=True),
+                "nothing streamed": side(nothing, is_stream=True),
+            },
+            rounds,
+        )
+    return [
+        row(
+            "serve: CPU a JSON turn, against a Starlette endpoint that does nothing",
+            spent_us["turn"],
+            "us",
+            baseline=spent_us["nothing"],
+            bar="ratio <= 3",
+        ),
+        row(
+            f"serve: CPU a streamed turn of {_PIECES} pieces, against a stream of nothing",
+            spent_us["stream"],
+            "us",
+            baseline=spent_us["nothing streamed"],
+            bar="ratio <= 2",
+        ),
+        *await _many(path / "slow", effort),
+    ]
+
+
+async def _many(path: Path, effort: float) -> list[Row]:
+    """Give what happens when thousands of sessions ask a slow model at once, again and again."""
+    sessions = share(_SESSIONS, effort, least=50)
+    latency_s = max(0.1, _LATENCY_S * min(1.0, effort))
+    async with generator() as load, _ours(path, slow_model(latency_s)) as port:
+        await load.run(Job(port, sessions, 1))  # sessions and connections exist from here on
+        idle_bytes = resident_bytes()
+        job = asyncio.create_task(load.run(Job(port, sessions, _ROUNDS_OF_TURNS)))
+        # Long enough for all to be in flight, and for none to have its first answer.
+        await asyncio.sleep(latency_s * 0.9)
+        flying_bytes = resident_bytes()
+        took_s = await job
+    ideal_s = latency_s * _ROUNDS_OF_TURNS
+    return [
+        row(
+            f"serve: {sessions:,} sessions at once, {_ROUNDS_OF_TURNS} turns each on a model of "
+            f"{latency_s:g} s, against the model's time alone",
+            took_s,
+            "s",
+            baseline=ideal_s,
+            bar="ratio <= 1.25",
+        ),
+        row("serve: memory of a turn in flight", (flying_bytes - idle_bytes) / sessions, "bytes"),
+    ]
+
+
+async def _pieces_model(request: Request, on_text: Callable[[str], None] | None = None) -> Reply:
+    """Answer at once; a stream in pieces, each in its own pass of the loop."""
+    reply = await instant_model(request)
+    if on_text is not None:
+        text = reply.text
+        step = -(-len(text) // _PIECES)
+        for start in range(0, len(text), step):
+            on_text(text[start : start + step])
+            await asyncio.sleep(0)
+    return reply
+
+
+@asynccontextmanager
+async def _ours(path: Path, model: Model) -> AsyncIterator[int]:
+    """Give the port of the whole server, as ``kode-lab serve`` puts it together."""
+    board = Board()
+    store = JsonStore(path / "store", open_sessions_limit=open_sessions_limit(files_limit()))
+    async with SessionManager(
+        store=store, agents=shelf(path / "agents"), model=model, trace=board.see
+    ) as manager:
+        app = app_of(manager, board=board, sessions_of=store.sessions)
+        async with HttpServer(app) as server:
+            settle()  # which holds for the whole process, and so for both sides
+            yield server.port
+
+
+@asynccontextmanager
+async def _nothing() -> AsyncIterator[int]:
+    """Give the port of uvicorn and Starlette with an endpoint of the same shape."""
+    import uvicorn  # noqa: PLC0415 - as in the server
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol  # noqa: PLC0415
+    from uvicorn.server import ServerState  # noqa: PLC0415
+
+    config = uvicorn.Config(_empty_app(), lifespan="off", log_config=None, access_log=False)
+    config.load()
+    state = ServerState()
+    state.default_headers = [(b"date", b"Thu, 01 Jan 1970 00:00:00 GMT"), (b"server", b"uvicorn")]
+    listener = await asyncio.get_running_loop().create_server(
+        lambda: HttpToolsProtocol(config, state, {}), "127.0.0.1", 0
+    )
+    try:
+        yield int(listener.sockets[0].getsockname()[1])
+    finally:
+        listener.close()
+        for connection in list(state.connections):
+            connection.transport.abort()
+
+
+def _empty_app() -> Any:
+    from starlette.applications import Starlette  # noqa: PLC0415 - this bench's alone
+    from starlette.requests import Request as HttpRequest  # noqa: PLC0415
+    from starlette.responses import JSONResponse, Response, StreamingResponse  # noqa: PLC0415
+    from starlette.routing import Route  # noqa: PLC0415
+
+    text = "It is noted: tomorrow at nine, one hour, and nothing else was planned. " * 4
+    step = -(-len(text) // _PIECES)
+
+    def answer(asked: dict[str, Any]) -> dict[str, Any]:
+        return {
+            **{name: asked[name] for name in ("userId", "sessionId", "agentId")},
+            "turnId": "0123456789abcdef01234567",
+            "text": text,
+            "toolCalls": [],
+            "usage": {"inputTokens": 120, "outputTokens": 40},
+            "configVersion": "0123456789ab",
+            "isReplay": False,
+        }
+
+    async def events(asked: dict[str, Any]) -> AsyncIterator[str]:
+        yield 'event: started\nid: 1\ndata: {"turnId": "0123456789abcdef01234567"}\n\n'
+        for start in range(0, len(text), step):
+            await asyncio.sleep(0)
+            yield f'event: text\nid: 2\ndata: {{"text": "{text[start : start + step]}"}}\n\n'
+        yield f"event: done\nid: 3\ndata: {answer(asked)}\n\n"
+
+    async def turns(request: HttpRequest) -> Response:
+        asked = await request.json()
+        if asked.get("stream"):
+            return StreamingResponse(events(asked), media_type="text/event-stream")
+        return JSONResponse(answer(asked))
+
+    return Starlette(routes=[Route("/v1/turns", turns, methods=["POST"])])
