@@ -89,6 +89,7 @@ BENCHES: dict[str, Bench] = {
     "memory": Bench("what an idle session weighs", f"{_HERE}.bench_memory:memory"),
     "visits": Bench("100,000 sessions, twice", f"{_HERE}.bench_memory:visits"),
     "client": Bench("the model client under load", f"{_HERE}.bench_client:client"),
+    "serve": Bench("a turn over HTTP, many at once", f"{_HERE}.bench_serve:serve"),
     "check": Bench("the judge: errors and speed", f"{_HERE}.bench_check:check"),
 }
 
