@@ -122,7 +122,8 @@ class PosixDisk:
             return
         except FileNotFoundError:
             self.make_directory(os.path.dirname(path))  # noqa: PTH120 - as above
-            self.make_directory(path)
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(path, 0o700)  # noqa: PTH102 - as above
 
     def remove(self, path: Place) -> None:
         """Remove a file; it may be gone already."""
