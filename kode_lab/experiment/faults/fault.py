@@ -1,0 +1,42 @@
+"""A fault: one mistake, what must convict it, and the conditions that provoke it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from kode_lab.experiment.faults.scenario import KEYS, Scenario
+from kode_lab.experiment.faults.site import Parts
+from kode_lab.key import SessionKey
+
+__all__ = ["LEAVING", "OVERTAKING", "PLAIN", "STALE", "TWO_PROCESSES", "Fault", "named"]
+
+# Not an anomaly, but a figure of the evidence: turns that stand behind one that was sent later.
+OVERTAKING = "overtaking"
+# What a turn that does not see another one shows as, by how far the other one was.
+STALE = ("lost update", "stale read")
+
+PLAIN = Scenario()
+TWO_PROCESSES = Scenario(processes=2)
+LEAVING = Scenario(hurried_percent=40, is_cancelling=True)
+
+
+class Fault(NamedTuple):
+    """One mistake.
+
+    Attributes:
+        about: what is wrong, in one clause.
+        shows: the anomalies of which one must convict it, the best known first.
+        scenario: what provokes it.
+        parts: how the real parts are wrapped.
+    """
+
+    name: str
+    about: str
+    shows: tuple[str, ...]
+    scenario: Scenario
+    parts: Parts
+
+
+def named(user: str, session: str) -> SessionKey:
+    """Give a session's key with the agent that all scenarios use."""
+    return SessionKey(user, session, KEYS[0].agent_id)
