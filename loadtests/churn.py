@@ -1,4 +1,4 @@
-"""Sessions without end: most turns open a new one, some return to one that may be evicted by now."""
+"""Sessions without end: most turns open one, some return to one that may be evicted by now."""
 
 from __future__ import annotations
 

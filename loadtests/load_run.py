@@ -25,6 +25,7 @@ from locust import events
 from locust.runners import MasterRunner, WorkerRunner
 from probe import probe
 from recorder import HISTORY, Recorder, merged
+from server_watch import ServerWatch
 from summary import Judged, judged, save_figures, told
 from tail import Tail, percentiles_ms
 
@@ -45,6 +46,7 @@ class LoadRun:
         recorder: this process's evidence, once a test has started.
         tail: the history so far; only in the process that ends the run.
         verdict: what the judge said last, or None.
+        watch: what the server's process takes.
     """
 
     def __init__(self, environment: Any) -> None:
@@ -52,6 +54,7 @@ class LoadRun:
         self.recorder: Recorder | None = None
         self.tail: Tail | None = None
         self.verdict: Judged | None = None
+        self.watch = ServerWatch("")
         self.state = "no test has run yet"
         self._asked_dir = environment.parsed_options.run_dir
         self._hushed: dict[str, dict[str, Any]] = {}
@@ -85,6 +88,7 @@ class LoadRun:
         self._all_hushed.clear()
         if not self.is_worker:
             self.verdict, self.tail = None, Tail(run_dir / HISTORY)
+            self.watch = ServerWatch(options.server_pid, is_steady=self.environment.is_steady)
             self.state = "running"
             if options.progress:
                 gevent.spawn(self._tell_progress)
@@ -97,8 +101,9 @@ class LoadRun:
             self._drain()
             return
         self.state = "waiting for turns under way"
-        if (nemesis := getattr(self.environment, "nemesis", None)) is not None:
-            nemesis.end()
+        self.watch.end()
+        if self.environment.nemesis is not None:
+            self.environment.nemesis.end()
         figures = merged([self._drain(), *self._hush_workers()])
         if not self.environment.parsed_options.no_history:
             assert self.tail is not None
@@ -205,6 +210,9 @@ def _begin(environment: Any, web_ui: Any, **_: Any) -> None:
     # Locust looks at its stack when it stops, which stalls the whole process for a third of a
     # second the first time, just when turns are under way.
     inspect.getframeinfo(inspect.stack()[0][0])
+    # What a load test may add: somebody who breaks things, a demand that memory stays flat.
+    environment.nemesis = None
+    environment.is_steady = False
     environment.load_run = LoadRun(environment)
     events.quit.add_listener(lambda **_: environment.load_run.say())
     if web_ui is not None:

@@ -8,6 +8,7 @@ line is one write. It knows neither HTTP nor what a session is asked.
 from __future__ import annotations
 
 import itertools
+import math
 import resource
 import time
 from collections.abc import Iterable
@@ -21,13 +22,15 @@ from gevent.pool import Group
 from kode_lab.key import SessionKey
 from kode_lab.operation import Effect, HistoryWriter, Read, marker_of
 
-__all__ = ["HISTORY", "WORKERS_LIMIT", "Outcome", "Recorder", "merged", "quantile"]
+__all__ = ["HISTORY", "LAG", "LATE", "WORKERS_LIMIT", "Outcome", "Recorder", "merged", "quantile"]
 
 HISTORY = "history.jsonl"
 # Markers are numbered in steps of this, so that no two processes ever draw the same one.
 WORKERS_LIMIT = 1_024
 _TICK_S = 0.02
-# Lateness is counted in classes that grow by a tenth, from 10 us on.
+# How late turns left, and how late the loop woke.
+LATE, LAG = "late", "loop lag"
+# Times are counted in classes that grow by a tenth, from 10 us on.
 _FIRST_NS, _GROWTH = 10_000, 1.1
 
 
@@ -38,6 +41,7 @@ class Outcome(NamedTuple):
         type: ``ok``, ``fail`` (definitely not accepted) or ``info`` (nobody knows).
         answered: the marker that the reply says it answers, or "".
         told: the reply's JSON, where there is one.
+        is_final: sending it again gives the same answer.
         retry_after_s: how long the server asked to wait, or 0.
     """
 
@@ -48,6 +52,7 @@ class Outcome(NamedTuple):
     config: str = ""
     effects: tuple[Effect, ...] | None = None
     told: Any = None
+    is_final: bool = False
     retry_after_s: float = 0.0
 
 
@@ -77,8 +82,7 @@ class Recorder:
         self._numbers = itertools.count(worker, WORKERS_LIMIT)
         self._processes = map(f"{worker}.{{}}".format, itertools.count())
         self._history = HistoryWriter(run_dir / HISTORY) if is_recording else None
-        self._late: dict[int, int] = {}
-        self._lag: dict[int, int] = {}
+        self._times: dict[str, dict[int, int]] = {LATE: {}, LAG: {}}
         self._began_s, self._began_cpu_s = time.monotonic(), _cpu_s()
         self._ticker = gevent.spawn(self._tick)
 
@@ -121,18 +125,22 @@ class Recorder:
         if self._history is not None:
             self._history.fault(name, time.monotonic_ns(), detail)
 
-    def late(self, late_ns: int) -> None:
-        """Count by how much a turn was sent later than intended: the generator's own fault."""
-        _count(self._late, late_ns)
+    def count(self, name: str, time_ns: int) -> None:
+        """Count one more time of that name; ``LATE`` is how much later than meant a turn left."""
+        classes = self._times.setdefault(name, {})
+        at = 0
+        if time_ns > _FIRST_NS:
+            at = math.ceil(math.log(time_ns / _FIRST_NS, _GROWTH))
+        classes[at] = classes.get(at, 0) + 1
 
     def figures(self) -> dict[str, Any]:
         """Give what this process spent and by how much it was late, as JSON values."""
         took_s = max(time.monotonic() - self._began_s, 1e-9)
-        return {
-            "cpu_share": (_cpu_s() - self._began_cpu_s) / took_s,
-            "late": {str(at): count for at, count in self._late.items()},
-            "lag": {str(at): count for at, count in self._lag.items()},
+        times = {
+            name: {str(at): count for at, count in classes.items()}
+            for name, classes in self._times.items()
         }
+        return {"cpu_share": (_cpu_s() - self._began_cpu_s) / took_s, "times": times}
 
     def close(self) -> None:
         """Stop; what was written is already there."""
@@ -145,17 +153,18 @@ class Recorder:
         while True:
             due_s = time.monotonic() + _TICK_S
             gevent.sleep(_TICK_S)
-            _count(self._lag, int((time.monotonic() - due_s) * 1e9))
+            self.count(LAG, int((time.monotonic() - due_s) * 1e9))
 
 
 def merged(figures: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """Give the figures of all processes as one: the busiest's CPU, everybody's lateness."""
-    whole: dict[str, Any] = {"cpu_share": 0.0, "late": {}, "lag": {}}
+    whole: dict[str, Any] = {"cpu_share": 0.0, "times": {}}
     for one in figures:
         whole["cpu_share"] = max(whole["cpu_share"], one["cpu_share"])
-        for name in ("late", "lag"):
-            for at, count in one[name].items():
-                whole[name][at] = whole[name].get(at, 0) + count
+        for name, classes in one["times"].items():
+            sums = whole["times"].setdefault(name, {})
+            for at, count in classes.items():
+                sums[at] = sums.get(at, 0) + count
     return whole
 
 
@@ -167,13 +176,6 @@ def quantile(classes: dict[str, int], share: float) -> float:
         if wanted <= 0:
             return _FIRST_NS * _GROWTH**at / 1e9 if at else 0.0
     return 0.0
-
-
-def _count(classes: dict[int, int], time_ns: int) -> None:
-    at, bound = 0, _FIRST_NS
-    while bound < time_ns:
-        at, bound = at + 1, int(bound * _GROWTH)
-    classes[at] = classes.get(at, 0) + 1
 
 
 def _cpu_s() -> float:

@@ -24,7 +24,7 @@ from typing import Any
 import gevent
 from load_run import listen
 from locust import FastHttpUser, task
-from recorder import Outcome, Recorder
+from recorder import LATE, Outcome, Recorder
 
 from kode_lab.key import SessionKey
 from kode_lab.operation import Effect, echo_in
@@ -34,8 +34,10 @@ __all__ = ["JSON", "TURNS", "SessionUser", "acknowledged", "outcome_of", "report
 TURNS = "/v1/turns"
 # Refused before anything was accepted. What stands nowhere here may have happened.
 DEFINITE = frozenset({400, 401, 403, 404, 405, 409, 411, 413, 414, 415, 421, 422, 429, 431})
+# Refused for now: the same turn may be taken later.
+NOT_NOW = frozenset({408, 409, 425, 429})
 JSON = {"Content-Type": "application/json"}
-_PAUSE_S, _PAUSE_LIMIT_S = 0.05, 1.0
+_PAUSE_S, _PAUSE_LIMIT_S = 0.05, 2.0
 
 listen()
 
@@ -115,12 +117,12 @@ class SessionUser(FastHttpUser):
     def turn(self, key: SessionKey, due_ns: int) -> Outcome:
         """Take one turn of ``key``, sent again while that may help; give how it ended."""
         marker = self.recorder.marker(key)
-        self.recorder.late(time.monotonic_ns() - due_ns)
+        self.recorder.count(LATE, time.monotonic_ns() - due_ns)
         body = key.to_json() | {"message": self.prompt(marker), "turnId": marker[1:]}
         outcome = self.attempt(key, marker, body, due_ns)
         pause_s = _PAUSE_S
         for _ in range(self.attempts_limit - 1):
-            if outcome.type == "ok":
+            if outcome.type == "ok" or outcome.is_final:
                 break
             gevent.sleep(max(outcome.retry_after_s, pause_s * self.draw.uniform(0.5, 1.5)))
             pause_s = min(2 * pause_s, _PAUSE_LIMIT_S)
@@ -169,7 +171,12 @@ def outcome_of(response: Any) -> Outcome:
         retry_after_s = float(headers.get("retry-after", 0))
     except ValueError:
         retry_after_s = 0.0
-    return Outcome("fail" if status in DEFINITE else "info", kind, retry_after_s=retry_after_s)
+    return Outcome(
+        "fail" if status in DEFINITE else "info",
+        kind,
+        is_final=400 <= status < 500 and status not in NOT_NOW,
+        retry_after_s=retry_after_s,
+    )
 
 
 def acknowledged(told: dict[str, Any]) -> Outcome:

@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from recorder import quantile
+from recorder import LAG, LATE, quantile
+from server_watch import words_of
 from tail import Tail, percentiles_ms
 
 __all__ = ["FIGURES", "Judged", "judged", "save_figures", "told"]
@@ -37,8 +38,12 @@ class Judged(NamedTuple):
 
     def exit_code(self, options: Any) -> int:
         """Give 0 valid, 1 violated, 2 unknown, 3 unusable, 4 valid but slower than asked for."""
-        if self.status or not options.slo_p99_ms:
+        if self.status:
             return self.status
+        if self.figures["server"].get("trouble"):
+            return _MISSED
+        if not options.slo_p99_ms:
+            return 0
         if self.figures["generator"]["is_bound"]:
             return _UNUSABLE
         p99_ms = self.figures["ms"].get("p99", 0.0)
@@ -47,9 +52,10 @@ class Judged(NamedTuple):
 
 def save_figures(environment: Any, run_dir: Path, tail: Tail | None, of_us: dict[str, Any]) -> None:
     """Write ``load.json``: what was asked for, how long turns took, how punctual we were."""
-    options, locust = environment.parsed_options, environment.stats.total
+    options, locust = environment.parsed_options, _turns(environment.stats)
     ms = percentiles_ms(tail.took_ns) if tail is not None else {}
-    late_s, lag_s = quantile(of_us["late"], 0.99), quantile(of_us["lag"], 0.99)
+    times = of_us["times"]
+    late_s, lag_s = quantile(times[LATE], 0.99), quantile(times[LAG], 0.99)
     bound = _bound(of_us["cpu_share"], late_s, ms.get("p99", 0.0) / 1e3)
     slo_ms = options.slo_p99_ms or None
     figures = {
@@ -65,11 +71,19 @@ def save_figures(environment: Any, run_dir: Path, tail: Tail | None, of_us: dict
             f"p{share * 100:g}": locust.get_response_time_percentile(share)
             for share in (0.5, 0.9, 0.95, 0.99)
         },
+        "times_ms": {
+            name: {
+                f"p{share * 100:g}": quantile(classes, share) * 1e3 for share in (0.5, 0.9, 0.99)
+            }
+            for name, classes in times.items()
+            if name not in (LATE, LAG)
+        },
+        "server": environment.load_run.watch.figures(),
         "slo_p99_ms": slo_ms,
         "good_turns_per_s": _good(tail, slo_ms),
         "generator": {
             "cpu_share": of_us["cpu_share"],
-            "late_p50_ms": quantile(of_us["late"], 0.5) * 1e3,
+            "late_p50_ms": quantile(times[LATE], 0.5) * 1e3,
             "late_p99_ms": late_s * 1e3,
             "loop_lag_p99_ms": lag_s * 1e3,
             "is_bound": bool(bound),
@@ -100,6 +114,7 @@ def told(verdict: Judged) -> str:
     ms, locust, us = figures["ms"], figures["locust_ms"], figures["generator"]
     loop = "closed loop" if figures["is_closed_loop"] else "open loop"
     turns, sessions = _counted(figures["turns"], "turn"), _counted(figures["sessions"], "session")
+    late = f"p99 sent {us['late_p99_ms']:.2f} ms late"
     lag = f"p99 loop lag {us['loop_lag_p99_ms']:.2f} ms"
     lines = [
         "",
@@ -108,8 +123,14 @@ def told(verdict: Judged) -> str:
         f"{'history':<10}" + "".join(f"{value:>10.3f}" for value in ms.values()),
         f"{'Locust':<10}"
         + "".join(f"{locust.get(name, 0):>10.0f}" for name in ms if name != "max"),
-        f"generator: {us['cpu_share']:.0%} of a core, p99 sent {us['late_p99_ms']:.2f} ms late, {lag}",
+        f"generator: {us['cpu_share']:.0%} of a core, {late}, {lag}",
     ]
+    lines += [
+        f"{name}: " + ", ".join(f"{share} {value:.1f} ms" for share, value in shares.items())
+        for name, shares in figures["times_ms"].items()
+    ]
+    if figures["server"]:
+        lines.append(words_of(figures["server"]))
     if us["is_bound"]:
         lines.append(f"generator-bound: {us['why']}; the times above are not the server's alone")
     if figures["slo_p99_ms"]:
@@ -117,6 +138,12 @@ def told(verdict: Judged) -> str:
         good = figures["good_turns_per_s"] if verdict.status == 0 else 0.0
         lines.append(f"correct goodput: {good:.1f} turns/s within {figures['slo_p99_ms']:g} ms")
     return "\n".join([*lines, "", verdict.text])
+
+
+def _turns(stats: Any) -> Any:
+    """Give Locust's own figures of turns, whichever way they were asked for."""
+    streams = stats.get("stream", "POST")
+    return streams if streams.num_requests else stats.get("turn", "POST")
 
 
 def _counted(count: int, noun: str) -> str:

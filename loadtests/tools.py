@@ -1,4 +1,4 @@
-"""Concurrent creations: every id is given once, every schedule is in the book of who asked for it."""
+"""Concurrent creations: each id is given once, each schedule is in the book of who asked."""
 
 from __future__ import annotations
 

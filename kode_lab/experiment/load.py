@@ -52,14 +52,16 @@ class Setting(NamedTuple):
     is_traced: bool = True
 
 
+# Fast, and yet slow enough for turns of one session to meet.
+_QUICK = "ttft_s = 0.04\njitter = 0.5"
 SETTINGS = {
     "hot_session": Setting(),
-    "same_name": Setting(users=30),
+    "same_name": Setting(users=30, profile=_QUICK),
     "many_sessions": Setting(users=400, for_s=30, profile="ttft_s = 0.2\njitter = 0.5"),
     "churn": Setting(users=20, for_s=20),
-    "tools": Setting(),
+    "tools": Setting(profile=_QUICK),
     "streaming": Setting(users=30, profile="ttft_s = 0.1\ntoken_s = 0.01\njitter = 0.2"),
-    "chaos": Setting(users=20, for_s=150, is_traced=False),
+    "chaos": Setting(users=20, for_s=300, profile=_QUICK, is_traced=False),
     "soak": Setting(users=10, for_s=600, is_traced=False),
     "spike": Setting(users=60, for_s=30),
 }
