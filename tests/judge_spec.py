@@ -113,6 +113,16 @@ SPECS = {
             "However, R1 shows z, which nobody in this history ever sent: a contradiction.",
         ),
     ),
+    "garbage beside another session": Spec(
+        """
+        bob:1      |--x--|
+        ada:1  |--a--|                    -> a
+        ada:1    |--b--|                  -> a b
+        bob:1             |-=-|           -> x
+        ada:1             |-=-|           -> a b z
+        """,
+        {"garbage read": 1},
+    ),
     "garbage in a prompt": Spec(
         """
         ada:1  |--a--|                    -> a

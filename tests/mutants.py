@@ -728,7 +728,7 @@ MUTANTS = [
         "fast",
         "wrong = (row < 0) | (turns.session[row] != of_element) | (turns.type[row] == _FAIL)",
         "wrong = (turns.session[row] != of_element) | (turns.type[row] == _FAIL)",
-        "the other engine",
+        "garbage beside another session",
     ),
     (
         "fast",
