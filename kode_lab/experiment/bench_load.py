@@ -29,16 +29,16 @@ class Job(NamedTuple):
     """Turns to take.
 
     Attributes:
-        connections: each is one session's client, and is kept for later jobs on this port.
+        connections: each is a client, and is kept for later jobs on this port.
         turns: of each connection, one after another.
-        pause_s: before the first turn, so that somebody may look at the idle server.
+        sessions_each: how many sessions each client has, turn by turn another one.
     """
 
     port: int
     connections: int
     turns: int
     is_stream: bool = False
-    pause_s: float = 0.0
+    sessions_each: int = 1
 
 
 class Load:
@@ -87,7 +87,7 @@ class _Client:
         self._number = number
         self._buffer = b""
         self._left = 0
-        self._request = b""
+        self._requests: list[bytes] = []
         self._end = b""
         self._done: asyncio.Future[None] | None = None
         self._transport: Any = None
@@ -105,7 +105,7 @@ class _Client:
         self._buffer = b""
         self._left -= 1
         if self._left:
-            self._transport.write(self._request)
+            self._send()
         elif self._done is not None:
             self._done.set_result(None)
 
@@ -121,26 +121,32 @@ class _Client:
     def resume_writing(self) -> None:
         pass
 
-    def take(self, turns: int, *, is_stream: bool) -> asyncio.Future[None]:
-        """Send the first of these turns; what is given is done when the last is answered."""
+    def take(self, job: Job) -> asyncio.Future[None]:
+        """Send the first turn of the job; what is given is done when the last is answered."""
+        self._requests = [self._request(job, number) for number in range(job.sessions_each)]
+        self._end = b"0\r\n\r\n" if job.is_stream else b""
+        self._left = job.turns
+        self._done = asyncio.get_running_loop().create_future()
+        self._send()
+        return self._done
+
+    def _send(self) -> None:
+        self._transport.write(self._requests[self._left % len(self._requests)])
+
+    def _request(self, job: Job, session: int) -> bytes:
         body = json.dumps(
             {
                 "userId": f"user-{self._number // 10}",
-                "sessionId": f"session-{self._number}",
+                "sessionId": f"session-{self._number}-{session}",
                 "agentId": "bench",
                 "message": "What is planned for tomorrow morning? " * 4,
-                **({"stream": True} if is_stream else {}),
+                **({"stream": True} if job.is_stream else {}),
             }
         ).encode()
-        self._request = (
+        return (
             b"POST /v1/turns HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
         )
-        self._end = b"0\r\n\r\n" if is_stream else b""
-        self._left = turns
-        self._done = asyncio.get_running_loop().create_future()
-        self._transport.write(self._request)
-        return self._done
 
     def _has_answer(self) -> bool:
         if self._end and self._buffer.startswith(b"HTTP/1.1 200"):
@@ -170,10 +176,9 @@ async def _generate() -> None:
                     job.port,
                 )
             pool += clients
-        await asyncio.sleep(job.pause_s)
         start_s = time.monotonic()
         clients = pool[: job.connections]
-        await asyncio.gather(*(c.take(job.turns, is_stream=job.is_stream) for c in clients))
+        await asyncio.gather(*(client.take(job) for client in clients))
         sys.stdout.write(f"{time.monotonic() - start_s}\n")
         sys.stdout.flush()
 
