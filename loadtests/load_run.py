@@ -28,6 +28,7 @@ from recorder import HISTORY, Recorder, merged
 from server_watch import ServerWatch
 from summary import Judged, judged, save_figures, told
 from tail import Tail, percentiles_ms
+from verdict_tab import add_tab
 
 __all__ = ["LoadRun", "listen"]
 
@@ -216,8 +217,6 @@ def _begin(environment: Any, web_ui: Any, **_: Any) -> None:
     environment.load_run = LoadRun(environment)
     events.quit.add_listener(lambda **_: environment.load_run.say())
     if web_ui is not None:
-        from verdict_tab import add_tab  # noqa: PLC0415 - Flask only where there is a web UI
-
         add_tab(environment, web_ui)
 
 

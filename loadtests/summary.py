@@ -16,7 +16,7 @@ from recorder import LAG, LATE, quantile
 from server_watch import words_of
 from tail import Tail, percentiles_ms
 
-__all__ = ["FIGURES", "Judged", "judged", "save_figures", "told"]
+__all__ = ["FIGURES", "Judged", "heard", "judged", "save_figures", "told"]
 
 FIGURES, VERDICT, SUMMARY = "load.json", "verdict.json", "summary.txt"
 # A process that used more of one core than this had no time left to be punctual.
@@ -92,6 +92,13 @@ def save_figures(environment: Any, run_dir: Path, tail: Tail | None, of_us: dict
     }
     text = json.dumps(figures, indent=1, ensure_ascii=False)
     (run_dir / FIGURES).write_text(text + "\n", encoding="utf-8")
+
+
+def heard(run_dir: Path) -> dict[str, Any]:
+    """Give the judge's JSON on a history that is still being written; nothing if it has none."""
+    asked = subprocess.run([*_JUDGE, "--json", str(run_dir)], capture_output=True, text=True)  # noqa: S603, PLW1510 - our own command; its status is the answer
+    verdict: dict[str, Any] = json.loads(asked.stdout) if asked.returncode in (0, 1, 2) else {}
+    return verdict
 
 
 def judged(run_dir: Path) -> Judged:
