@@ -92,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_serve(commands)
     _add_load(commands)
     _add_check(commands)
+    _add_faults(commands)
 
     command = commands.add_parser(
         "bench", help="measure the speed that is claimed; 1 when a bar is missed"
@@ -179,6 +180,39 @@ def _add_check(commands: Any) -> None:
     )
     command.add_argument("--json", action="store_true", help="print the verdict as JSON")
     command.set_defaults(run=_check)
+
+
+def _add_faults(commands: Any) -> None:
+    """Add ``faults``, the laboratory's command."""
+    command = commands.add_parser(
+        "faults", help="make mistakes on purpose, and see whether the judge convicts them"
+    )
+    add = command.add_argument
+    add("names", nargs="*", metavar="NAME", help="only these (default: all); or: serve NAME")
+    add("--list", action="store_true", help="say what there is")
+    add("--seeds", type=int, default=10, help="schedules of each fault and its twin (default: 10)")
+    add("--replay", type=int, metavar="SEED", help="play this schedule again, and tell the witness")
+    add("--shrink", action="store_true", help="find the smallest play that convicts")
+    add("--json", action="store_true", help="print the outcomes as one JSON list")
+    add("--save", action="store_true", help="keep them in RESULTS/faults, as JSON and as a table")
+    add("--results", type=Path, default=Path("results"), help="(default: results)")
+    serve = command.add_argument_group("with serve NAME: a server that has the fault")
+    add = serve.add_argument
+    add("--port", type=int, default=8000, help="0 is any free one (default: 8000)")
+    add("--data", type=Path, default=Path(".kode"), help="where sessions rest (default: .kode)")
+    add("--model-url", help="ask the Messages API at this address (default: simulated, no HTTP)")
+    add("--profile", help="latencies of the simulation: instant (default), report, a TOML file")
+    command.set_defaults(run=_faults)
+
+
+def _faults(options: argparse.Namespace) -> int:
+    if options.names[:1] == ["serve"]:
+        from kode_lab.experiment.faults.serving import serve_fault  # noqa: PLC0415
+
+        return serve_fault(options)
+    from kode_lab.experiment.faults.command import run_faults  # noqa: PLC0415
+
+    return run_faults(options)
 
 
 def _check(options: argparse.Namespace) -> int:

@@ -31,7 +31,18 @@ from typing import NamedTuple, TypeAlias
 
 from kode_lab.errors import InvalidScenario
 
-__all__ = ["BENCHES", "Bench", "Row", "as_json", "bench", "machine", "row", "save", "table"]
+__all__ = [
+    "BENCHES",
+    "Bench",
+    "Row",
+    "as_json",
+    "bench",
+    "commit_name",
+    "machine",
+    "row",
+    "save",
+    "table",
+]
 
 # The slowest bench takes a minute on a busy machine; one that takes this long will not end.
 _LIMIT_S = 900.0
@@ -206,15 +217,16 @@ def save(rows: Sequence[Row], names: Sequence[str], before: str, results: Path) 
     (results / f"{stem}.json").write_text(as_json(rows), encoding="utf-8")
     command = " ".join(("kode-lab bench", *names, "--save"))
     path = results / f"{stem}.md"
+    when = time.strftime("%Y-%m-%d %H:%M", time.gmtime())
     path.write_text(
-        f"`{command}`, {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC, commit {_commit()}\n\n"
+        f"`{command}`, {when} UTC, commit {commit_name()}\n\n"
         f"Before: {before}  \nAfter: {machine()}\n\n{table(rows)}",
         encoding="utf-8",
     )
     return path
 
 
-def _commit() -> str:
+def commit_name() -> str:
     """Name the commit this code runs from; ``+`` says that the package differs from it."""
     here = str(Path(__file__).parent.parent)
     try:
