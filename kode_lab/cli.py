@@ -157,7 +157,9 @@ def _add_load(commands: Any) -> None:
     add("--server-pid", help="with --host: the file with its pid, for tests that kill or watch it")
     add("--model-url", help="with --host: its simulated model, for tests that break that")
     add("--profile", help="latencies of the simulated model: instant, report, a TOML file")
+    add("--fault", help="start a server that makes this mistake (see kode-lab faults --list)")
     add("--in-process", action="store_true", help="simulate the model inside the server")
+    add("--kills", type=int, help="of the server, in chaos (default: 20)")
     add("--no-trace", action="store_true", help="the server records no steps")
     add("--results", type=Path, default=Path("results"), help="where runs go (default: results)")
     command.set_defaults(run=_load)
@@ -294,6 +296,7 @@ def _token(options: argparse.Namespace) -> int:
     from kode_lab.server.visitor import new_token, token_entry  # noqa: PLC0415
 
     token, digest = new_token()
-    print(f"# the token, shown only now:  {token}")
+    # The file that stdout goes to must not hold the token itself.
+    sys.stderr.write(f"the token, shown only now: {token}\n")
     print(token_entry(options.user, digest, is_operator=options.operator))
     return 0

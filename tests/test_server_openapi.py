@@ -1,12 +1,17 @@
 """The OpenAPI document is true: Schemathesis tries every operation, rightly and wrongly."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from house import run
 from served import patient, served, serving
+
+from kode_lab import errors
+from kode_lab.server.refusal import problem_of
 
 # Its own list of statuses that refuse a wrong request lacks the two for "too long".
 CONFIGURATION = """
@@ -64,3 +69,27 @@ def test_the_document_names_every_path_that_the_server_answers(tmp_path):
                 assert f"#/components/schemas/{name}" in text
 
     run(scenario())
+
+
+def test_the_page_about_the_server_has_the_statuses_that_the_code_has():
+    page = (Path(__file__).parent.parent / "docs" / "server.md").read_text(encoding="utf-8")
+    told = {}
+    for line in page.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 4 and cells[1].isdigit():
+            for kind in re.findall(r"`(\w+)`", cells[0]):
+                told[kind] = (int(cells[1]), cells[2])
+    for kind, (status, certainty) in told.items():
+        assert certainty == (
+            "definite" if 400 <= status < 500 and status != 410 else "indeterminate"
+        )
+        error = getattr(errors, kind, None)
+        if error is not None:
+            assert problem_of(error("why")).status == status, kind
+    # Every error that ends a turn or refuses it is in the table.
+    for error in vars(errors).values():
+        is_one = isinstance(error, type) and issubclass(
+            error, errors.Refused | errors.TurnFailed | errors.StoreError
+        )
+        if is_one and not error.__subclasses__():
+            assert error.__name__ in told

@@ -22,10 +22,11 @@ from typing import Any, NamedTuple
 import orjson
 
 from kode_lab.errors import (
-    CallerError,
     DeadlineExceeded,
     Draining,
     InvalidConfig,
+    InvalidKey,
+    InvalidPrompt,
     KodeLabError,
     ModelGarbage,
     ModelRefused,
@@ -108,7 +109,8 @@ _TABLE: tuple[tuple[type[KodeLabError], int, float | None, str | None], ...] = (
     (UnknownAgent, 404, None, "there is no such agent: ask the server's operator which there are"),
     (InvalidConfig, 503, 30, "the agent's configuration is broken: its operator has to mend it"),
     (UnknownTool, 503, 30, "the agent's configuration is broken: its operator has to mend it"),
-    (CallerError, 422, None, None),
+    (InvalidKey, 422, None, None),
+    (InvalidPrompt, 422, None, None),
     (SessionBusy, 409, 1, None),
     (WaitingRoomFull, 429, 1, None),
     (Draining, 503, 5, "the server is shutting down: send the turn again, to another or later"),
