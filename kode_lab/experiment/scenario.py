@@ -29,7 +29,7 @@ TURNS_LIMIT = 1_000_000
 # A title of its own lets the schedule book tell which turn asked for an entry.
 PROMPTS = (
     'Create a schedule: "{title}" on 2026-03-02 at 15:00.',
-    "Query my schedules on 2026-03-02.",
+    "Query my schedules of the 2 days from 2026-03-02 on.",
     "Thank you.",
 )
 _NAMES = ("ada", "bea", "cyd", "dot", "eve", "fay", "gil", "hal")
