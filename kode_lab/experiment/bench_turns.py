@@ -15,6 +15,7 @@ from kode_lab.experiment.bench import Row, row
 from kode_lab.experiment.bench_sampling import cpu_us, interleaved, on_loop, scratch, share
 from kode_lab.experiment.bench_scene import files_limit, keys, service, slow_model, take
 from kode_lab.key import SessionKey
+from kode_lab.server.run import open_sessions_limit, settle
 from kode_lab.sessions import JsonStore, SessionManager
 
 __all__ = ["concurrent", "turn"]
@@ -23,8 +24,6 @@ _YOUNG, _OLD = 10, 1_000
 _LATENCY_S = 2.0
 # Each session's turns after its first, at the barrier: a short conversation.
 _TURNS_EACH = 5
-# Descriptors for the lock files, the loop and the interpreter.
-_OTHER_FILES = 200
 
 
 def turn(effort: float) -> list[Row]:
@@ -84,21 +83,23 @@ async def _turn(directory: Path, effort: float) -> list[Row]:
 
 def concurrent(effort: float) -> list[Row]:
     """Give how much longer ten thousand sessions at once take than each alone."""
-    with scratch() as directory:
+    with scratch(in_memory=True) as directory:
         return on_loop(_concurrent(directory, effort))
 
 
 async def _concurrent(directory: Path, effort: float) -> list[Row]:
     """Ideal is what one session alone needs: its turns one after another, two seconds each.
 
-    The sessions rest on disk with one turn each and start at one barrier.
+    The sessions rest on disk with one turn each and start at one barrier. Collector and files are
+    set as ``kode-lab serve`` sets them.
     """
-    files = min(2 * share(10_000, effort), files_limit() - _OTHER_FILES)
     sessions = keys(share(10_000, effort, least=50))
     latency_s = _LATENCY_S * min(1.0, max(effort, 0.05))
-    store = JsonStore(directory / "store", open_sessions_limit=files // 2)
+    limit = open_sessions_limit(files_limit())
+    store = JsonStore(directory / "store", open_sessions_limit=limit)
     model = slow_model(latency_s)
     async with service(directory, model, store=store) as manager:
+        settle()
         cold_s = await _at_once(manager, sessions, 1)
         start_s = time.process_time()
         warm_s = await _at_once(manager, sessions, _TURNS_EACH)
