@@ -153,7 +153,8 @@ class Play:
                 how["strategy"] = scenario.strategy
             ended = await self._ask(begun, f"{asks} {marker}", process, patience_s, how)
             self.history.append(ended)
-            if ended.type == "ok":
+            # Whose place another turn took must not take it back.
+            if ended.type == "ok" or ended.error == "Superseded":
                 return
             pause_ms = _DOWN_MS if not process.is_up() else 0.0
             await asyncio.sleep(pause_ms / 1_000 + self._delays.take_s(scenario.think_ms))
