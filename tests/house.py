@@ -138,7 +138,9 @@ def shelf(directory, box=None, agent_id="clerk", **fields):
     directory.mkdir(parents=True, exist_ok=True)
     fields = {"model": "stand-in", "tools": list(box.names), "deadline_s": PATIENCE_S} | fields
     lines = [f"{name} = {value!r}" for name, value in fields.items()]
-    (directory / f"{agent_id}.toml").write_text("\n".join(lines), encoding="utf-8")
+    path = directory / f"{agent_id}.toml"
+    if not path.exists() or path.read_text(encoding="utf-8") != "\n".join(lines):
+        path.write_text("\n".join(lines), encoding="utf-8")
     return AgentShelf(directory, box)
 
 
