@@ -71,6 +71,10 @@ def _parser() -> argparse.ArgumentParser:
         "reproduce", help="run the concurrency report's two tests and compare number by number"
     )
     command.add_argument(
+        "report", nargs="?", type=Path, metavar="REPORT",
+        help="instead: a JSON of arrivals, times and tool calls (see record), or a run to repeat",
+    )  # fmt: skip
+    command.add_argument(
         "--speed", type=float, default=1.0, help="make the simulated model faster (default: 1)"
     )
     command.add_argument("--model", help="ask this real model; needs ANTHROPIC_API_KEY")
@@ -159,6 +163,7 @@ def _add_load(commands: Any) -> None:
     add("--profile", help="latencies of the simulated model: instant, report, a TOML file")
     add("--fault", help="start a server that makes this mistake (see kode-lab faults --list)")
     add("--in-process", action="store_true", help="simulate the model inside the server")
+    add("--no-pictures", action="store_true", help="write no report")
     add("--kills", type=int, help="of the server, in chaos (default: 20)")
     add("--no-trace", action="store_true", help="the server records no steps")
     add("--results", type=Path, default=Path("results"), help="where runs go (default: results)")
@@ -217,6 +222,42 @@ def _faults(options: argparse.Namespace) -> int:
     return run_faults(options)
 
 
+def _add_pages(commands: Any) -> None:
+    """Add what makes one file of a run: ``report`` and ``record``."""
+    command = commands.add_parser("report", help="write a run as one HTML page to send to somebody")
+    command.add_argument(
+        "run_id", metavar="RUN", nargs="?", default="latest", help="id or directory"
+    )
+    command.add_argument("--output", type=Path, help="the page (default: report.html in the run)")
+    command.add_argument("--results", type=Path, default=Path("results"), help="(default: results)")
+    command.set_defaults(run=_report)
+    command = commands.add_parser("record", help="print a run as a JSON that reproduce can replay")
+    command.add_argument(
+        "run_id", metavar="RUN", nargs="?", default="latest", help="id or directory"
+    )
+    command.add_argument("--results", type=Path, default=Path("results"), help="(default: results)")
+    command.set_defaults(run=_record)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from kode_lab.experiment.report import report  # noqa: PLC0415
+    from kode_lab.experiment.run import Run  # noqa: PLC0415
+
+    run = Run.load(options.run_id, options.results)
+    page = report(run)
+    print(f"{page.title}\n{page.save(options.output or run.path / 'report.html')}")
+    return {"valid": 0, "invalid": 1}.get(page.status, _STATUS_OF_VERDICT["unknown"])
+
+
+def _record(options: argparse.Namespace) -> int:
+    from kode_lab.experiment.record import recorded  # noqa: PLC0415
+    from kode_lab.experiment.run import Run  # noqa: PLC0415
+
+    run = Run.load(options.run_id, options.results)
+    print(json.dumps(recorded(run), ensure_ascii=False, indent=1))
+    return 0
+
+
 def _check(options: argparse.Namespace) -> int:
     from kode_lab.check import main as judge  # noqa: PLC0415
 
@@ -224,6 +265,10 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _reproduce(options: argparse.Namespace) -> int:
+    if options.report is not None:
+        from kode_lab.experiment.replay import replay_command  # noqa: PLC0415
+
+        return replay_command(options)
     from rich.console import Console  # noqa: PLC0415 - here and below: --help needs none of it
 
     from kode_lab.claude.profile import profile_of  # noqa: PLC0415

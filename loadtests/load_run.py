@@ -109,7 +109,9 @@ class LoadRun:
         if not self.environment.parsed_options.no_history:
             assert self.tail is not None
             self.state = "asking every session once more"
-            probe(self.environment, self.recorder, list(self.tail.look().sessions))
+            # Who never answered is not there: nothing is known of it, and it owes nothing.
+            if self.tail.look().counts["ok"]:
+                probe(self.environment, self.recorder, list(self.tail.sessions))
             self.state = "judging"
         save_figures(self.environment, self.recorder.run_dir, self.tail, figures)
         if not self.environment.parsed_options.no_history:

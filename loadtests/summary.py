@@ -149,8 +149,7 @@ def told(verdict: Judged) -> str:
 
 def _turns(stats: Any) -> Any:
     """Give Locust's own figures of turns, whichever way they were asked for."""
-    streams = stats.get("stream", "POST")
-    return streams if streams.num_requests else stats.get("turn", "POST")
+    return stats.entries.get(("stream", "POST")) or stats.get("turn", "POST")
 
 
 def _counted(count: int, noun: str) -> str:

@@ -85,6 +85,7 @@ def run_load(options: Namespace) -> int:
         path.stem,
         parameters={"users": users, "for_s": for_s, "rate": options.rate, "host": "its own"}
         | ({"host": options.host} if options.host else {})
+        | {"fault": options.fault}
         | {"is_closed_loop": options.closed_loop, "processes": options.processes},
         seed=options.seed,
         command=" ".join(["kode-lab load", shlex.quote(options.name), f"--for {for_s:g}s"]),
@@ -106,7 +107,7 @@ def run_load(options: Namespace) -> int:
         finally:
             recorder.close()
     run = recorder.finish(status, exit_status=code)
-    pictures = write_report(run)
+    pictures = 0 if options.no_pictures else write_report(run)
     where = f"run {run.path}" + (f", report.html with {pictures} pictures" if pictures else "")
     sys.stderr.write(f"kode-lab: {where}\n")
     sys.stderr.flush()
@@ -150,16 +151,20 @@ def _servers(options: Namespace, setting: Setting, path: Path, stack: ExitStack)
     if profile is None:
         profile = str(scratch / "profile.toml")
         Path(profile).write_text(f"{setting.profile}\n", encoding="utf-8")
-    serve = ["serve", "--data", str(scratch / "data"), "--sessions-per-user", "1000000"]
+    serve = ["serve", "--sessions-per-user", "1000000"]
+    if options.fault:
+        serve = ["faults", "serve", options.fault]
+    serve += ["--data", str(scratch / "data")]
     words: list[str] = []
     if options.in_process:
-        serve += ["--in-process", "--profile", profile]
+        # A faulty server simulates inside itself unless it is told otherwise.
+        serve += [*([] if options.fault else ["--in-process"]), "--profile", profile]
     else:
         claude = Service(["simulate", "--profile", profile], path / "simulated.log")
         stack.callback(claude.close)
         serve += ["--model-url", claude.url]
         words += ["--model-url", claude.url]
-    if setting.is_traced and not options.no_trace:
+    if setting.is_traced and not (options.no_trace or options.fault):
         serve += ["--trace", str(path / "trace.jsonl")]
     pid_file = scratch / "server.pid"
     server = Service(serve, path / "server.log", pid_file=pid_file)
@@ -175,6 +180,8 @@ def _passed_on(options: Namespace) -> list[str]:
         words.append("--closed-loop")
     if options.slo_p99_ms:
         words += ["--slo-p99-ms", str(options.slo_p99_ms)]
+    if options.kills is not None:
+        words += ["--kills", str(options.kills)]
     if options.processes:
         words += ["--processes", str(options.processes)]
     return words

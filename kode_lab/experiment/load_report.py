@@ -11,8 +11,9 @@ from collections.abc import Callable
 from html import escape
 from typing import Any
 
+from kode_lab.check import check_path
 from kode_lab.errors import KodeLabError
-from kode_lab.experiment.figures import Picture, crash_bands, latency, many_sessions
+from kode_lab.experiment.figures import Picture, crash_bands, latency, many_sessions, witness
 from kode_lab.experiment.run import Run
 
 __all__ = ["write_report"]
@@ -38,7 +39,7 @@ def write_report(run: Run) -> int:
         verdict = json.loads((run.path / "verdict.json").read_bytes())
     except (OSError, ValueError):
         return 0
-    pictures = _drawn(run)
+    pictures = _drawn(run) if verdict["status"] != "invalid" else [*_witness(run), *_drawn(run)]
     run.path.joinpath("report.html").write_text(_page(run, said, verdict, pictures), "utf-8")
     return len(pictures)
 
@@ -58,6 +59,16 @@ def _drawn(run: Run) -> list[tuple[str, str]]:
         picture.save(run.path / "figures" / name)
         drawn.append((name, picture.title))
     return drawn
+
+
+def _witness(run: Run) -> list[tuple[str, str]]:
+    """Draw the smallest proof of what was broken."""
+    anomalies = check_path(run.path).anomalies
+    if not anomalies:
+        return []
+    picture = witness(anomalies[0])
+    picture.save(run.path / "figures" / "witness")
+    return [("witness", picture.title)]
 
 
 def _page(run: Run, said: str, verdict: dict[str, Any], pictures: list[tuple[str, str]]) -> str:

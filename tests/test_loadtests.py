@@ -1,0 +1,325 @@
+"""Load tests as their users start them: Locust's own command, several processes, its web UI.
+
+All runs of the right server go on at once, against one server; each test waits for its own and asks
+what it left behind.
+"""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from served import serving
+
+from kode_lab.cli import main
+from kode_lab.experiment.load import SETTINGS, seconds_of
+from kode_lab.experiment.load_services import Service
+from kode_lab.operation import read_operations
+
+LOADTESTS = Path(__file__).parent.parent / "loadtests"
+PATIENCE_S = 120.0
+
+
+class Run:
+    """One command and what it left in its directory."""
+
+    def __init__(self, path, *words):
+        self.path = path
+        path.mkdir()
+        with (path / "stderr").open("wb") as stderr, (path / "stdout").open("wb") as stdout:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", *words],
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+            )
+
+    def ended(self):
+        """Give the exit status and all that was said on stdout."""
+        status = self.process.wait(PATIENCE_S)
+        return status, (self.path / "stdout").read_text()
+
+    def words(self):
+        return (self.path / "stderr").read_text()[-3000:]
+
+    def told(self, name):
+        return json.loads((self.path / name).read_text())
+
+    def operations(self):
+        with (self.path / "history.jsonl").open() as lines:
+            return list(read_operations(lines))
+
+    def close(self):
+        if self.process.poll() is None:
+            self.process.terminate()
+        self.process.wait(PATIENCE_S)
+
+
+def locust(path, name, url, *words, users=8):
+    file = ("-f", str(LOADTESTS / f"{name}.py"), "--only-summary")
+    load = ("-u", str(users), "-r", "100", "-t", "3s")
+    return Run(path, "locust", *file, "--host", url, "--run-dir", str(path), *load, *words)
+
+
+def load(path, *words):
+    return Run(path, "kode_lab", "load", *words, "--results", str(path))
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def fetched(url):
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return answer.read().decode()
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    with serving(tmp_path_factory.mktemp("server"), ttft_s=0.03) as child:
+        yield child.url
+
+
+@pytest.fixture(scope="module")
+def runs(url, tmp_path_factory):
+    path, port, web = tmp_path_factory.mktemp("runs"), str(free_port()), str(free_port())
+    headless = "--headless"
+    everywhere = ("--master-bind-host", "127.0.0.1", "--master-bind-port", port)
+    started = {
+        "plain": locust(path / "plain", "same_name", url, headless, users=20),
+        "processes": locust(
+            path / "processes", "tools", url, headless, "--processes", "2", users=12
+        ),
+        "master": locust(
+            path / "master", "hot_session", url,
+            headless, "--master", "--expect-workers", "1", *everywhere,
+        ),
+        "worker": locust(
+            path / "worker", "hot_session", url, "--worker", "--master-port", port
+        ),
+        "streaming": locust(
+            path / "streaming", "streaming", url,
+            headless, "--closed-loop", "--slo-p99-ms", "0.001",
+        ),
+        "web": locust(
+            path / "web", "churn", url,
+            "--autostart", "--autoquit", "3", "--web-host", "127.0.0.1", "--web-port", web,
+        ),
+        "nobody": locust(
+            path / "nobody", "spike", f"http://127.0.0.1:{free_port()}", headless
+        ),
+        "chaos": load(
+            path / "chaos", "chaos",
+            "--for", "4s", "--users", "6", "--kills", "1", "--no-pictures",
+        ),
+        "faulty": load(
+            path / "faulty", "hot_session", "--for", "3s", "--in-process", "--fault", "no-lock"
+        ),
+    }  # fmt: skip
+    started["web"].url = f"http://127.0.0.1:{web}"
+    yield started
+    for run in started.values():
+        run.close()
+
+
+def test_locusts_own_web_ui_has_a_tab_with_the_verdict_and_its_charts(runs):
+    run = runs["web"]
+    state = {}
+    while state.get("state") != "over" and run.process.poll() is None:
+        try:
+            page = fetched(f"{run.url}/")
+            state = json.loads(fetched(f"{run.url}/verdict/state"))
+        except OSError:
+            time.sleep(0.05)
+    assert state["state"] == "over", run.words()
+    assert '"extended_tabs": [{"key": "verdict", "title": "Verdict"}]' in page
+    assert 'src="./verdict"' in page
+    assert "verdict/state" in fetched(f"{run.url}/verdict")
+    assert state["status"] == "valid"
+    assert state["headline"].startswith("PASS")
+    assert sum(second[1] for second in state["seconds"]) == state["counts"]["ok"] > 0
+    assert state["ms"]["p50"] <= state["ms"]["p99"]
+    assert run.ended()[0] == 0
+
+
+def test_a_plain_run_ends_with_the_verdict_as_its_last_words_and_its_exit_status(runs):
+    run = runs["plain"]
+    status, said = run.ended()
+    assert status == 0, run.words()
+    told = run.told("verdict.json")
+    assert told["status"] == "valid"
+    assert told["headline"] in said
+    assert said.rstrip().splitlines()[-1].lstrip().startswith("G8 service  valid")
+    assert "concurrent pairs" in told["headline"]
+
+
+def test_every_session_is_asked_once_more_and_then_read(runs):
+    run = runs["plain"]
+    run.ended()
+    operations = run.operations()
+    (quiet,) = (o.invoke_ns for o in operations if o.f == "quiet")
+    turns = {o.key for o in operations if o.f == "turn" and o.invoke_ns < quiet}
+    assert turns == {o.key for o in operations if o.f == "turn" and o.invoke_ns > quiet}
+    assert turns == {o.key for o in operations if o.f == "read" and o.type == "ok"}
+    assert len(turns) > 5
+
+
+def test_turns_tell_what_the_model_was_shown_and_which_prompt_was_answered(runs):
+    run = runs["plain"]
+    run.ended()
+    acknowledged = [o for o in run.operations() if o.f == "turn" and o.type == "ok"]
+    assert acknowledged
+    assert all(o.read is not None and o.answered == o.marker and o.config for o in acknowledged)
+
+
+def test_the_figures_are_the_historys_in_nanoseconds_beside_locusts(runs):
+    run = runs["plain"]
+    run.ended()
+    operations, figures = run.operations(), run.told("load.json")
+    (quiet,) = (o.invoke_ns for o in operations if o.f == "quiet")
+    took = sorted(
+        o.complete_ns - o.invoke_ns
+        for o in operations
+        if o.f == "turn" and o.type == "ok" and o.invoke_ns < quiet
+    )
+    assert figures["turns"] == len(took)
+    assert figures["ms"]["max"] == took[-1] / 1e6
+    assert figures["ms"]["p50"] == took[len(took) // 2] / 1e6
+    assert figures["locust_ms"]["p50"] > 0
+    assert figures["generator"]["late_p99_ms"] > 0
+    assert 0 < figures["generator"]["cpu_share"] < 3
+
+
+def test_several_processes_write_one_history_whose_markers_are_unique(runs):
+    run = runs["processes"]
+    status, _ = run.ended()
+    assert status == 0, run.words()
+    operations = run.operations()
+    turns = [o for o in operations if o.f == "turn"]
+    assert {o.process.partition(".")[0] for o in turns} == {"0", "1", "2"}
+    assert len({o.marker for o in turns}) == len(turns)
+
+
+def test_what_tools_did_is_told_by_the_sessions_and_by_the_book(runs):
+    run = runs["processes"]
+    run.ended()
+    operations = run.operations()
+    asked = {o.marker for o in operations if o.f == "turn" and o.type == "ok"}
+    of_sessions = {e.marker for o in operations if o.f == "read" for e in o.effects or ()}
+    of_world = {e.marker for o in operations if o.f == "effects" for e in o.effects or ()}
+    assert asked
+    assert of_sessions == of_world == asked
+    (tools,) = (g for g in run.told("verdict.json")["guarantees"] if g["name"] == "tools")
+    assert tools["status"] == "valid"
+
+
+def test_a_master_judges_what_its_workers_did(runs):
+    status, said = runs["master"].ended()
+    assert status == 0, runs["master"].words()
+    assert "PASS" in said
+    assert runs["worker"].ended()[0] == 0, runs["worker"].words()
+    assert "PASS" not in runs["worker"].ended()[1]
+    loaded = {o.process.partition(".")[0] for o in runs["master"].operations() if o.f == "turn"}
+    assert loaded == {"0", "1"}
+
+
+def test_streams_are_timed_to_their_first_token_and_a_missed_slo_is_said(runs):
+    run = runs["streaming"]
+    status, said = run.ended()
+    figures = run.told("load.json")
+    assert figures["times_ms"]["time to first token"]["p50"] > 25
+    assert "between tokens" in figures["times_ms"]
+    # A generator that was late itself cannot say that the server was slow.
+    assert status == (3 if figures["generator"]["is_bound"] else 4), run.words()
+    assert "closed loop" in said
+    assert "correct goodput: 0.0 turns/s" in said
+
+
+def test_a_server_that_nobody_reaches_is_unknown_and_never_valid(runs):
+    run = runs["nobody"]
+    status, said = run.ended()
+    assert status == 2, run.words()
+    assert "UNKNOWN: no turn was acknowledged" in said
+    assert all(o.type == "fail" for o in run.operations() if o.f == "turn")
+
+
+def test_a_server_that_forgets_the_lock_is_convicted_with_exit_status_1(runs):
+    run = runs["faulty"]
+    status, said = run.ended()
+    assert status == 1, run.words()
+    assert "FAIL: " in said
+    assert "lost update" in said
+    assert "a contradiction" in said.rstrip().splitlines()[-1]
+    kept = run.path / "latest"
+    facts = json.loads((kept / "run.json").read_text())
+    assert (facts["status"], facts["summary"]) == ("complete", {"exit_status": 1})
+    assert (kept / "figures" / "witness.svg").exists()
+    assert "lost update" in (kept / "report.html").read_text()
+
+
+def test_chaos_kills_the_server_and_nothing_acknowledged_is_lost(runs):
+    run = runs["chaos"]
+    status, said = run.ended()
+    assert status == 0, said + run.words()
+    assert "1 crash." in said
+    assert "G5 durable  valid" in said
+    assert "G6 tools    valid" in said
+    with (run.path / "latest" / "history.jsonl").open() as lines:
+        faults = [o.f for o in read_operations(lines) if o.process == "nemesis"]
+    assert faults == ["kill", "restart", "quiet"]
+
+
+def test_a_service_is_started_again_when_it_dies_and_ends_when_it_is_closed(tmp_path):
+    pid_file = tmp_path / "pid"
+    words = ["serve", "--in-process", "--data", str(tmp_path / "data")]
+    service = Service(words, tmp_path / "log", pid_file=pid_file)
+    try:
+        first = service.pid
+        assert int(pid_file.read_text()) == first
+        service._process.send_signal(signal.SIGKILL)
+        while int(pid_file.read_text()) == first:
+            time.sleep(0.01)
+        ready = ""
+        while not ready:
+            try:
+                ready = fetched(f"{service.url}/readyz")
+            except OSError:
+                time.sleep(0.02)
+        assert service.restarts == 1
+    finally:
+        service.close()
+    with pytest.raises(OSError, match="refused"):
+        fetched(f"{service.url}/readyz")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["nothing"], "there is no load test 'nothing': choose hot_session, same_name"),
+        (["hot_session", "--for", "soon"], "--for 'soon' is no duration"),
+        (["hot_session", "--for", "0s"], "--for '0s' is no duration"),
+        (["hot_session", "--profile", "missing.toml"], "simulate did not start"),
+    ],
+)
+def test_what_cannot_be_run_is_said_in_one_line(tmp_path, capsys, words, told):
+    assert main(["load", *words, "--results", str(tmp_path)]) == 3
+    assert told in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_every_load_test_has_its_setting_and_its_page():
+    places = {path.stem for path in LOADTESTS.glob("*.py") if "task" not in path.stem}
+    assert set(SETTINGS) <= places
+    page = (LOADTESTS.parent / "docs" / "loadtests.md").read_text()
+    assert all(f"`{name}`" in page for name in SETTINGS)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("10s", 10), ("2m", 120), ("1.5h", 5400), ("7", 7)])
+def test_durations_are_read_with_their_unit(text, seconds):
+    assert seconds_of(text) == seconds
