@@ -96,6 +96,8 @@ BENCHES: dict[str, Bench] = {
     "append": Bench("the store against rewriting", f"{_HERE}.bench_store:append"),
     "power": Bench("group commit against fdatasync", f"{_HERE}.bench_store:power"),
     "turn": Bench("a whole turn, young and old", f"{_HERE}.bench_turns:turn"),
+    "anatomy": Bench("where a turn's microseconds go", f"{_HERE}.bench_anatomy:anatomy"),
+    "collector": Bench("what the collector takes", f"{_HERE}.bench_anatomy:collector"),
     "concurrent": Bench("10,000 sessions at once", f"{_HERE}.bench_turns:concurrent"),
     "memory": Bench("what an idle session weighs", f"{_HERE}.bench_memory:memory"),
     "visits": Bench("100,000 sessions, twice", f"{_HERE}.bench_memory:visits"),
