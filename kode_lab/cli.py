@@ -97,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_load(commands)
     _add_check(commands)
     _add_faults(commands)
+    _add_pages(commands)
 
     command = commands.add_parser(
         "bench", help="measure the speed that is claimed; 1 when a bar is missed"
