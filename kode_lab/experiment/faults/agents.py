@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 
 from kode_lab.experiment.faults.site import Site
@@ -9,19 +10,21 @@ from kode_lab.sessions import AgentConfig, AgentShelf
 
 __all__ = ["Mutated"]
 
+_EVERY_S = 0.02
+
 
 class Mutated:
-    """Adds a sentence to the shared system prompt, for everybody, now and then."""
+    """Adds a sentence to the shared system prompt, for everybody, every now and then."""
 
-    def __init__(self, inner: AgentShelf, site: Site) -> None:
+    def __init__(self, inner: AgentShelf, _site: Site) -> None:
         self._inner = inner
-        self._site = site
-        self._said = 0
+        self._began_s = asyncio.get_running_loop().time()
 
     def current(self, agent_id: str) -> AgentConfig:
         """Give what the configuration has become."""
         config = self._inner.current(agent_id)
-        self._said += self._site.delays.is_chosen(20)
-        system = config.system + " Be brief." * self._said
-        version = f"{config.version}+{self._said}" if self._said else config.version
+        # Not by how often it is asked for, which real time decides.
+        said = int((asyncio.get_running_loop().time() - self._began_s) / _EVERY_S)
+        system = config.system + " Be brief." * said
+        version = f"{config.version}+{said}" if said else config.version
         return dataclasses.replace(config, system=system, version=version)

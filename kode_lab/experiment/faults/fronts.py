@@ -7,6 +7,7 @@ answer, or go on working for somebody who was told that it is over.
 from __future__ import annotations
 
 import asyncio
+from itertools import count
 from typing import Any
 
 from kode_lab.errors import DeadlineExceeded, Refused
@@ -26,6 +27,7 @@ class Nameless:
 
     def __init__(self, inner: Front) -> None:
         self._inner = inner
+        self._numbers = count(1)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
@@ -34,8 +36,8 @@ class Nameless:
         self, key: SessionKey, prompt: str, *, turn_id: str | None, **how: Any
     ) -> TurnReply:
         """Take it under a name of its own."""
-        del turn_id
-        return await self._inner.turn(key, prompt, turn_id=None, **how)
+        name = f"{turn_id}, {next(self._numbers)}"
+        return await self._inner.turn(key, prompt, turn_id=name, **how)
 
 
 class GoesOn:

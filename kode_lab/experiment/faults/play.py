@@ -240,8 +240,8 @@ class Play:
         front = self._processes[0].front
         where = getattr(front, "sub_session", None)
         target = key._replace(session_id=f"{key.session_id}/sub") if where is None else where(key)
-        await front.turn(target, "Please note this for somebody", turn_id=None,
-                         deadline_s=None)  # fmt: skip
+        turn_id = f"sub {next(self._names)}"
+        await front.turn(target, "Please note this for somebody", turn_id=turn_id, deadline_s=None)
 
     # ---- the nemesis, and the end
 

@@ -21,8 +21,8 @@ from kode_lab.experiment.faults.stage import Stage
 
 __all__ = ["Small", "play_small", "shrink"]
 
-EXAMPLES_LIMIT = 200
-_DELAYS_LIMIT = 40
+EXAMPLES_LIMIT = 100
+_DELAYS_LIMIT = 12
 
 
 class Small(NamedTuple):

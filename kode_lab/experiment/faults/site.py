@@ -83,7 +83,8 @@ class Site:
         self.disk: Any = None
         self.store: Any = None
         self.manager: SessionManager | None = None
-        self._tasks: set[asyncio.Task[Any]] = set()
+        # In the order of their beginning, which a set would not keep the same from run to run.
+        self._tasks: dict[asyncio.Task[Any], None] = {}
 
     async def io(self, most_ms: float = IO_MS) -> None:
         """Wait for a piece of I/O."""
@@ -92,12 +93,12 @@ class Site:
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run something beside the turns; it dies with the process."""
         task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
+        self._tasks[task] = None
         task.add_done_callback(self._ended)
         return task
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
+        self._tasks.pop(task, None)
         if not task.cancelled():
             task.exception()  # whoever waits for it hears of it; nobody else has to
 

@@ -39,6 +39,9 @@ class Stage:
 
     Args:
         parts: how the real parts are wrapped.
+
+    Attributes:
+        root: the directory.
     """
 
     def __init__(self, scenario: Scenario, parts: Parts) -> None:
@@ -46,10 +49,10 @@ class Stage:
         self.parts = parts
         memory = Path("/dev/shm")  # noqa: S108 - a private directory is made in it
         place = memory if os.access(memory, os.W_OK) else None
-        self._root = Path(tempfile.mkdtemp(prefix="kode-lab-faults-", dir=place))
+        self.root = Path(tempfile.mkdtemp(prefix="kode-lab-faults-", dir=place))
         self._count = 0
         self._world = World(parts.tools)
-        agents = self._root / "agents"
+        agents = self.root / "agents"
         agents.mkdir()
         path = agents / f"{AGENT_ID}.toml"
         path.write_text(_AGENT, encoding="utf-8")
@@ -60,7 +63,7 @@ class Stage:
         """Play the scenario, or another one, with the delays that ``source`` gives (``Delays``)."""
         scenario = scenario or self.scenario
         self._count += 1
-        root = self._root / str(self._count)
+        root = self.root / str(self._count)
         root.mkdir()
         seed = source if isinstance(source, int) else 0
 
@@ -78,7 +81,7 @@ class Stage:
 
     def close(self) -> None:
         """Remove its directory."""
-        shutil.rmtree(self._root, ignore_errors=True)
+        shutil.rmtree(self.root, ignore_errors=True)
 
     def __enter__(self) -> Self:
         return self
