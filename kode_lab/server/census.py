@@ -22,11 +22,24 @@ _RETRY_AFTER_S = 60.0
 
 
 class Census:
-    """The sessions of the users that came lately."""
+    """The sessions of the users that came lately.
 
-    def __init__(self, sessions_of: Callable[[str], Iterable[SessionKey]], limit: int) -> None:
+    Args:
+        sessions_of: lists a user's sessions; may block.
+        limit: sessions of one user.
+        remembered_limit: sessions of all users that are remembered at once.
+    """
+
+    def __init__(
+        self,
+        sessions_of: Callable[[str], Iterable[SessionKey]],
+        limit: int,
+        *,
+        remembered_limit: int = REMEMBERED_LIMIT,
+    ) -> None:
         self._sessions_of = sessions_of
         self._limit = limit
+        self._remembered_limit = remembered_limit
         self._users: OrderedDict[str, set[SessionKey]] = OrderedDict()
         self._remembered = 0
 
@@ -50,7 +63,8 @@ class Census:
                 retry_after_s=_RETRY_AFTER_S,
             )
         known.add(key)
-        self._remembered += 1
+        if self._users.get(key.user_id) is known:  # not forgotten meanwhile
+            self._remembered += 1
 
     def forget(self, key: SessionKey) -> None:
         """Count the session no more: it was deleted, or never came to be."""
@@ -69,6 +83,6 @@ class Census:
         known = self._users.setdefault(user_id, set())
         self._remembered += len(found - known)
         known |= found
-        while self._remembered > REMEMBERED_LIMIT and len(self._users) > 1:
+        while self._remembered > self._remembered_limit and len(self._users) > 1:
             self._remembered -= len(self._users.popitem(last=False)[1])
         return known
