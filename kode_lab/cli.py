@@ -148,7 +148,7 @@ def _add_load(commands: Any) -> None:
     """Add ``load``, which wraps Locust."""
     command = commands.add_parser("load", help="load a server with sessions, and judge what came")
     add = command.add_argument
-    add("name", metavar="NAME", help="a load test (a wrong one lists them), or a Locust file")
+    add("name", metavar="NAME", help="a load test (a wrong one lists them), a file, or faults")
     add("--for", dest="run_time", metavar="TIME", help="10s, 2m, 1h (default: the test's own)")
     add("--users", type=int, help="sources of turns (default: the test's own)")
     add("--spawn-rate", type=float, help="users a second (default: all at once)")
@@ -172,6 +172,10 @@ def _add_load(commands: Any) -> None:
 
 
 def _load(options: argparse.Namespace) -> int:
+    if options.name == "faults":
+        from kode_lab.experiment.load_table import run_table  # noqa: PLC0415
+
+        return run_table(options)
     from kode_lab.experiment.load import run_load  # noqa: PLC0415
 
     return run_load(options)

@@ -1,4 +1,4 @@
-"""Many users with the same session names, and sessions named like users: nothing may be mixed up.
+"""Users and sessions whose names a careless store takes for one: nothing may be mixed up.
 
 Each prompt carries its session's canary; one that shows in another session is a leak, with both
 turns as its witness.
@@ -6,29 +6,41 @@ turns as its witness.
 
 from __future__ import annotations
 
+import unicodedata
+
 from session_user import SessionUser
 
 from kode_lab.key import SessionKey
 
 __all__ = ["SameName"]
 
-# Each of them is a user's name as well as the name of a session of every user.
-NAMES = ("ada", "bob", "cyd")
-
 
 class SameName(SessionUser):
-    """One who speaks as anybody, in any session of that name."""
+    """One who speaks as anybody, in any of their sessions."""
 
     rate_per_s = 1.0
 
+    def on_start(self) -> None:
+        """Name the sessions."""
+        super().on_start()
+        ada, bob, zoe = (f"{name}-{self.recorder.tag}" for name in ("ada", "bob", "zoë"))
+        names = (
+            # The same session name for several users, and users' names as names of sessions.
+            *((ada, "x"), (bob, "x"), (ada, bob), (bob, ada)),
+            # What differs in case only, or in its Unicode form only.
+            *((ada.title(), "x"), (ada, "X")),
+            *((unicodedata.normalize(form, zoe), "x") for form in ("NFC", "NFD")),
+            # What is the same text once it is joined, or once a path is walked.
+            *((ada, f"{bob}:x"), (f"{ada}:{bob}", "x"), (ada, f"../{bob}/x")),
+        )
+        self.keys = [SessionKey.of(user, self.agent_id, session) for user, session in names]
+
     def session(self) -> SessionKey:
-        """Give a session whose names others have, too."""
-        user, session = self.draw.choice(NAMES), self.draw.choice(NAMES)
-        # The same three names once more, the other way round, as an id with a joiner in it.
-        return self.key(user, self.draw.choice((session, f"{user}:{session}", None)))
+        """Give one of them."""
+        return self.draw.choice(self.keys)
 
     def prompt(self, marker: str) -> str:
         """Give a prompt with the canary, with and without a tool's work."""
         if self.draw.random() < 0.5:
             return f"My secret word is {marker}"
-        return f"List my schedules for 1 day from tomorrow {marker}"
+        return super().prompt(marker)
