@@ -84,11 +84,11 @@ def _print(
         lines.append(f"{held} of {len(claims)} figures of the {len(turns)} reported turns hold")
     # What does not hold comes first: a long report is not read to its end.
     ordered = sorted(claims, key=lambda claim: claim.verdict == "holds")
-    for claim in ordered[:_SHOWN_LIMIT]:
-        lines.append(
-            f"  {claim.test:<36} {claim.what:<12} {claim.reported:>11} -> {claim.measured:<11} "
-            f"{claim.verdict}"
-        )
+    lines += [
+        f"  {claim.test:<36} {claim.what:<12} {claim.reported:>11} -> {claim.measured:<11} "
+        f"{claim.verdict}"
+        for claim in ordered[:_SHOWN_LIMIT]
+    ]
     if len(ordered) > _SHOWN_LIMIT:
         lines.append(f"  ... and {len(ordered) - _SHOWN_LIMIT} more, most of which hold")
     lines += ["", f"The judge: {headline(verdict)}", "", repr(compare([run])), "", str(run.path)]

@@ -1,0 +1,254 @@
+"""The report page, and reports that are replayed: what they say, and what they refuse."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from kode_lab.claude import Profile
+from kode_lab.errors import InvalidScenario, NewerFormat
+from kode_lab.experiment import lab
+from kode_lab.experiment.record import recorded, reported, scenario_of
+from kode_lab.experiment.report import report
+from kode_lab.experiment.run import Run
+from kode_lab.experiment.scenario import Scenario
+from kode_lab.sessions import JsonStore, Lease
+
+QUICK = Scenario(users=2, sessions=2, turns=2, profile=Profile(ttft_s=0.005))
+TWO = {
+    "name": "two people",
+    "turns": [
+        {"userId": "ada", "arrived_s": 0, "took_s": 2.0, "tool_calls": 1},
+        {"userId": "bea", "sessionId": "other", "arrived_s": 0.1, "took_s": 6.0, "tool_calls": 5},
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return lab.run(QUICK, results=tmp_path_factory.mktemp("results")).result()
+
+
+def copied(run, path):
+    """Give a copy of a run's small files that a test may break."""
+    path.mkdir()
+    for name in ("run.json", "history.jsonl", "trace.jsonl"):
+        (path / name).write_bytes((run.path / name).read_bytes())
+    return path
+
+
+def text_of(page):
+    return re.sub(r"<[^>]+>", " ", re.sub(r"<style.*?</style>", "", page.html, flags=re.DOTALL))
+
+
+class AnybodysStore:
+    """The real store, but what is called alike is one session, whoever asks."""
+
+    def __init__(self, root):
+        self._store = JsonStore(root)
+        self._real = {}
+
+    def __getattr__(self, name):
+        return getattr(self._store, name)
+
+    async def hold(self, key, *, queue_limit):
+        real = await self._store.hold(key._replace(user_id="all"), queue_limit=queue_limit)
+        lease = Lease(key, real.fence)
+        self._real[lease] = real
+        return lease
+
+    def release(self, lease):
+        if lease in self._real:
+            self._store.release(self._real.pop(lease))
+
+    async def load(self, lease):
+        return await self._store.load(self._real[lease])
+
+    async def journal(self, lease, turn, entry):
+        await self._store.journal(self._real[lease], turn, entry)
+
+    async def append(self, lease, turn, entries):
+        return await self._store.append(self._real[lease], turn, entries)
+
+    async def peek(self, key):
+        return await self._store.peek(key._replace(user_id="all"))
+
+
+# --- the page --------------------------------------------------------------------------------
+
+
+def test_the_verdict_comes_first_and_all_that_it_rests_on_follows(run):
+    page = report(run)
+    assert page.status == "valid"
+    said = text_of(page)
+    places = [
+        said.index(word)
+        for word in ("PASS", "What is guaranteed", "Pictures", "Figures", "How to repeat it")
+    ]
+    assert places == sorted(places)
+    for word in (run.id, "Accepted: 20 of 20", "seed", "python"):
+        assert word in said
+
+
+def test_a_page_asks_nobody_for_anything_and_runs_no_script(run):
+    html = report(run).html
+    assert "<script" not in html
+    assert not re.search(r"(src|href)=[\"'](?!data:)", html)
+    assert "default-src 'none'" in html
+    assert str(run.path.parent) not in html
+
+
+def test_a_broken_service_is_shown_with_its_proof_as_words_and_as_a_picture(tmp_path):
+    run = lab.run(QUICK, make_store=AnybodysStore, results=tmp_path).result()
+    page = report(run)
+    assert page.status == "invalid"
+    said = text_of(page)
+    assert said.index("FAIL") < said.index("The proof")
+    assert "cross-session leak" in said
+    assert "However" in said
+    assert len(re.findall("<figure>", page.html)) > 2
+
+
+def test_a_run_without_a_trace_says_so_and_is_judged_by_its_history(run, tmp_path):
+    path = copied(run, tmp_path / "run")
+    (path / "trace.jsonl").unlink()
+    page = report(Run.load(path))
+    assert page.status == "valid"
+    assert "There is no trace" in text_of(page)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("history.jsonl", "", "There is no history"),
+        ("history.jsonl", "{half a li", "line 1"),
+        ("history.jsonl", b"\xff\xfe", "not UTF-8"),
+        ("trace.jsonl", '{"step": "fly"}\n', "trace.jsonl"),
+    ],
+)
+def test_what_cannot_be_read_is_a_sentence_and_not_a_valid_run(run, tmp_path, name, content, told):
+    path = copied(run, tmp_path / "run")
+    (path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    page = report(Run.load(path))
+    assert told in text_of(page)
+    assert (page.status == "valid") is (name == "trace.jsonl")
+
+
+def test_a_run_cut_short_says_that_it_never_ended(run, tmp_path):
+    path = copied(run, tmp_path / "run")
+    facts = json.loads((path / "run.json").read_text()) | {"status": "running"}
+    (path / "run.json").write_text(json.dumps(facts))
+    lines = (path / "history.jsonl").read_text().splitlines(keepends=True)
+    (path / "history.jsonl").write_text("".join(lines[: len(lines) // 2]))
+    page = report(Run.load(path))
+    assert page.status == "unknown"
+    assert "never ended" in text_of(page)
+
+
+def test_a_run_of_a_newer_version_is_refused_by_name(run, tmp_path):
+    path = copied(run, tmp_path / "run")
+    facts = json.loads((path / "run.json").read_text()) | {"schema": 99}
+    (path / "run.json").write_text(json.dumps(facts))
+    with pytest.raises(NewerFormat, match="schema 99, this kode_lab reads 1"):
+        Run.load(path)
+
+
+def test_markup_in_a_name_is_text_on_the_page(run, tmp_path):
+    path = copied(run, tmp_path / "run")
+    for name in ("history.jsonl", "trace.jsonl"):
+        text = (path / name).read_text().replace('"ada"', '"<img src=x>"')
+        (path / name).write_text(text)
+    assert "<img src=x>" not in report(Run.load(path)).html
+
+
+# --- replayed reports ------------------------------------------------------------------------
+
+
+def kode_lab(*arguments, cwd):
+    return subprocess.run(
+        [sys.executable, "-m", "kode_lab", *map(str, arguments)],
+        capture_output=True, text=True, check=False, cwd=cwd, timeout=120,
+    )  # fmt: skip
+
+
+def test_a_report_is_done_again_and_its_figures_hold(tmp_path):
+    (tmp_path / "my-report.json").write_text(json.dumps(TWO))
+    done = kode_lab("reproduce", "my-report.json", "--speed", 10, cwd=tmp_path)
+    assert done.stderr == ""
+    said = [line.split() for line in done.stdout.splitlines() if "tool calls" in line]
+    assert [(words[3], words[5], words[6]) for words in said] == [
+        ("1", "1", "holds"), ("5", "5", "holds"),
+    ]  # fmt: skip
+    # Times are compared too; on a crowded machine they may not hold, and that is told.
+    assert done.returncode == ("violated" in done.stdout)
+    page = kode_lab("report", cwd=tmp_path)
+    assert page.returncode == 2  # no two turns of one session met: unknown
+    assert (tmp_path / "results/latest/report.html").is_file()
+    again = json.loads(kode_lab("record", cwd=tmp_path).stdout)
+    assert [turn["tool_calls"] for turn in again["turns"]] == [1, 5]
+
+
+def test_a_recorded_run_comes_back_as_the_same_arrivals_calls_and_tools(run):
+    name, turns = reported(json.loads(json.dumps(recorded(run))))
+    scenario = scenario_of(name, turns)
+    assert scenario.turns_total == QUICK.turns_total
+    assert set(scenario.session_keys()) == set(QUICK.session_keys())
+    plans = {plan.name: plan for plan in scenario.profile.plans}
+    for turn, client in zip(turns, scenario.clients_given, strict=True):
+        assert client.start_s == turn.arrived_s
+        assert plans[client.asks[0].turn_id].calls_s == turn.calls_s
+
+
+def test_what_a_turn_waited_for_its_own_session_is_not_the_models_time():
+    turn = {"userId": "ada", "arrived_s": 0.0, "took_s": 2.0}
+    _, turns = reported({"turns": [turn, turn | {"arrived_s": 0.5, "took_s": 3.0}]})
+    first, second = scenario_of("r", turns).profile.plans
+    assert first.calls_s == (2.0,)
+    assert second.calls_s == (1.5,)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"arrived_s": -1}, r"turns\[1\]\.arrived_s is -1"),
+        ({"took_s": float("nan")}, r"took_s is nan"),
+        ({"took_s": 1e9}, "TIME_LIMIT_S=86400"),
+        ({"took_s": "long"}, "took_s is 'long'"),
+        ({"took_s": None}, "took_s is None"),
+        ({"tool_calls": 20}, "TOOL_CALLS_LIMIT=19"),
+        ({"calls_s": [9.0, 9.0]}, "18 s together"),
+        ({"userId": ""}, "userId is empty"),
+        ({"agentId": "other"}, "one agent"),
+        ({"tokens": 3}, "no field 'tokens'"),
+    ],
+)
+def test_impossible_times_and_unknown_words_are_refused_by_turn_and_field(change, told):
+    fields = {"turns": [TWO["turns"][0], TWO["turns"][1] | change]}
+    with pytest.raises(InvalidScenario, match=told):
+        reported(fields)
+
+
+@pytest.mark.parametrize(
+    "fields", [[], {}, {"turns": []}, {"turns": [3]}, {"kode_lab_report": 9, "turns": [{}]}]
+)
+def test_what_is_no_report_is_refused(fields):
+    with pytest.raises(InvalidScenario):
+        reported(fields)
+
+
+def test_a_turn_longer_than_the_agent_allows_needs_a_higher_speed():
+    _, turns = reported({"turns": [{"userId": "a", "arrived_s": 0, "took_s": 600}]})
+    with pytest.raises(InvalidScenario, match="give a speed above"):
+        scenario_of("long", turns)
+    assert scenario_of("long", turns, speed=10.0).speed == 10.0
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1, 2", "\x00"])
+def test_a_file_that_is_no_json_ends_the_command_with_status_3(tmp_path, content):
+    (tmp_path / "bad.json").write_text(content)
+    refused = kode_lab("reproduce", "bad.json", cwd=tmp_path)
+    assert refused.returncode == 3
+    assert "bad.json is not JSON" in refused.stderr
+    assert not (tmp_path / "results").exists()
