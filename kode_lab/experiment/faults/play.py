@@ -288,6 +288,7 @@ class Play:
         scenario = self._scenario
         await asyncio.sleep(_SETTLE_S)
         self._fault(QUIET)
+        await asyncio.sleep(_SETTLE_S)  # what is asked at that very moment is no probe
         self._model.failing_percent = 0
         for number, key in enumerate(scenario.keys):
             await self._turn(key, "probe", number, _PROBE_PATIENCE_S)
