@@ -62,6 +62,7 @@ class Recorder:
     Attributes:
         worker: 0 for the process that ends the run, above that one for each worker.
         tag: makes this run's users unlike those of any other.
+        is_recording: False only measures what recording costs.
         in_flight: the greenlets of the turns under way.
         is_hushed: no new turn is begun.
     """
@@ -71,10 +72,11 @@ class Recorder:
 
         Args:
             run_dir: the run's directory, the same for all its processes.
-            is_recording: False only measures what recording costs.
+            is_recording: whether to open it at all.
         """
         self.run_dir = run_dir
         self.worker = worker
+        self.is_recording = is_recording
         self.tag = blake2b(run_dir.name.encode(), digest_size=3).hexdigest()
         self.in_flight = Group()
         self.is_hushed = False
@@ -140,7 +142,8 @@ class Recorder:
             name: {str(at): count for at, count in classes.items()}
             for name, classes in self._times.items()
         }
-        return {"cpu_share": (_cpu_s() - self._began_cpu_s) / took_s, "times": times}
+        cpu_s = _cpu_s() - self._began_cpu_s
+        return {"cpu_s": cpu_s, "cpu_share": cpu_s / took_s, "times": times}
 
     def close(self) -> None:
         """Stop; what was written is already there."""
@@ -157,9 +160,10 @@ class Recorder:
 
 
 def merged(figures: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Give the figures of all processes as one: the busiest's CPU, everybody's lateness."""
-    whole: dict[str, Any] = {"cpu_share": 0.0, "times": {}}
+    """Give the figures of all processes as one: the busiest's share, everybody's lateness."""
+    whole: dict[str, Any] = {"cpu_s": 0.0, "cpu_share": 0.0, "times": {}}
     for one in figures:
+        whole["cpu_s"] += one["cpu_s"]
         whole["cpu_share"] = max(whole["cpu_share"], one["cpu_share"])
         for name, classes in one["times"].items():
             sums = whole["times"].setdefault(name, {})

@@ -65,6 +65,7 @@ def save_figures(environment: Any, run_dir: Path, tail: Tail | None, of_us: dict
         "attempts": dict(tail.counts) if tail is not None else {},
         "sessions": len(tail.sessions) if tail is not None else 0,
         "turns_per_s": len(tail.took_ns) / tail.span_s if tail is not None else 0.0,
+        "requests": locust.num_requests,
         "requests_per_s": locust.total_rps,
         "ms": ms,
         "locust_ms": {
@@ -82,6 +83,7 @@ def save_figures(environment: Any, run_dir: Path, tail: Tail | None, of_us: dict
         "slo_p99_ms": slo_ms,
         "good_turns_per_s": _good(tail, slo_ms),
         "generator": {
+            "cpu_s": of_us["cpu_s"],
             "cpu_share": of_us["cpu_share"],
             "late_p50_ms": quantile(times[LATE], 0.5) * 1e3,
             "late_p99_ms": late_s * 1e3,
