@@ -273,6 +273,7 @@ class HistoryWriter:
 
 
 _NOBODY = SessionKey("", "", "")
+_KINDS = ("turn", "read", "effects")
 
 
 def read_operations(lines: Iterable[str]) -> Iterator[Operation]:
@@ -301,7 +302,7 @@ def numbered_operations(lines: Iterable[str]) -> Iterator[tuple[int, Operation]]
         process, time_ns = event["process"], event["time_ns"]
         clock = _same_clock(clock, event.get("clock"), number)
         if process == NEMESIS:
-            yield number, _fault(event)
+            yield number, _fault(event, number)
         elif event["type"] == "invoke":
             if process in open_by_process:
                 raise InvalidRecord(
@@ -334,7 +335,9 @@ def _same_clock(clock: str | None, named: str | None, number: int) -> str | None
     return named or clock
 
 
-def _fault(event: Mapping[str, Any]) -> Operation:
+def _fault(event: Mapping[str, Any], number: int) -> Operation:
+    if event.get("f") in (None, "", *_KINDS):
+        raise InvalidRecord(f"f {event.get('f')!r} names no fault", line=number)
     name, time_ns, detail = event.get("f") or "", event["time_ns"], event.get("error") or ""
     return Operation(_NOBODY, name, NEMESIS, "info", time_ns, time_ns, error=detail)
 
@@ -345,8 +348,8 @@ def _invoked(event: Mapping[str, Any], number: int) -> Operation:
     except InvalidKey as error:
         raise InvalidRecord(str(error), line=number) from None
     f, marker = event.get("f") or "turn", event.get("marker") or ""
-    if f not in ("turn", "read", "effects"):
-        raise InvalidRecord(f"f {f!r:.60} is none of turn, read, effects", line=number)
+    if f not in _KINDS:
+        raise InvalidRecord(f"f {f!r:.60} is none of {', '.join(_KINDS)}", line=number)
     if f == "turn" and not marker:
         raise InvalidRecord("a turn needs its marker", line=number)
     turn_id = event.get("turn_id") or ""

@@ -123,6 +123,14 @@ SPECS = {
         """,
         {"garbage read": 1},
     ),
+    "garbage after a turn that nobody observed": Spec(
+        """
+        ada:1  |--a--|                    -> a
+        ada:1    |--b--|
+        ada:1             |-=-|           -> a b z
+        """,
+        {"garbage read": 1},
+    ),
     "garbage in a prompt": Spec(
         """
         ada:1  |--a--|                    -> a
@@ -383,6 +391,15 @@ SPECS = {
         """,
         {"duplicate": 1},
     ),
+    "one turn that was given up, twice in the list": Spec(
+        """
+        ada:1  |--a--|                    -> a
+        ada:1  |--c--|                    -> a c
+        ada:1    |--b--?
+        ada:1             |-=-|           -> a c b b
+        """,
+        {"duplicate": 1},
+    ),
     "one turn twice, around a later one": Spec(
         """
         ada:1  |--a--|                         -> a
@@ -450,6 +467,15 @@ SPECS = {
         """,
         {"aborted read": 1},
         ("Then T1 never happened.", "However, R1 shows b: a contradiction."),
+    ),
+    "a refused turn that was shown its place is in the list": Spec(
+        """
+        ada:1  |--a--|                    -> a
+        ada:1  |--c--|                    -> a c
+        ada:1    |--b--x                  -> a c b
+        ada:1             |-=-|           -> a c b
+        """,
+        {"aborted read": 1},
     ),
     "a refused turn was shown to the next": Spec(
         """

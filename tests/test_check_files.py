@@ -94,6 +94,8 @@ MINUTE_NS = 60 * 10**9
         ([INVOKE, OK | {"time_ns": True}], 2, "needs time_ns"),
         ([INVOKE, OK | {"time_ns": 2**63}], 2, "TIME_LIMIT_NS"),
         ([INVOKE | {"f": "trun"}], 1, "f 'trun' is none of turn, read, effects"),
+        ([{"type": "info", "process": "nemesis", "time_ns": 1}], 1, "f None names no fault"),
+        ([{**OK, "process": "nemesis", "f": "turn"}], 1, "f 'turn' names no fault"),
         ([INVOKE | {"marker": "\ud800"}], 1, "not JSON"),
         (["\x00\x01\x02"], 1, "not JSON"),
         (["[" * 200_000], 1, "not JSON"),

@@ -105,13 +105,13 @@ def test_both_engines_give_the_same_verdict_on_several_random_sessions_together(
 
 def test_the_fast_path_clears_what_is_plain_and_hands_over_what_is_not():
     history = large_history(2_000, sessions=20, indeterminate=0.2)
-    screened = screen(history, has_faults=False)
+    screened = screen(history)
     assert screened.suspects == set()
     assert screened.evidence == check(history, engine="python").evidence
     first = next(at for at, o in enumerate(history) if o.read is not None)
     read = history[first].read
     history[first] = history[first]._replace(read=read._replace(digest=read.digest ^ 1))
-    assert screen(history, has_faults=False).suspects == {history[first].key}
+    assert screen(history).suspects == {history[first].key}
     assert engines_agree(history).counts == {"fork": 1}
 
 
@@ -119,7 +119,7 @@ def test_values_that_no_column_holds_are_left_to_the_rules():
     fine = drawn("ada:1 |--a--| -> a\nada:1   |--b--| -> a b\nada:1           |-=-| -> a b")
     odd = [o._replace(invoke_ns=o.invoke_ns + 0.5, complete_ns=o.complete_ns + 0.5) for o in fine]
     for history in (odd, [o._replace(complete_ns=o.complete_ns + 2**70) for o in fine[:2]]):
-        assert screen(history, has_faults=False) is None
+        assert screen(history) is None
         engines_agree(history)
     assert check(odd, engine="numpy").status == "valid"
 

@@ -5,7 +5,9 @@ a second read, a digest that differs, a time out of order) is a *suspect* and is
 as if this file did not exist, so both paths agree by construction on every anomaly; what has to be
 shown is only that nothing guilty is cleared, and that evidence is counted alike.
 
-How the digests of a million prefixes come out of one cumulative sum: with the multiplier M odd,
+Two things make it fast. Turns are not looked up by their markers: each says where it stands, so it
+is enough that its marker's hash is found there. And all digests of all prefixes come out of one
+cumulative sum: with the multiplier M odd,
 D(p) = M^(p-1) * (h(0) M^0 + h(1) M^-1 + ... + h(p-1) M^-(p-1)) modulo 2^64.
 """
 
@@ -15,7 +17,7 @@ import math
 from array import array
 from collections import defaultdict
 from collections.abc import Collection, Sequence
-from itertools import chain, count, repeat
+from itertools import chain, compress, count
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -25,7 +27,7 @@ from numpy.typing import NDArray
 from kode_lab.check.verdict import Evidence
 from kode_lab.digest import MULTIPLIER, hash_of
 from kode_lab.key import SessionKey
-from kode_lab.operation import NEMESIS, Operation, Read
+from kode_lab.operation import Operation, Read
 
 __all__ = ["Screened", "screen"]
 
@@ -37,15 +39,26 @@ _Flags = NDArray[np.bool_]
 _NEVER_NS = 2**62
 _OK, _INFO, _FAIL = 0, 1, 2
 _TYPES = {"ok": _OK, "info": _INFO, "fail": _FAIL}
-# Operations are laid flat in portions: one walk through memory, whatever the number of columns.
-_PORTION = 65_536
+# Columns are filled in portions that stay in the processor's cache, whatever their number: half
+# the price of one walk through memory a column.
+_PORTION = 1_024
+_f, _config, _effects = map(itemgetter, (1, 12, 13))
+_WANTED = tuple(map(itemgetter, (0, 3, 4, 5, 6, 8, 11)))
+_SEEN = tuple(map(itemgetter, (0, 1, 3, 4)))
 
 
 class Screened(NamedTuple):
-    """What the screening gave: the evidence in the cleared sessions, and the sessions left."""
+    """What the screening gave.
+
+    Attributes:
+        evidence: what there is in the cleared sessions.
+        suspects: the sessions that are left to be heard.
+        is_plain: whether nothing told of effects or configurations.
+    """
 
     evidence: Evidence
     suspects: Collection[SessionKey]
+    is_plain: bool
 
 
 class _Turns(NamedTuple):
@@ -54,21 +67,24 @@ class _Turns(NamedTuple):
     Attributes:
         session: the number of its session.
         complete: when it was acknowledged; ``_NEVER_NS`` if it was not.
-        row_of: the row of each marker.
+        hashes: of the markers.
+        reads: what each was shown, or None.
         origin_ns: the first invoke.
         span_ns: from the first invoke to the last.
+        is_plain: whether none told of effects or of its configuration.
     """
 
-    operations: Sequence[Operation]
     session: _Ints
     type: NDArray[np.int8]
     invoke: _Ints
     complete: _Ints
-    row_of: dict[str, int]
+    markers: list[str]
+    hashes: _Words
     reads: list[Read | None]
     answered: list[str]
     origin_ns: int
     span_ns: int
+    is_plain: bool
 
 
 class _Lists(NamedTuple):
@@ -79,39 +95,42 @@ class _Lists(NamedTuple):
         session: whose list it is.
         place: where it stands in its list.
         returned: when the read that shows it returned.
+        start, length: of each session's list, by the session's number.
     """
 
-    elements: list[str]
+    hashes: _Words
     row: _Ints
     session: _Ints
     place: _Ints
     returned: _Ints
+    start: _Ints
+    length: _Ints
 
 
-def screen(operations: Sequence[Operation], *, has_faults: bool) -> Screened | None:
+def screen(operations: Sequence[Operation]) -> Screened | None:
     """Give the evidence of the sessions that are beyond doubt, and the names of the others.
 
     None, if the whole history must be heard by the rules: a marker of two sessions, times that are
     no integers or too far apart, values that no column holds.
     """
-    if has_faults:
-        operations = [operation for operation in operations if operation.process != NEMESIS]
     numbers: defaultdict[SessionKey, int] = defaultdict(count().__next__)
-    others = [operation for operation in operations if operation.f != "turn"]
     try:
-        turns = _turns([o for o in operations if o.f == "turn"] if others else operations, numbers)
-        beside = _ints([numbers[other.key] for other in others])
+        turns, others = _turns(operations, numbers)
         if turns is None or len(numbers) * (turns.span_ns + 2) >= _NEVER_NS:
             return None
+        beside = _ints([numbers[other.key] for other in others])
         suspect = np.zeros(len(numbers), np.bool_)
         lists = _final_lists(others, beside, turns, suspect)
-        _suspect_strange_answers(turns, suspect)
+        if not _suspect_strange_answers(turns, suspect):
+            return None
         observed = _suspect_wrong_claims(turns, lists, suspect)
         overtaken = _suspect_wrong_times(turns, lists, suspect)
     except (OverflowError, TypeError, KeyError):
         return None
     suspects = {key for key, number in numbers.items() if suspect[number]}
-    return Screened(_evidence(turns, beside, observed, overtaken, suspect), suspects)
+    is_plain = turns.is_plain and not any(o.effects or o.config for o in others)
+    evidence = _evidence(turns, beside, observed, overtaken, suspect)
+    return Screened(evidence, suspects, is_plain)
 
 
 def _ints(values: Sequence[int]) -> _Ints:
@@ -119,21 +138,24 @@ def _ints(values: Sequence[int]) -> _Ints:
     return np.frombuffer(array("q", values), np.int64)
 
 
-def _columns(rows: Sequence[tuple[Any, ...]], *wanted: int) -> list[list[Any]]:
-    columns: list[list[Any]] = [[] for _ in wanted]
-    width = len(rows[0]) if rows else 1
-    for start in range(0, len(rows), _PORTION):
-        flat = list(chain.from_iterable(rows[start : start + _PORTION]))
-        for column, at in zip(columns, wanted, strict=True):
-            column.extend(flat[at::width])
-    return columns
-
-
-def _turns(operations: Sequence[Operation], numbers: dict[SessionKey, int]) -> _Turns | None:
-    size = len(operations)
-    keys, kinds, invokes, completes, markers, reads, answered = _columns(
-        operations, 0, 3, 4, 5, 6, 8, 11
-    )
+def _turns(
+    operations: Sequence[Operation], numbers: dict[SessionKey, int]
+) -> tuple[_Turns | None, list[Operation]]:
+    """Give the turns as columns, and the operations that are no turns."""
+    others: list[Operation] = []
+    columns: list[list[Any]] = [[] for _ in _WANTED]
+    is_plain = True
+    for start in range(0, len(operations), _PORTION):
+        portion = operations[start : start + _PORTION]
+        kinds = list(map(_f, portion))
+        if kinds.count("turn") < len(portion):
+            others += [o for o in portion if o.f != "turn"]
+            portion = [o for o in portion if o.f == "turn"]
+        is_plain = is_plain and not (any(map(_config, portion)) or any(map(_effects, portion)))
+        for column, value_of in zip(columns, _WANTED, strict=True):
+            column.extend(map(value_of, portion))
+    keys, kinds, invokes, completes, markers, reads, answered = columns
+    size = len(markers)
     session = np.fromiter(map(numbers.__getitem__, keys), np.int64, size)
     types = np.fromiter(map(_TYPES.__getitem__, kinds), np.int8, size)
     invoke = _ints(invokes)
@@ -142,18 +164,24 @@ def _turns(operations: Sequence[Operation], numbers: dict[SessionKey, int]) -> _
     except TypeError:
         complete = _ints([_NEVER_NS if time == math.inf else time for time in completes])
     if not size or (complete < invoke).any():
-        return None
+        return None, others
     complete = np.where(types == _OK, complete, _NEVER_NS)
-    row_of = dict(zip(markers, range(size), strict=True))
-    if len(row_of) < size:
-        last = np.fromiter(map(row_of.__getitem__, markers), np.int64, size)
-        if (session[last] != session).any():
-            return None
     origin = int(invoke.min())
     span = int(invoke.max()) - origin
-    return _Turns(
-        operations, session, types, invoke, complete, row_of, reads, answered, origin, span
+    turns = _Turns(
+        session,
+        types,
+        invoke,
+        complete,
+        markers,
+        _hashes(markers),
+        reads,
+        answered,
+        origin,
+        span,
+        is_plain,
     )
+    return turns, others
 
 
 def _final_lists(
@@ -175,58 +203,95 @@ def _final_lists(
     suspect[turns.session[(turns.type == _OK) & (turns.complete >= asked[turns.session])]] = True
     lengths = _ints([len(read.markers or ()) for read in reads])
     elements = list(chain.from_iterable(read.markers or () for read in reads))
-    row = np.fromiter(map(turns.row_of.get, elements, repeat(-1)), np.int64, len(elements))
-    of_element = np.repeat(session, lengths)
-    place = np.arange(len(elements)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    starts = np.cumsum(lengths) - lengths
+    start, length = np.zeros(len(suspect), np.int64), np.zeros(len(suspect), np.int64)
+    start[session], length[session] = starts, lengths
     ended = [_NEVER_NS if read.complete_ns == math.inf else int(read.complete_ns) for read in reads]
-    wrong = (row < 0) | (turns.session[row] != of_element) | (turns.type[row] == _FAIL)
-    row[row < 0] = 0
-    suspect[of_element[wrong]] = True
-    shown = np.bincount(row, minlength=len(turns.session))
-    # A retried turn's rows but one are never shown, and one that is shown twice is a duplicate.
-    suspect[turns.session[(shown > 1) | ((shown == 0) & (turns.type == _OK))]] = True
-    return _Lists(elements, row, of_element, place, np.repeat(_ints(ended), lengths))
+    return _Lists(
+        _hashes(elements),
+        np.full(len(elements), -1, np.int64),
+        np.repeat(session, lengths),
+        np.arange(len(elements)) - np.repeat(starts, lengths),
+        np.repeat(_ints(ended), lengths),
+        start,
+        length,
+    )
 
 
-def _suspect_strange_answers(turns: _Turns, suspect: _Flags) -> None:
-    """Suspect the sessions with retries, or with replies to other prompts."""
-    if len(turns.row_of) < len(turns.session):
-        kept = np.fromiter(turns.row_of.values(), np.int64, len(turns.row_of))
-        repeated = np.ones(len(turns.session), np.bool_)
-        repeated[kept] = False
-        suspect[turns.session[repeated]] = True
+def _suspect_strange_answers(turns: _Turns, suspect: _Flags) -> bool:
+    """Suspect the sessions with retries, or with replies to other prompts.
+
+    Gives False if different sessions sent the same marker.
+    """
+    order = np.argsort(turns.hashes)
+    repeated = np.flatnonzero(turns.hashes[order[1:]] == turns.hashes[order[:-1]])
+    one, other = turns.session[order[repeated]], turns.session[order[repeated + 1]]
+    suspect[one] = True
     if any(turns.answered):
-        for at, turn in enumerate(turns.operations):
-            if turn.answered and turn.answered != turn.marker:
+        for at, marker in enumerate(turns.answered):
+            if marker and marker != turns.markers[at]:
                 suspect[turns.session[at]] = True
+    return bool((one == other).all())
 
 
 def _suspect_wrong_claims(turns: _Turns, lists: _Lists, suspect: _Flags) -> _Flags:
     """Suspect the sessions with a turn that was not shown exactly what stands before it.
 
-    Gives which turns were observed at all.
+    Finds for each element its turn on the way. Gives which turns were observed at all.
     """
     seen = [read for read in turns.reads if read is not None]
     observed = np.ones(len(turns.reads), np.bool_)
     if len(seen) < len(turns.reads):
         observed = np.array([read is not None for read in turns.reads], np.bool_)
-    seen_row = np.flatnonzero(observed)
-    positions, digests, tails, foreign, half = _columns(seen, 0, 1, 2, 3, 4)
-    position = np.zeros(len(observed), np.int64)
-    digest = np.zeros(len(observed), np.uint64)
-    position[seen_row] = _ints(positions)
-    digest[seen_row] = np.frombuffer(array("Q", digests), np.uint64)
+    at = np.flatnonzero(observed)
+    columns: list[list[Any]] = [[] for _ in _SEEN]
+    for start in range(0, len(seen), _PORTION):
+        for column, value_of in zip(columns, _SEEN, strict=True):
+            column.extend(map(value_of, seen[start : start + _PORTION]))
+    positions, digests, foreign, half = columns
     if any(foreign) or any(half):
         odd = np.array([bool(f or h) for f, h in zip(foreign, half, strict=True)], np.bool_)
-        suspect[turns.session[seen_row[odd]]] = True
+        suspect[turns.session[at[odd]]] = True
     if (turns.type == _FAIL).any():
-        refused = {turn.marker for turn in turns.operations if turn.type == "fail"}
-        shown = np.array([not refused.isdisjoint(tail) for tail in tails], np.bool_)
-        suspect[turns.session[seen_row[shown]]] = True
-    row = lists.row
-    differs = (position[row] != lists.place) | (digest[row] != _digests(lists))
-    suspect[lists.session[differs & observed[row]]] = True
+        refused = set(compress(turns.markers, turns.type == _FAIL))
+        shown = np.array([not refused.isdisjoint(read.tail) for read in seen], np.bool_)
+        suspect[turns.session[at[shown]]] = True
+    position, session = _ints(positions), turns.session[at]
+    slot = lists.start[session] + position
+    fits = position < lists.length[session]
+    slot[~fits] = 0
+    if len(lists.row):
+        fits &= (lists.hashes[slot] == turns.hashes[at]) & (turns.type[at] != _FAIL)
+        fits &= np.frombuffer(array("Q", digests), np.uint64) == _digests(lists)[slot]
+        lists.row[slot[fits]] = at[fits]
+    rest = np.ones(len(observed), np.bool_)
+    rest[at[fits]] = False
+    _place_the_rest(turns, lists, rest, observed, suspect)
     return observed
+
+
+def _place_the_rest(
+    turns: _Turns, lists: _Lists, rest: _Flags, observed: _Flags, suspect: _Flags
+) -> None:
+    """Find the turns that do not say where they stand; whoever has a wrong element is suspect.
+
+    An observed turn stands where it says, so it is wrong wherever else it is found.
+    """
+    rows = np.flatnonzero(rest)
+    row_of = dict(zip(turns.hashes[rows].tolist(), rows.tolist(), strict=True))
+    empty = np.flatnonzero(lists.row < 0)
+    found = _ints([row_of.pop(value, -1) for value in lists.hashes[empty].tolist()])
+    lists.row[empty] = np.maximum(found, 0)
+    wrong = (
+        (found < 0)
+        | (turns.session[found] != lists.session[empty])
+        | (turns.type[found] == _FAIL)
+        | observed[found]
+    )
+    suspect[lists.session[empty[wrong]]] = True
+    # What is left over was never shown; acknowledged, it had to be.
+    unseen = _ints(list(row_of.values()))
+    suspect[turns.session[unseen[turns.type[unseen] == _OK]]] = True
 
 
 def _suspect_wrong_times(turns: _Turns, lists: _Lists, suspect: _Flags) -> int:
@@ -247,30 +312,32 @@ def _suspect_wrong_times(turns: _Turns, lists: _Lists, suspect: _Flags) -> int:
 
 def _digests(lists: _Lists) -> _Words:
     """Give for each element the digest of all that stands before it in its list."""
-    if not lists.elements:
-        return np.zeros(0, np.uint64)
     longest = int(lists.place.max()) + 1
     inverse = pow(MULTIPLIER, -1, 2**64)
     powers = np.full(longest, MULTIPLIER, np.uint64)
     inverses = np.full(longest, inverse, np.uint64)
     powers[0], inverses[0] = inverse, 1  # M^(p-1), M^-p
     powers, inverses = np.multiply.accumulate(powers), np.multiply.accumulate(inverses)
-    terms = _hashes(lists.elements) * inverses[lists.place]
+    terms = lists.hashes * inverses[lists.place]
     before = np.cumsum(terms) - terms
     starts = np.flatnonzero(lists.place == 0)
-    lengths = np.diff(np.append(starts, len(lists.elements)))
+    lengths = np.diff(np.append(starts, len(lists.hashes)))
     sums: _Words = (before - np.repeat(before[starts], lengths)) * powers[lists.place]
     return sums
 
 
 def _hashes(markers: Sequence[str]) -> _Words:
     """Give ``hash_of`` of each marker: at once if all have one length, as ``marker_of`` gives."""
-    text = "".join(markers)
+    if not markers:
+        return np.zeros(0, np.uint64)
     size = len(markers[0])
-    if not text.isascii() or set(map(len, markers)) != {size}:
+    text = "\0".join([*markers, ""])
+    data = np.frombuffer(text.encode(), np.uint8)
+    is_even = len(data) == len(markers) * (size + 1) and text.count("\0") == len(markers)
+    if not is_even or data[size :: size + 1].any():
         return np.fromiter(map(hash_of, markers), np.uint64, len(markers))
     padded = np.zeros((len(markers), size + (-size & 7)), np.uint8)
-    padded[:, :size] = np.frombuffer(text.encode(), np.uint8).reshape(len(markers), size)
+    padded[:, :size] = data.reshape(len(markers), size + 1)[:, :-1]
     multiplier = np.uint64(MULTIPLIER)
     value = np.full(len(markers), size, np.uint64)
     for word in padded.view("<u8").T:

@@ -33,8 +33,9 @@ __all__ = ["NUMPY_FROM_OPERATIONS", "WITNESS_LIMIT", "Hearing", "check"]
 NUMPY_FROM_OPERATIONS = 20_000
 # How many anomalies of one name are kept with their witnesses; all are counted.
 WITNESS_LIMIT = 20
-_invoke, _complete, _read, _config, _effects = map(
-    attrgetter, ("invoke_ns", "complete_ns", "read", "config", "effects")
+_PORTION = 1_024
+_process, _invoke, _complete, _read, _config, _effects = map(
+    attrgetter, ("process", "invoke_ns", "complete_ns", "read", "config", "effects")
 )
 ENGINES = ("auto", "python", "numpy")
 
@@ -62,7 +63,7 @@ def check(
     if engine not in ENGINES:
         raise InvalidScenario(f"no engine {engine!r}: name one of {', '.join(ENGINES)}")
     operations = history if isinstance(history, Sequence) else list(history)
-    hearing = Hearing([operation for operation in operations if operation.process == NEMESIS])
+    hearing = Hearing(_faults_of(operations))
     rest: Iterable[Operation] = operations
     if engine == "numpy" or (engine == "auto" and len(operations) >= NUMPY_FROM_OPERATIONS):
         rest = _screened(hearing, operations, engine)
@@ -71,6 +72,15 @@ def check(
     if trace is not None:
         hearing.hear_trace(trace)
     return hearing.verdict(guarantees)
+
+
+def _faults_of(operations: Sequence[Operation]) -> list[Operation]:
+    faults: list[Operation] = []
+    for start in range(0, len(operations), _PORTION):
+        portion = operations[start : start + _PORTION]
+        if NEMESIS in map(_process, portion):
+            faults += [operation for operation in portion if operation.process == NEMESIS]
+    return faults
 
 
 def _screened(
@@ -82,12 +92,13 @@ def _screened(
         if engine == "numpy":
             raise InvalidScenario("engine numpy needs numpy: pip install numpy") from None
         return operations
-    screened = screen(operations, has_faults=bool(hearing.faults))
+    screened = screen(operations)
     if screened is None:
         return operations
     hearing.evidence = hearing.evidence.plus(screened.evidence)
     suspects = screened.suspects
-    hearing.note([o for o in operations if o.key not in suspects] if suspects else operations)
+    if not screened.is_plain or quiet_ns(hearing.faults) < math.inf:
+        hearing.note([o for o in operations if o.key not in suspects] if suspects else operations)
     return [o for o in operations if o.key in suspects] if suspects else ()
 
 
