@@ -49,9 +49,26 @@ class Finished(NamedTuple):
 
 
 class OpenTurn:
-    """One turn between its prompt and its end. Owned by the holder of the session."""
+    """One turn between its prompt and its end. Owned by the holder of the session.
 
-    __slots__ = ("is_sealed", "messages", "results", "steps", "turn_id", "usage", "version")
+    Attributes:
+        messages: its prompt and what came since, complete messages only.
+        results: of the last reply's tool calls, while some of them are still missing.
+        calls: the tool calls of the last reply that have no result yet, in order.
+        is_answered: the model has given its final reply.
+    """
+
+    __slots__ = (
+        "calls",
+        "is_answered",
+        "is_sealed",
+        "messages",
+        "results",
+        "steps",
+        "turn_id",
+        "usage",
+        "version",
+    )
 
     def __init__(self, turn_id: str, prompt: Message, version: str) -> None:
         self.turn_id = turn_id
@@ -60,25 +77,15 @@ class OpenTurn:
         self.results: dict[str, ToolResult] = {}
         self.usage = Usage()
         self.steps = 0
+        self.calls: tuple[ToolCall, ...] = ()
+        self.is_answered = False
         self.is_sealed = False
-
-    @property
-    def calls(self) -> tuple[ToolCall, ...]:
-        """The tool calls of the last reply that have no result yet, in order."""
-        last = self.messages[-1]
-        if last["role"] != "assistant":
-            return ()
-        return tuple(c for c in tool_calls_of(last["content"]) if c.id not in self.results)
-
-    @property
-    def is_answered(self) -> bool:
-        """Whether the model has given its final reply."""
-        last = self.messages[-1]
-        return last["role"] == "assistant" and not tool_calls_of(last["content"])
 
     def add_reply(self, content: Message, usage: Usage) -> None:
         """Take the model's reply."""
         self.messages.append(content)
+        self.calls = tool_calls_of(content["content"])
+        self.is_answered = not self.calls
         self.usage = Usage(
             self.usage.input_tokens + usage.input_tokens,
             self.usage.output_tokens + usage.output_tokens,
@@ -88,6 +95,7 @@ class OpenTurn:
     def add_result(self, result: ToolResult) -> None:
         """Take a tool's result; the last one completes the message that carries them all."""
         self.results[result.call_id] = result
+        self.calls = tuple([call for call in self.calls if call.id != result.call_id])
         if not self.calls:
             asked = tool_calls_of(self.messages[-1]["content"])
             self.messages.append(tool_results(self.results[call.id] for call in asked))
@@ -103,7 +111,7 @@ class OpenTurn:
             result = ToolResult(call.id, reason, is_error=True)
             self.add_result(result)
             entries.append(self.result_entry(result))
-        self.is_sealed = True
+        self.is_sealed = self.is_answered = True
         last = assistant(reason)
         self.messages.append(last)
         return [*entries, {"reply": last, "usage": [0, 0], "sealed": True}]

@@ -49,12 +49,12 @@ def reply_of(agent: Agent, finished: Finished, *, is_replay: bool) -> TurnReply:
         )
     messages = agent.messages[finished.first : finished.last + 1]
     reply = Reply(tuple(messages[-1]["content"]), "end_turn")
-    calls = tuple(  # copies: the caller may do with them as it likes
+    calls = [  # copies: the caller may do with them as it likes
         call._replace(input=copy.deepcopy(call.input))
         for message in messages
         if message["role"] == "assistant" and isinstance(message["content"], list)
         for call in tool_calls_of(message["content"])
-    )
+    ]
     return TurnReply(
-        finished.turn_id, reply.text, calls, finished.usage, finished.version, is_replay
+        finished.turn_id, reply.text, tuple(calls), finished.usage, finished.version, is_replay
     )
