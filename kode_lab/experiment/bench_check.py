@@ -66,7 +66,7 @@ def _fault_figures(effort: float) -> list[Figure]:
     names = list(CATALOGUE)[: max(2, int(len(CATALOGUE) * effort))]
     seeds = max(1, int(SEEDS * effort))
     outcomes = list(try_all(names, seeds))
-    convicted = sum(outcome.convicted > 0 for outcome in outcomes)
+    convicted = sum(not outcome.missing for outcome in outcomes)
     acquitted = sum(outcome.acquitted for outcome in outcomes)
     return [
         Figure(

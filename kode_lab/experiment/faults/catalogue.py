@@ -1,8 +1,8 @@
 """The fault catalogue: every mistake that the judge has to convict, by its name.
 
-A fault is a wrapping of real parts, never a switch inside them. What it ``shows`` are anomalies of
-which one must be found; the first is the one that it is known by. Beside each stands the scenario
-that provokes it; its honest twin is the same scenario on the parts as they are.
+A fault is a wrapping of real parts, never a switch inside them. Beside each stand the anomalies
+that must be found, and the scenario that provokes them; its honest twin is the same scenario on
+the parts as they are.
 
 Source: the mistakes are those found in public session stores, agent frameworks and queues while
 this was designed; the names of the anomalies are the judge's.

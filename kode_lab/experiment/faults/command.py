@@ -69,11 +69,11 @@ def _try(options: Namespace) -> int:
 
 
 def _conclusion(outcomes: Sequence[Outcome], spent_s: float) -> str:
-    convicted = sum(outcome.convicted > 0 for outcome in outcomes)
+    convicted = sum(not outcome.missing for outcome in outcomes)
     false = sum(outcome.seeds - outcome.acquitted for outcome in outcomes)
     plays = sum(2 * outcome.seeds for outcome in outcomes)
     return (
-        f"{convicted} of {len(outcomes)} faults convicted by what they must show; "
+        f"{convicted} of {len(outcomes)} faults convicted of all that they must show; "
         f"{false} of {plays // 2} plays of their honest twins not valid; "
         f"{plays} plays in {spent_s:.1f} CPU-s."
     )
@@ -101,7 +101,7 @@ def _save(outcomes: Sequence[Outcome], options: Namespace, before: str, spent_s:
 
 def _replay(fault: Fault, options: Namespace) -> int:
     played, verdict = replay(fault, options.replay)
-    is_convicted = not set(found_in(verdict)).isdisjoint(fault.shows)
+    is_convicted = fault.shows[0] in found_in(verdict)
     if options.json:
         told = {"fault": fault.name, "seed": options.replay, "verdict": verdict.to_json()}
         sys.stdout.write(json.dumps(told, ensure_ascii=False, indent=1) + "\n")

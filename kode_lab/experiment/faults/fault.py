@@ -8,12 +8,10 @@ from kode_lab.experiment.faults.scenario import KEYS, Scenario
 from kode_lab.experiment.faults.site import Parts
 from kode_lab.key import SessionKey
 
-__all__ = ["LEAVING", "OVERTAKING", "PLAIN", "STALE", "TWO_PROCESSES", "Fault", "named"]
+__all__ = ["LEAVING", "OVERTAKING", "PLAIN", "TWO_PROCESSES", "Fault", "named"]
 
 # Not an anomaly, but a figure of the evidence: turns that stand behind one that was sent later.
 OVERTAKING = "overtaking"
-# What a turn that does not see another one shows as, by how far the other one was.
-STALE = ("lost update", "stale read")
 
 PLAIN = Scenario()
 TWO_PROCESSES = Scenario(processes=2)
@@ -25,7 +23,7 @@ class Fault(NamedTuple):
 
     Attributes:
         about: what is wrong, in one clause.
-        shows: the anomalies of which one must convict it, the best known first.
+        shows: the anomalies that must be found, each of them; it is known by the first.
         scenario: what provokes it.
         parts: how the real parts are wrapped.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kode_lab.experiment.faults import fronts, locks, stores, torn_stores, wrong_views
 from kode_lab.experiment.faults.disks import Unsynced
-from kode_lab.experiment.faults.fault import LEAVING, PLAIN, STALE, TWO_PROCESSES, Fault
+from kode_lab.experiment.faults.fault import LEAVING, PLAIN, TWO_PROCESSES, Fault
 from kode_lab.experiment.faults.scenario import Scenario
 from kode_lab.experiment.faults.site import Parts
 
@@ -16,7 +16,7 @@ KEPT_FAULTS = (
     Fault(
         "stale-cache",
         "a process trusts its resident agents though another one wrote since",
-        STALE,
+        ("lost update", "fork"),
         TWO_PROCESSES,
         Parts(store=lambda store, _: stores.Believed(store)),
     ),
@@ -55,7 +55,7 @@ KEPT_FAULTS = (
     Fault(
         "file-cut-short",
         "the whole file is written anew at each turn, and the process is killed meanwhile",
-        ("stuck session", "lost after acknowledgement"),
+        ("stuck session",),
         _KILL,
         Parts(store=torn_stores.Rewriting),
     ),
@@ -97,7 +97,7 @@ KEPT_FAULTS = (
     Fault(
         "silent-truncation",
         "the oldest turns are dropped to keep the file small",
-        ("lost write", "stale read"),
+        ("lost write",),
         PLAIN,
         Parts(
             store=lambda store, _: stores.Truncating(stores.Believed(store, is_cached=False), 12)

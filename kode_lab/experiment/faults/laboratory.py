@@ -1,7 +1,7 @@
 """Each fault under its scenario, seed by seed, judged; and beside it its honest twin.
 
-It owns what "convicted" means: in at least one of the seeds the judge names an anomaly that the
-fault must show, and in every one of them it finds the same scenario on the parts as they are valid.
+It owns what "convicted" means: within the seeds the judge names every anomaly that the fault must
+show, and in each of them it finds the same scenario on the parts as they are valid.
 It knows neither how a fault works nor how a rule judges.
 """
 
@@ -38,7 +38,7 @@ class Outcome(NamedTuple):
 
     Attributes:
         seeds: how many plays there were, of the fault and of its twin.
-        convicted: plays in which the judge named what the fault must show.
+        convicted: plays in which the judge named what the fault is known by.
         first: the first such seed, or None.
         anomalies: in how many plays each anomaly was found, whatever it was.
         acquitted: plays of the twin that were found valid (and in which nobody was overtaken,
@@ -56,8 +56,13 @@ class Outcome(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """Whether the fault was convicted, and its twin never."""
-        return self.convicted > 0 and self.acquitted == self.seeds
+        """Whether the fault was convicted of all that it must show, and its twin of nothing."""
+        return not self.missing and self.acquitted == self.seeds
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """What it must show and did not."""
+        return tuple(name for name in self.fault.shows if name not in self.anomalies)
 
 
 def judged(fault: Fault, played: Played) -> Verdict:
@@ -79,7 +84,7 @@ def convict(fault: Fault, seeds: int = SEEDS) -> Outcome:
         for seed in range(seeds):
             found = found_in(judged(fault, stage.play(seed)))
             anomalies.update(found)
-            if not set(found).isdisjoint(fault.shows):
+            if fault.shows[0] in found:
                 convicted.append(seed)
     acquitted, objection = 0, ""
     with Stage(fault.scenario, Parts()) as stage:
@@ -130,16 +135,16 @@ def table(outcomes: Iterable[Outcome]) -> str:
 
 def _cells(outcome: Outcome) -> tuple[str, ...]:
     fault = outcome.fault
-    shown = [name for name in fault.shows if name in outcome.anomalies]
-    also = [f"{name} {n}" for name, n in outcome.anomalies.items() if name not in shown]
+    also = [f"{name} {n}" for name, n in outcome.anomalies.items() if name not in fault.shows]
+    missing = f"NOT CONVICTED of {', '.join(outcome.missing)}" if outcome.missing else ""
     return (
         fault.name,
-        ", ".join(f"{name} {outcome.anomalies[name]}" for name in shown) or fault.shows[0],
+        ", ".join(f"{name} {outcome.anomalies.get(name, 0)}" for name in fault.shows),
         f"{outcome.convicted} of {outcome.seeds}",
         "-" if outcome.first is None else str(outcome.first),
         f"{outcome.acquitted} of {outcome.seeds}",
         ", ".join(also),
-        "ok" if outcome.ok else outcome.objection or "NOT CONVICTED",
+        "ok" if outcome.ok else missing or outcome.objection,
     )
 
 

@@ -12,7 +12,6 @@ from kode_lab.experiment.faults.fault import (
     LEAVING,
     OVERTAKING,
     PLAIN,
-    STALE,
     TWO_PROCESSES,
     Fault,
     named,
@@ -24,34 +23,34 @@ __all__ = ["LOCK_FAULTS", "NAME_FAULTS"]
 
 # With longer pauses, whoever waits does not also wait for its own session.
 _PENSIVE = Scenario(think_ms=60, turns=6)
-_LOST_UPDATE = ("lost update", "fork", "overlap")
+_AT_ONCE = ("lost update", "overlap")
 
 LOCK_FAULTS = (
     Fault(
         "no-lock",
         "turns of one session do not wait for each other",
-        _LOST_UPDATE,
+        _AT_ONCE,
         PLAIN,
         Parts(store=lambda store, _: locks.Loose(store, locks.OpenGate())),
     ),
     Fault(
         "lock-per-process",
         "each of two processes has a lock of its own",
-        _LOST_UPDATE,
+        _AT_ONCE,
         TWO_PROCESSES,
         Parts(store=lambda store, _: locks.Loose(store, locks.LockGate(lambda key: key))),
     ),
     Fault(
         "lease-expires-without-fence",
         "a holder that takes long is overtaken, and writes all the same",
-        _LOST_UPDATE,
+        _AT_ONCE,
         PLAIN,
         Parts(store=lambda store, _: locks.Loose(store, locks.ExpiringGate(0.012))),
     ),
     Fault(
         "lock-released-before-write",
         "the lock is released with the reply, and the turn is written after that",
-        STALE,
+        _AT_ONCE,
         PLAIN,
         Parts(
             store=lambda store, site: locks.EarlyRelease(
@@ -62,14 +61,14 @@ LOCK_FAULTS = (
     Fault(
         "agent-made-twice",
         "two first turns each make the session's agent: check, then act",
-        STALE,
+        _AT_ONCE,
         PLAIN,
         Parts(store=lambda store, site: locks.Loose(store, locks.TwiceMadeGate(site))),
     ),
     Fault(
         "evicted-in-flight",
         "the agent of a running turn is evicted, and its lock with it",
-        STALE,
+        _AT_ONCE,
         PLAIN,
         Parts(store=lambda store, _: locks.Loose(store, locks.EvictingGate(2))),
     ),

@@ -13,7 +13,7 @@ TURN_FAULTS = (
     Fault(
         "retry-without-idempotency",
         "a turn that is sent again is taken again",
-        ("duplicate",),
+        ("duplicate", "effect twice"),
         Scenario(hurried_percent=40, attempts=2),
         Parts(front=lambda front, _: fronts.Nameless(front)),
     ),
@@ -51,7 +51,7 @@ TURN_FAULTS = (
     Fault(
         "hidden-retry",
         "the model's client sends a slow request again and joins both replies",
-        ("effect twice", "duplicate"),
+        ("effect twice",),
         PLAIN,
         Parts(model=lambda model, _: models.HiddenRetry(model, 0.006)),
     ),
