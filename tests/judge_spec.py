@@ -575,6 +575,15 @@ SPECS = {
         """,
         {},
     ),
+    "a refused turn was shown another order": Spec(
+        """
+        ada:1  |--a--|                    -> a
+        ada:1  |--c--|                    -> a c
+        ada:1    |--b--x                  -> c b
+        ada:1             |-=-|           -> a c
+        """,
+        {},
+    ),
     "two turns after the final read at one position": Spec(
         """
         ada:1  |--a--|                              -> a

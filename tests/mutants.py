@@ -118,11 +118,16 @@ MUTANTS = [
     ),
     (
         "rules",
-        'if read is None or turn.type == "fail":',
-        'if read is None or turn.type != "ok":',
+        'if turn.type == "fail" or (at is None and turn.type == "info"):',
+        'if turn.type != "ok":',
         "a turn that was given up overlooks another",
     ),
-    ("rules", 'if read is None or turn.type == "fail":', "if True:", "garbage in a prompt"),
+    (
+        "rules",
+        "        if read is None:\n            continue\n        at =",
+        "        if True:\n            continue\n        at =",
+        "garbage in a prompt",
+    ),
     (
         "rules",
         "if at == read.position and digests[at] == read.digest:",
@@ -131,14 +136,14 @@ MUTANTS = [
     ),
     (
         "rules",
-        'if at is None and turn.type != "ok":',
-        "if at is None:",
+        'if turn.type == "fail" or (at is None and turn.type == "info"):',
+        'if turn.type == "fail" or at is None:',
         "a lost turn was shown another order",
     ),
     (
         "rules",
-        'if at is None and turn.type != "ok":',
-        "if False:",
+        'if turn.type == "fail" or (at is None and turn.type == "info"):',
+        'if turn.type == "fail":',
         "a turn that never happened was shown another order",
     ),
     (
@@ -455,8 +460,8 @@ MUTANTS = [
     ),
     (
         "case",
-        '        and turn.type == "ok"\n        and turn.read',
-        "        and turn.read",
+        'if turn.type == "ok"\n        and turn.read',
+        "if turn.read",
         "a turn after the final read beside one that was given up",
     ),
     (
@@ -835,4 +840,10 @@ MUTANTS = [
         "no answer after the faults",
     ),
     ("judge", "if NEMESIS in map(_process, portion):", "if False:", "a turn is lost in a crash"),
+    (
+        "rules",
+        'if turn.type == "fail" or (at is None and turn.type == "info"):',
+        'if at is None and turn.type == "info":',
+        "a refused turn was shown another order",
+    ),
 ]

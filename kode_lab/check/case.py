@@ -174,12 +174,10 @@ def _order(
     for marker in order:
         digest = (digest * MULTIPLIER + hash_of(marker)) & _MASK
         digests.append(digest)
-    placed = set(order)
     beyond = [
         turn
-        for marker, turn in turns.items()
-        if marker not in placed
-        and turn.type == "ok"
+        for turn in map(turns.__getitem__, turns.keys() - set(order))
+        if turn.type == "ok"
         and turn.read is not None
         and (final is None or turn.complete_ns >= final.invoke_ns)
     ]
@@ -190,7 +188,11 @@ def _order(
 
 def _continue(order: list[str], digests: list[int], beyond: list[Operation]) -> None:
     """Append the turns that stand after what was read, as far as their own words connect."""
-    for turn in sorted(beyond, key=lambda turn: turn.read.position if turn.read else 0):
+
+    def claim(turn: Operation) -> tuple[int, int, str]:
+        return turn.read.position if turn.read else 0, turn.invoke_ns, turn.marker
+
+    for turn in sorted(beyond, key=claim):
         assert turn.read is not None
         missing = turn.read.position - len(order)
         if not 0 <= missing <= len(turn.read.tail):

@@ -116,13 +116,13 @@ def ordered(case: Case, _crashes: Sequence[float]) -> Iterator[Anomaly]:
     digests, place = case.digests, case.place
     for marker, turn in case.turns.items():
         read = turn.read
-        if read is None or turn.type == "fail":
+        if read is None:
             continue
         at = place.get(marker)
         if at == read.position and digests[at] == read.digest:
             continue
-        if at is None and turn.type != "ok":
-            continue  # it may never have happened
+        if turn.type == "fail" or (at is None and turn.type == "info"):
+            continue  # it never happened, or may never have
         yield from _misplaced(case, turn, at)
     yield from _against_time(case)
     yield from _wrong_reads(case)
