@@ -15,10 +15,10 @@ import threading
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from kode_lab import sessions
 from kode_lab.claude.legality import problem_of
 from kode_lab.key import SessionKey
 from kode_lab.message import Reply, Usage, text_of, user
-from kode_lab.sessions import AgentShelf, JsonStore, SessionManager, Toolbox, ToolContext
 from kode_lab.sessions.disk import PosixDisk
 
 ADA = SessionKey.of("ada", "clerk", "s1")
@@ -32,10 +32,11 @@ _ids = itertools.count()
 class World:
     """What tools change: notes, each once for its idempotency key, and every run of a tool."""
 
-    def __init__(self):
+    def __init__(self, lab=sessions):
+        ToolContext = lab.ToolContext  # noqa: N806 - a class, in the annotations below
         self.notes = {}
         self.runs = []
-        self.box = Toolbox()
+        self.box = lab.Toolbox()
         # A tool waits here for the text it is given, where a test put an event.
         self.gates = {}
         self.started = asyncio.Event()
@@ -131,9 +132,9 @@ class Clerk:
                 }
 
 
-def shelf(directory, box=None, agent_id="clerk", **fields):
+def shelf(directory, box=None, agent_id="clerk", *, lab=sessions, **fields):
     """Give the shelf with one agent that has all tools of the box."""
-    box = box or Toolbox()
+    box = box or lab.Toolbox()
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     fields = {"model": "stand-in", "tools": list(box.names), "deadline_s": PATIENCE_S} | fields
@@ -141,22 +142,25 @@ def shelf(directory, box=None, agent_id="clerk", **fields):
     path = directory / f"{agent_id}.toml"
     if not path.exists() or path.read_text(encoding="utf-8") != "\n".join(lines):
         path.write_text("\n".join(lines), encoding="utf-8")
-    return AgentShelf(directory, box)
+    return lab.AgentShelf(directory, box)
 
 
 @asynccontextmanager
-async def managing(path, model=None, world=None, *, agent=None, store=None, **options):
+async def managing(
+    path, model=None, world=None, *, agent=None, store=None, lab=sessions, **options
+):
     """Give a manager of the sessions below ``path``.
 
-    ``agent`` holds fields of the configuration, ``store`` options of the store or a store.
+    ``agent`` holds fields of the configuration, ``store`` options of the store or a store. ``lab``
+    is the package whose manager it is: the real one, or a mutant of it.
     """
     path = Path(path)
-    box = world.box if world is not None else Toolbox()
-    if not isinstance(store, JsonStore):
-        store = JsonStore(path / "store", **(store or {}))
-    async with SessionManager(
+    box = world.box if world is not None else lab.Toolbox()
+    if store is None or isinstance(store, dict):
+        store = lab.JsonStore(path / "store", **(store or {}))
+    async with lab.SessionManager(
         store=store,
-        agents=shelf(path / "agents", box, **(agent or {})),
+        agents=shelf(path / "agents", box, lab=lab, **(agent or {})),
         model=model or Clerk(),
         **options,
     ) as manager:

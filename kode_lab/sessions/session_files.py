@@ -236,7 +236,7 @@ class SessionFiles:
         size = self._messages_size()
         data = self.disk.read(self._fd(MESSAGES), size, 0) if size else b""
         self.messages_bytes = end_bytes
-        whole = messages_of(data) if data else None if end_bytes else []
+        whole = messages_of(data) if data else []
         if size == end_bytes and whole is not None:
             return whole
         # A new turn begins over the closing bracket, so even that may be torn.

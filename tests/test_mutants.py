@@ -1,0 +1,913 @@
+"""The sessions broken on purpose: every guarantee has mutants, and a check that convicts each.
+
+A mutant is the package ``kode_lab.sessions`` with a piece of its source changed, imported beside
+the real one under another name. A check is a small scenario that the real package passes. Some
+mutants are bugs that the package once had.
+"""
+
+import asyncio
+import importlib
+import itertools
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from random import Random
+from typing import NamedTuple
+
+import house
+import pytest
+from house import (
+    ADA,
+    BOB,
+    Clerk,
+    FaultyDisk,
+    World,
+    assert_idle,
+    assert_legal,
+    prompts,
+    until,
+)
+from test_cancellation import Cut
+
+from kode_lab import sessions
+from kode_lab.errors import (
+    DeadlineExceeded,
+    Draining,
+    ForeignHost,
+    ModelGarbage,
+    NewerFormat,
+    SessionBusy,
+    SessionDamaged,
+    StaleLease,
+    StoreUnwritable,
+    Superseded,
+    WaitingRoomFull,
+    WrongOwner,
+)
+from kode_lab.key import SessionKey
+from kode_lab.message import Reply
+
+HOME = Path(sessions.__file__).parent
+# What a check may take, on any machine.
+PATIENCE_S = 120.0
+# What a step may take in which a mutant hangs, and a check whose mutant hangs all of it.
+STEP_S = 1.0
+POWER = {"durability": "power", "journal_bytes": 8192}
+
+
+# ---- the checks
+
+
+def in_time(lab):
+    """Give a time-out for a step in which a mutant hangs."""
+    return asyncio.timeout(PATIENCE_S if lab is sessions else STEP_S)
+
+
+def managing(*arguments, **options):
+    """Give a manager that does not wait long for turns that hang."""
+    return house.managing(*arguments, drain_s=0.05, **options)
+
+
+async def order(lab, path):
+    """One at a time, first come first served, and a hand-over is never lost."""
+    model = Clerk()
+    gate = model.gates["0"] = asyncio.Event()
+    async with managing(path, model, lab=lab) as manager, in_time(lab):
+        # The first waiter is cancelled in the moment in which the session comes to it.
+        cut = Cut(0, "as it comes")
+        turns = [manager.turn(ADA, f"{n}") for n in range(5)]
+        turns[1] = cut.run(turns[1])
+        tasks = [asyncio.create_task(turn) for turn in turns]
+        await model.asked.wait()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert len(model.requests) == 1
+        gate.set()
+        await asyncio.wait(tasks)
+        assert tasks[1].cancelled()
+        assert prompts(await manager.history(ADA)) == ["0", "2", "3", "4"]
+        assert_idle(manager)
+
+
+async def room(lab, path):
+    """The waiting room has a limit, who leaves it makes room, and who rejects does not wait."""
+    model = Clerk()
+    gate = model.gates["busy"] = asyncio.Event()
+    async with managing(path, model, lab=lab, agent={"queue_limit": 1}) as manager:
+        busy = asyncio.create_task(manager.turn(ADA, "busy"))
+        await model.asked.wait()
+        with pytest.raises(SessionBusy):
+            async with in_time(lab):
+                await manager.turn(ADA, "rejects", strategy="reject")
+        leaver = asyncio.create_task(manager.turn(ADA, "leaves"))
+        await asyncio.sleep(0)
+        leaver.cancel()
+        await asyncio.wait([leaver])
+        stays = asyncio.create_task(manager.turn(ADA, "stays"))
+        await asyncio.sleep(0)
+        with pytest.raises(WaitingRoomFull):
+            async with in_time(lab):
+                await manager.turn(ADA, "one too many")
+        gate.set()
+        await asyncio.gather(busy, stays)
+
+
+async def parallel(lab, path):
+    """No session waits for another: of one user, or of one name."""
+    keys = [SessionKey.of(f"u{user}", "clerk", f"s{name}") for user in "ab" for name in "cd"]
+    all_here, here = asyncio.Event(), itertools.count(1)
+
+    async def model(_request, _on_text=None):
+        if next(here) == len(keys):
+            all_here.set()
+        await all_here.wait()
+        return Reply(({"type": "text", "text": "hello"},), "end_turn")
+
+    async with managing(path, model, lab=lab) as manager, in_time(lab):
+        await asyncio.gather(*(manager.turn(key, "hello") for key in keys))
+
+
+async def apart(lab, path):
+    """Users with the same session name share nothing."""
+    model, world = Clerk(), World(lab)
+    async with managing(path, model, world, lab=lab) as manager:
+        for turn in range(2):
+            for key in (ADA, BOB):
+                await manager.turn(key, f"{key.user_id} note:1 {turn}")
+        for request in model.requests:
+            said = prompts(request.messages)
+            assert {prompt.split()[0] for prompt in said} == {said[-1].split()[0]}
+        assert all(text.startswith(context.key.user_id) for text, context in world.runs)
+
+
+async def owner(lab, path):
+    """Where users share directories, nobody is given another's messages."""
+    async with managing(path, lab=lab, store={"layout": "report"}) as manager:
+        await manager.turn(ADA, "secret")
+        for call in (lambda: manager.turn(BOB, "hello"), lambda: manager.history(BOB)):
+            with pytest.raises(WrongOwner):
+                await call()
+    turns = next(path.rglob("turns.jsonl"))
+    turns.write_bytes(turns.read_bytes()[:30])
+    async with managing(path, lab=lab, store={"layout": "report"}) as manager:
+        with pytest.raises(SessionDamaged):
+            await manager.turn(BOB, "hello")
+
+
+async def residents(lab, path):
+    """What is remembered is used only if nobody else held the session, and is limited."""
+    model = Clerk()
+    one = managing(path, model, lab=lab, residents_limit=1)
+    async with one as first, managing(path, model, lab=lab) as second:
+        for number in range(4):
+            await (first, second)[number % 2].turn(ADA, f"{number}")
+            assert prompts(model.requests[-1].messages) == [f"{n}" for n in range(number + 1)]
+        await first.turn(BOB, "hello")
+        assert first.statistics().residents == 1
+
+
+async def overtaken(lab, path):
+    """Who was overtaken cannot write any more, neither its turn nor a step."""
+    for prompt in ("busy", "note:1"):
+        there, world, model = path / prompt[:4], World(lab), Clerk()
+        gate = model.gates[prompt] = asyncio.Event()
+        async with managing(there, model, world, lab=lab) as manager:
+            busy = asyncio.create_task(manager.turn(ADA, prompt))
+            await model.asked.wait()
+            for lock in (there / "store" / "+locks").iterdir():
+                lock.unlink()
+            async with managing(there, lab=lab) as elsewhere:
+                await elsewhere.turn(ADA, "overtaker")
+            gate.set()
+            with pytest.raises(StaleLease):
+                await busy
+            assert world.runs == []
+            assert prompts(await manager.history(ADA)) == ["overtaker"]
+
+
+async def processes(lab, path):
+    """Two stores on one directory exclude each other, in order, and a waiter leaves no trace."""
+    stores = [lab.JsonStore(path) for _ in range(4)]
+    lease = await stores[0].hold(ADA, queue_limit=1)
+    with pytest.raises(WaitingRoomFull):
+        await stores[1].hold(ADA, queue_limit=0)
+    came = []
+
+    async def take(number):
+        lease = await stores[number].hold(ADA, queue_limit=1)
+        came.append(number)
+        stores[number].release(lease)
+
+    tasks = []
+    for number in (1, 2, 3):
+        tasks.append(asyncio.create_task(take(number)))
+        await asyncio.sleep(0)
+    tasks[1].cancel()
+    await asyncio.sleep(0)
+    stores[0].release(lease)
+    with pytest.raises(WaitingRoomFull):  # the lock is free, but somebody waits for it
+        await stores[0].hold(ADA, queue_limit=0)
+    async with in_time(lab):
+        await asyncio.wait(tasks)
+    assert came == [1, 3]
+    for store in stores:
+        await store.aclose()
+
+
+async def kills(lab, path):
+    """Killed at any moment and sent again: there once, tools run once, the next one goes on."""
+    for prompt, stride in (("hello", 11), ("note:2", 67)):
+        there = path / prompt[:4]
+        for number, (disk, image, notes) in enumerate(await _moments(lab, there, prompt, stride)):
+            for turn_id in ("t", "another") if number % 4 == 0 else ("t",):
+                world, model = World(lab), Clerk()
+                world.notes = dict(notes)
+                again = there / f"{number}{turn_id}"
+                disk.restore(image, again / "store")
+                async with managing(again, model, world, lab=lab) as manager:
+                    reply = await manager.turn(ADA, prompt, turn_id=turn_id)
+                    messages = await manager.history(ADA)
+                    assert_legal(messages)
+                    if turn_id == "t":
+                        assert prompts(messages) == ["first", prompt]
+                        made = sorted(call.input["text"] for call in reply.tool_calls)
+                        assert sorted(world.notes.values()) == made
+                        asked = len(model.requests)
+                        assert (await manager.turn(ADA, prompt, turn_id="t")).is_replay
+                        assert len(model.requests) == asked
+
+
+async def _moments(lab, path, prompt, stride):
+    found = []
+    world, disk = World(lab), FaultyDisk(path / "store")
+
+    def remember(at_path=None, change=None, torn=0):
+        image = disk.after_kill(at_path, change, torn)
+        if not found or found[-1][1] != image:
+            found.append((disk, image, dict(world.notes)))
+
+    def hook(call, at_path, change):
+        remember()
+        if call == "write":
+            last = len(change[2]) - 1
+            for torn in sorted({1, *range(disk.calls % stride, last, stride), last}):
+                remember(at_path, change, torn)
+
+    async with managing(path, world=world, store={"disk": disk}, lab=lab) as manager:
+        await manager.turn(ADA, "first")
+        disk.hook = hook
+        await manager.turn(ADA, prompt, turn_id="t")
+        disk.hook = None
+    return found
+
+
+async def steps(lab, path):
+    """What a finished tool gave is saved: it is not run again."""
+    for durability in ("process", "power"):
+        there, world, model = path / durability, World(lab), Clerk()
+        disk = FaultyDisk(there / "store")
+        images = []
+        store = {"durability": durability, "disk": disk}
+        ask = model.__call__
+
+        async def call(request, on_text=None, disk=disk, images=images, ask=ask):
+            images.append(disk.after_kill())
+            return await ask(request, on_text)
+
+        async with managing(there, call, world, store=store, lab=lab) as manager:
+            await manager.turn(ADA, "note:3", turn_id="t")
+        again, world = there / "again", World(lab)
+        disk.restore(images[1], again / "store")
+        async with managing(again, world=world, store={"durability": durability}, lab=lab) as one:
+            assert len((await one.turn(ADA, "note:3", turn_id="t")).tool_calls) == 3
+        assert world.runs == []
+
+
+async def power(lab, path):
+    """What was acknowledged survives a power cut at any moment."""
+    for seed in range(6):
+        random, said, left = Random(seed), {ADA: [], BOB: []}, []
+        here = path / f"{seed}"
+        disk = FaultyDisk(here / "store")
+        async with managing(here, lab=lab, store={"disk": disk, **POWER}) as manager:
+
+            def hook(*_, disk=disk, random=random, said=said, left=left):
+                if random.random() < 0.1:
+                    then = {key: list(prompts) for key, prompts in said.items()}
+                    left.append((disk.after_power_cut(random), then))
+
+            async def talk(key, manager=manager, said=said):
+                for number in range(12):
+                    await manager.turn(key, f"{number}")
+                    said[key].append(f"{number}")
+
+            disk.hook = hook
+            await asyncio.gather(*map(talk, said))
+            disk.hook = None
+        for number, (image, then) in enumerate(left):
+            there = here / f"cut-{number}"
+            disk.restore(image, there / "store")
+            async with managing(there, lab=lab, store={"disk": FaultyDisk(there)}) as manager:
+                for key, acknowledged in then.items():
+                    found = prompts(await manager.history(key))
+                    assert found[: len(acknowledged)] == acknowledged
+
+
+async def journal(lab, path):
+    """A failed sync is the end, a torn frame is no frame; a crowd shares few open files."""
+    disk = FaultyDisk(path / "store")
+    store = POWER | {"disk": disk, "open_sessions_limit": 1}
+    async with managing(path, lab=lab, store=store) as manager:
+        keys = [SessionKey.of(f"u{n}", "clerk") for n in range(4)]
+        for number in range(3):
+            await asyncio.gather(*(manager.turn(key, f"{number}") for key in keys))
+        for key in keys:
+            assert prompts(await manager.history(key)) == ["0", "1", "2"]
+        await manager.turn(ADA, "one")
+        torn = []
+
+        def hook(call, at_path, change):
+            if call == "write" and at_path.endswith("+journal"):
+                at = range(1, len(change[2]), 40)
+                torn.extend(disk.after_kill(at_path, change, size) for size in at)
+
+        disk.hook = hook
+        await manager.turn(ADA, "two")
+        disk.hook = None
+        disk.fail_at(0, calls=("sync",))
+        for _ in range(2):
+            with pytest.raises(StoreUnwritable):
+                await manager.turn(ADA, "three")
+    for number, image in enumerate(torn):
+        disk.restore(image, path / f"{number}" / "store")
+        async with managing(path / f"{number}", lab=lab) as manager:
+            assert prompts(await manager.history(ADA)) == ["one"]
+    assert len(torn) > 10
+
+
+async def lives(lab, path):
+    """The journal of one life is not taken for that of another, though its frames are as long."""
+    disk = FaultyDisk(path / "store")
+    for said in (["0"], ["a", "b"], ["c"]):
+        async with managing(path, lab=lab, store=POWER | {"disk": disk}) as manager:
+            for prompt in said:
+                await manager.turn(ADA, prompt)
+            image = disk.after_kill()
+    disk.restore(image, path / "killed" / "store")
+    async with managing(path / "killed", lab=lab) as manager:
+        assert prompts(await manager.history(ADA)) == ["0", "a", "b", "c"]
+
+
+async def cancels(lab, path):
+    """Cancelled at any await, a session is usable and nothing is held."""
+    async with managing(path, world=World(lab), lab=lab) as manager:
+        for moment, number in itertools.product(("meanwhile", "as it comes"), range(6)):
+            key = SessionKey.of(f"{moment} {number}", "clerk")
+            ahead = asyncio.create_task(manager.turn(key, "ahead"))
+            await asyncio.sleep(0)
+            cut = Cut(number, moment)
+            task = asyncio.create_task(cut.run(manager.turn(key, "note:1")))
+            await asyncio.wait([task, ahead])
+            assert_idle(manager)
+            async with in_time(lab):
+                await manager.turn(key, "after")
+            assert_legal(await manager.history(key))
+
+
+async def failures(lab, path):
+    """A model, a trace or a disk that fails leaves the session usable and the turn resumable."""
+    fails = []
+
+    def trace(span):
+        if span.step in fails:
+            raise OSError("trace")
+
+    async def model(request, on_text=None):
+        if "model" in fails:
+            raise ZeroDivisionError
+        return Reply(None, "") if "garbage" in fails else await Clerk()(request, on_text)
+
+    disk = FaultyDisk(path / "store")
+    async with managing(path, model, World(lab), lab=lab, trace=trace, store={"disk": disk}) as m:
+        causes = {"model": ZeroDivisionError, "garbage": ModelGarbage, "wait": OSError}
+        for cause, error in causes.items():
+            fails[:] = [cause]
+            with pytest.raises(error):
+                await m.turn(ADA, "note:2", turn_id=cause)
+            fails.clear()
+            assert_idle(m)
+            async with in_time(lab):
+                await m.turn(ADA, "note:2", turn_id=cause)
+        disk.hook = lambda call, _path, change: _full(call, change)
+        with pytest.raises(StoreUnwritable, match="ada:s1"):
+            await m.turn(ADA, "note:2", turn_id="full")
+        disk.hook = None
+        await m.turn(ADA, "note:2", turn_id="full")
+        assert prompts(await m.history(ADA)) == ["note:2"] * 4
+
+
+def _full(call, change):
+    if call == "write" and b'"result"' in change[2]:
+        raise OSError(28, os.strerror(28))
+
+
+@asynccontextmanager
+async def _busy(lab, path, prompt="note:2", **options):
+    """A turn of which one tool has ended and one has not."""
+    model, world = Clerk(), World(lab)
+    world.gates["note:2 0.1"] = asyncio.Event()
+    async with managing(path, model, world, lab=lab, **options) as manager:
+        task = asyncio.create_task(manager.turn(ADA, prompt, turn_id="busy"))
+        await until(lambda: len(world.notes) == 1)
+        yield manager, task, world
+
+
+async def interrupts(lab, path):
+    """Interrupt closes the running turn legally; sent again, a turn does not end itself."""
+    async with _busy(lab, path / "one") as (manager, busy, _):
+        await manager.turn(ADA, "new", strategy="interrupt")
+        with pytest.raises(Superseded):
+            await busy
+        messages = await manager.history(ADA)
+        assert_legal(messages)
+        assert prompts(messages) == ["note:2", "new"]
+    async with _busy(lab, path / "two") as (manager, busy, world):
+        again = asyncio.create_task(manager.turn(ADA, "x", turn_id="busy", strategy="interrupt"))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        world.gates["note:2 0.1"].set()
+        assert (await busy)[:5] == (await again)[:5]
+
+
+async def rollbacks(lab, path):
+    """Rollback forgets the running turn, unless it is being saved already."""
+    async with _busy(lab, path / "one") as (manager, busy, _):
+        await manager.turn(ADA, "new", strategy="rollback")
+        with pytest.raises(Superseded):
+            await busy
+    async with managing(path / "one", lab=lab) as manager:
+        assert prompts(await manager.history(ADA)) == ["new"]
+    async with managing(path / "two", lab=lab, store={"durability": "power"}) as manager:
+        first = asyncio.create_task(manager.turn(ADA, "first"))
+        ticket = None
+        while ticket is None or not (ticket.session and ticket.session.is_committing):
+            await asyncio.sleep(0)
+            ticket = next(iter(manager._lines.get(ADA[:2], ())), None)
+        await manager.turn(ADA, "second", strategy="rollback")
+        assert (await first).text == "re: first"
+
+
+async def ends(lab, path):
+    """A deadline ends a turn; a closing manager lets turns end and takes no new ones."""
+    model = Clerk()
+    gate = model.gates["slow"] = asyncio.Event()
+    async with managing(path, model, lab=lab) as manager:
+        with pytest.raises(DeadlineExceeded):
+            async with in_time(lab):
+                await manager.turn(BOB, "slow", deadline_s=0.02)
+        slow = asyncio.create_task(manager.turn(ADA, "slow"))
+        await until(lambda: len(model.requests) == 2)
+        closing = asyncio.create_task(manager.aclose())
+        await asyncio.sleep(0)
+        with pytest.raises(Draining):
+            await manager.turn(BOB, "new")
+        with pytest.raises(Draining):
+            await manager.delete(BOB)
+        gate.set()
+        assert (await slow).text == "re: slow"
+        await closing
+
+
+async def files(lab, path):
+    """Files of others, of newer versions, cut short or edited: refused or taken up, not broken."""
+    async with managing(path, lab=lab) as manager:
+        await manager.turn(ADA, "one")
+    messages, turns = (next(path.rglob(name)) for name in ("messages.json", "turns.jsonl"))
+    whole, lines = messages.read_bytes(), turns.read_bytes()
+    for damaged, content, error in (
+        (messages, b"", SessionDamaged),
+        (messages, whole[:40], SessionDamaged),
+        (turns, lines.replace(b":1,", b":2,", 1), NewerFormat),
+        (turns, lines.replace(b'"0000', b'"x000', 1), SessionDamaged),
+    ):
+        damaged.write_bytes(content)
+        async with managing(path, lab=lab) as manager:
+            with pytest.raises(error):
+                await manager.turn(ADA, "two")
+            messages.write_bytes(whole)
+            turns.write_bytes(lines)
+            async with in_time(lab):
+                await manager.turn(ADA, "two")
+        messages.write_bytes(whole)
+        turns.write_bytes(lines)
+    edited = json.loads(whole)
+    messages.write_text(json.dumps(edited, indent=1))
+    model = Clerk()
+    async with managing(path, model, lab=lab) as manager:
+        await manager.turn(ADA, "two")
+        assert (await manager.history(ADA))[:2] == edited
+        gate = model.gates["three"] = asyncio.Event()
+        three = asyncio.create_task(manager.turn(ADA, "three"))
+        await until(lambda: len(model.requests) == 2)
+        messages.with_name("new").write_bytes(whole)
+        messages.with_name("new").replace(messages)
+        gate.set()
+        with pytest.raises(SessionDamaged):
+            await three
+    (path / "store" / "+store").write_text('{"host":"elsewhere"}')
+    with pytest.raises(ForeignHost):
+        lab.JsonStore(path / "store", move_in_s=0.0)
+
+
+CHECKS = (
+    *(order, room, parallel, apart, owner, residents, overtaken, processes, kills, steps, power),
+    *(journal, lives, cancels, failures, interrupts, rollbacks, ends, files),
+)
+
+
+# ---- the mutants
+
+
+class Mutant(NamedTuple):
+    name: str
+    check: Callable  # who convicts it
+    file: str
+    old: str
+    new: str
+    hangs: bool = False
+
+
+MUTANTS = [
+    # serial, first come first served, parallel
+    Mutant("no lock in the process", order, "keyed_lock", "if key in self._queues:", "if False:"),
+    Mutant("last in, first out", order, "keyed_lock", "queue.popleft()", "queue.pop()"),
+    Mutant(
+        "a cancelled waiter keeps the hand-over",
+        order,
+        "keyed_lock",
+        "self.release(key)\n            else",
+        "pass\n            else",
+    ),
+    Mutant(
+        "an idle key stays",
+        order,
+        "keyed_lock",
+        "del self._queues[key]",
+        "self._queues[key] = None",
+    ),
+    Mutant("no limit of waiters", room, "keyed_lock", "if len(queue) >= queue_limit:", "if False:"),
+    Mutant("reject waits", room, "ticket", 'if self.strategy == "reject":', "if False:"),
+    Mutant("one lock for a user", parallel, "json_store", "key[:2]", "key[:1]"),
+    Mutant("one lock for a session's name", parallel, "json_store", "key[:2]", "key[1:2]"),
+    Mutant("one lock for all", parallel, "json_store", "key[:2]", "key[:0]"),
+    # apart
+    Mutant("stored without the user", apart, "json_store", 'f"{key.user_part}/"', '""'),
+    Mutant(
+        "an agent for all sessions",
+        apart,
+        "manager",
+        "agent = self._residents.take(lease)\n",
+        "agent = next(iter(self._residents._agents.values()), None)\n",
+    ),
+    Mutant(
+        "owner not asked",
+        owner,
+        "session_format",
+        "if owner_of(header) != key:",
+        "key = owner_of(header)\n    if False:",
+    ),
+    Mutant(
+        "a cut header is a new session",
+        owner,
+        "session_files",
+        "if self._messages_size():",
+        "if 0:",
+    ),
+    # fence and residents
+    Mutant(
+        "resident without a look at the fence",
+        residents,
+        "residents",
+        "if agent is None or agent.fence != lease.fence - 1:",
+        "if agent is None:",
+    ),
+    Mutant("residents without limit", residents, "residents", "len(agents) <= self._limit", "True"),
+    Mutant(
+        "no fence at the writes", overtaken, "json_store", "if newest != lease.fence:", "if False:"
+    ),
+    Mutant(
+        "a fence that does not grow",
+        overtaken,
+        "session_files",
+        "self.fence = fence + 1",
+        "self.fence = fence",
+    ),
+    # several processes
+    Mutant(
+        "no lock between processes",
+        processes,
+        "file_lock",
+        "if not _try_lock(fd, at, _PLACES):",
+        "if False:",
+    ),
+    Mutant(
+        "a way past those who wait",
+        processes,
+        "file_lock",
+        "if not _try_lock(fd, at, _PLACES):",
+        "if not _try_lock(fd, at):",
+    ),
+    Mutant(
+        "a place that is never left",
+        processes,
+        "file_lock",
+        "except BaseException:\n            _unlock(fd, at)",
+        "except BaseException:\n            pass",
+    ),
+    # durable turns
+    Mutant(
+        "messages before the journal",
+        kills,
+        "json_store",
+        "[files.step_tail(turn, entries, done), messages]",
+        "[messages, files.step_tail(turn, entries, done)]",
+    ),
+    Mutant(
+        "done before the messages",
+        kills,
+        "json_store",
+        (
+            "[files.step_tail(turn, entries, done), messages])\n"
+            "                await self._write(files, [done], can_undo=False)"
+        ),
+        (
+            "[files.step_tail(turn, entries, done), done])\n"
+            "                await self._write(files, [messages], can_undo=False)"
+        ),
+    ),
+    Mutant("done line not announced", kills, "session_files", "if done is not None:", "if False:"),
+    Mutant(
+        "last step not journalled",
+        kills,
+        "json_store",
+        "files.step_tail(turn, entries, done)",
+        "files.step_tail(turn, [], done)",
+    ),
+    Mutant(
+        "an append without its journal is kept",
+        kills,
+        "session_files",
+        "(is_open or whole is None)",
+        "whole is None",
+    ),
+    Mutant(
+        "a torn closing bracket is damage",
+        kills,
+        "session_files",
+        "size >= body_bytes and",
+        "size > end_bytes and",
+    ),
+    Mutant(
+        "an open turn is not taken up",
+        kills,
+        "manager",
+        "left.turn_id == ticket.turn_id",
+        "left.turn_id == 0",
+    ),
+    Mutant(
+        "an open turn is not sealed",
+        kills,
+        "manager",
+        "[] if left.is_answered else left.seal(_BROKEN_OFF)",
+        "[]",
+    ),
+    Mutant(
+        "a finished turn runs again",
+        kills,
+        "manager",
+        "saved = agent.finished.get(ticket.turn_id)",
+        "saved = None",
+    ),
+    Mutant(
+        "no idempotency key",
+        kills,
+        "session",
+        'f"{turn.turn_id}:{call.id}"',
+        'f"{time.monotonic_ns()}"',
+    ),
+    Mutant(
+        "replies not journalled",
+        kills,
+        "session",
+        "await self._store.journal(self._lease, turn, entry)\n",
+        "pass\n",
+    ),
+    Mutant(
+        "results not journalled",
+        steps,
+        "session",
+        "await self._store.journal(self._lease, self._turn, self._turn.result_entry(result))",
+        "pass",
+    ),
+    # power
+    Mutant(
+        "no sync",
+        power,
+        "power_journal",
+        "self._disk.sync(self._fd)\n        self._at +=",
+        "self._at +=",
+    ),
+    Mutant(
+        "acknowledged before the sync",
+        power,
+        "power_journal",
+        (
+            "await loop.run_in_executor(self._thread, self._write, batch)\n"
+            "                    self._acknowledge(batch)"
+        ),
+        (
+            "self._acknowledge(batch)\n"
+            "                    await loop.run_in_executor(self._thread, self._write, batch)"
+        ),
+    ),
+    Mutant(
+        "frames without checksum",
+        journal,
+        "power_journal",
+        "or crc != _sum(payload, generation, sequence)",
+        "",
+    ),
+    Mutant(
+        "the journal begins again before the files are synced",
+        power,
+        "power_journal",
+        "_sync_all(self._dirty, self._root, self._disk)",
+        "pass",
+    ),
+    Mutant("not recovered", power, "json_store", "recover(fd, self.root, self._disk)", "pass"),
+    Mutant(
+        "goes on after a failed sync",
+        journal,
+        "power_journal",
+        "if self._failure is not None:",
+        "if False:",
+    ),
+    Mutant(
+        "generations used again", lives, "power_journal", "recover(self._fd, root, disk) + 1", "1"
+    ),
+    Mutant(
+        "files closed while their step went down",
+        journal,
+        "json_store",
+        "if self._power is not None and lease.key not in self._open:",
+        "if False:",
+    ),
+    Mutant(
+        "steps over each other",
+        steps,
+        "power_journal",
+        "files.expect(tails)\n        self._queue.append(waiting)",
+        "self._queue.append(waiting)",
+    ),
+    # failures and cancellation
+    Mutant(
+        "lease kept on failure",
+        failures,
+        "manager",
+        "            self._store.release(lease)\n            version",
+        "            if error_name is None: self._store.release(lease)\n            version",
+    ),
+    Mutant(
+        "lock kept when the files cannot be held",
+        files,
+        "json_store",
+        "        except BaseException:\n            self._lock.release(slot)",
+        "        except BaseException:\n            pass",
+    ),
+    Mutant(
+        "a ticket is kept",
+        cancels,
+        "manager",
+        "            del line[ticket]\n",
+        "            pass\n",
+        hangs=True,
+    ),
+    Mutant(
+        "a cancelled waiter stays in line",
+        room,
+        "keyed_lock",
+        "queue.remove(turn)",
+        "turn.__class__",
+    ),
+    Mutant("garbage is stored", failures, "session", "_check(reply, turn, self._agent)", "pass"),
+    Mutant(
+        "a group of errors", failures, "session", "raise failed.exceptions[0] from None", "raise"
+    ),
+    # strategies, deadlines, the end
+    Mutant(
+        "an interrupted turn is not sealed",
+        interrupts,
+        "manager",
+        "entries = turn.seal(_INTERRUPTED)",
+        "entries = []",
+    ),
+    Mutant(
+        "a turn ends itself",
+        interrupts,
+        "manager",
+        "[t for t in line if t.turn_id != ticket.turn_id]",
+        "list(line)",
+    ),
+    Mutant("rollback keeps", rollbacks, "manager", 'if strategy == "rollback":', "if False:"),
+    Mutant(
+        "taken back too late",
+        rollbacks,
+        "ticket",
+        "is_late = self.session is not None and",
+        "is_late = False and",
+    ),
+    Mutant("no deadline", ends, "manager", "asyncio.timeout(limit_s)", "asyncio.timeout(None)"),
+    Mutant("closes at once", ends, "manager", "await self._ended(self._drain_s)", "pass"),
+    Mutant("takes turns while it closes", ends, "manager", "if self._is_closing:", "if False:"),
+    Mutant(
+        "others' endings are taken for ours",
+        files,
+        "session_files",
+        "if self.messages_bytes != size or",
+        "if False and",
+    ),
+    Mutant("a fence of letters", files, "session_format", "if fence < 0 or", "if False and"),
+    Mutant("newer files are read", files, "session_format", 'header["kode_lab"] > FORMAT', "False"),
+    Mutant("changed files are written over", files, "json_store", "if is_touched:", "if False:"),
+    Mutant("two hosts", files, "occupancy", "if host != here:", "if False:"),
+]
+
+
+@pytest.fixture
+def made(tmp_path):
+    """Make packages of changed sources; each is forgotten at the end."""
+    names = []
+
+    def make(file, old, new):
+        name = f"mutant_{len(names)}_sessions"
+        names.append(name)
+        package = tmp_path / "packages" / name
+        shutil.copytree(HOME, package, ignore=shutil.ignore_patterns("__pycache__"))
+        for path in package.glob("*.py"):
+            text = path.read_text(encoding="utf-8")
+            if path.stem == file:
+                assert old in text, f"{old!r} no longer stands in {file}"
+                text = text.replace(old, new)
+            path.write_text(text.replace("kode_lab.sessions", name), encoding="utf-8")
+        sys.path.insert(0, str(package.parent))
+        try:
+            return importlib.import_module(name)
+        finally:
+            sys.path.remove(str(package.parent))
+
+    yield make
+    for name in [n for n in sys.modules if n.partition(".")[0] in names]:
+        del sys.modules[name]
+
+
+class Stuck(Exception):
+    """The check did not end."""
+
+
+def complaint(check, lab, path, patience_s=PATIENCE_S):
+    """Give what the check says against the package, or None."""
+    loop = asyncio.new_event_loop()
+    # What a broken package leaves behind is not the test's affair.
+    loop.set_exception_handler(lambda *_: None)
+    try:
+        task = loop.create_task(check(lab, path))
+        loop.run_until_complete(asyncio.wait([task], timeout=patience_s))
+        if not task.done():
+            return Stuck(f"for {patience_s:g} s")
+        return asyncio.CancelledError() if task.cancelled() else task.exception()
+    finally:
+        loop.close()
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=[check.__name__ for check in CHECKS])
+def test_the_package_itself_passes(tmp_path, check):
+    if (error := complaint(check, sessions, tmp_path)) is not None:
+        raise error
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("mutant", MUTANTS, ids=[mutant.name for mutant in MUTANTS])
+def test_each_mutant_is_convicted(made, tmp_path, mutant):
+    lab = made(mutant.file, mutant.old, mutant.new)
+    patience_s = STEP_S if mutant.hangs else PATIENCE_S
+    error = complaint(mutant.check, lab, tmp_path / "there", patience_s)
+    assert error is not None, "the mutant survived"
+    assert isinstance(error, Stuck) == mutant.hangs
+
+
+def test_every_check_convicts_somebody():
+    assert {mutant.check for mutant in MUTANTS} == set(CHECKS)
