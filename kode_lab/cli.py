@@ -205,6 +205,7 @@ def _add_faults(commands: Any) -> None:
     add("--seeds", type=int, default=10, help="schedules of each fault and its twin (default: 10)")
     add("--replay", type=int, metavar="SEED", help="play this schedule again, and tell the witness")
     add("--shrink", action="store_true", help="find the smallest play that convicts")
+    add("--keep", type=Path, metavar="DIR", help="keep the play's history and trace there")
     add("--json", action="store_true", help="print the outcomes as one JSON list")
     add("--save", action="store_true", help="keep them in RESULTS/faults, as JSON and as a table")
     add("--results", type=Path, default=Path("results"), help="(default: results)")

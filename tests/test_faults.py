@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kode_lab.check import ANOMALIES
+from kode_lab.check import ANOMALIES, check_path
 from kode_lab.check.generate import valid_run
 from kode_lab.cli import main
 from kode_lab.errors import InvalidScenario
@@ -260,6 +260,16 @@ def test_replaying_tells_the_witness_and_how_to_see_it_again(capsys):
     assert json.loads(capsys.readouterr().out)["verdict"]["status"] == "invalid"
 
 
+@pytest.mark.parametrize("name", ["acknowledged-before-write", "racing-ids", "one-global-lock"])
+def test_a_kept_play_is_judged_alike_from_its_files(name, tmp_path, capsys):
+    assert main(["faults", name, "--replay", "2", "--keep", str(tmp_path / "play")]) == 0
+    told = capsys.readouterr()
+    assert "kode-lab check" in told.err
+    verdict = check_path(tmp_path / "play")
+    assert verdict.status == "invalid"
+    assert str(verdict) in told.out
+
+
 def test_every_fault_is_listed_with_what_it_is(capsys):
     assert main(["faults", "--list"]) == 0
     told = capsys.readouterr().out
@@ -273,6 +283,7 @@ def test_every_fault_is_listed_with_what_it_is(capsys):
         (["no-lock", "--seeds", "0"], "--seeds 0: choose 1 to SEEDS_LIMIT=10000"),
         (["--replay", "1"], "--replay and --shrink take one fault"),
         (["no-lock", "racing-ids", "--shrink"], "--replay and --shrink take one fault"),
+        (["no-lock", "--keep", "somewhere"], "--keep keeps one play: say which"),
         (["serve"], "serve takes one fault"),
         (["serve", "no-such"], "there is no fault 'no-such'"),
         (["serve", "racing-ids"], "racing-ids needs tools, disks, crashes or processes"),

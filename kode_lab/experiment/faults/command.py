@@ -16,7 +16,9 @@ from kode_lab.errors import InvalidScenario
 from kode_lab.experiment.bench import commit_name, machine
 from kode_lab.experiment.faults.catalogue import CATALOGUE, fault_of
 from kode_lab.experiment.faults.fault import Fault
+from kode_lab.experiment.faults.keeping import keep
 from kode_lab.experiment.faults.laboratory import Outcome, as_json, found_in, replay, table, try_all
+from kode_lab.experiment.faults.scenario import Played
 from kode_lab.experiment.faults.shrinking import play_small, shrink
 
 __all__ = ["run_faults"]
@@ -35,6 +37,8 @@ def run_faults(options: Namespace) -> int:
     """
     if not 0 < options.seeds <= SEEDS_LIMIT:
         raise InvalidScenario(f"--seeds {options.seeds}: choose 1 to {SEEDS_LIMIT=}")
+    if options.keep is not None and options.replay is None and not options.shrink:
+        raise InvalidScenario("--keep keeps one play: say which, by --replay or --shrink")
     if options.list:
         width = max(map(len, CATALOGUE))
         for fault in CATALOGUE.values():
@@ -75,7 +79,8 @@ def _conclusion(outcomes: Sequence[Outcome], spent_s: float) -> str:
     return (
         f"{convicted} of {len(outcomes)} faults convicted of all that they must show; "
         f"{false} of {plays // 2} plays of their honest twins not valid; "
-        f"{plays} plays in {spent_s:.1f} CPU-s."
+        f"{plays} plays in {spent_s:.1f} CPU-s. "
+        "Any of them again: kode-lab faults NAME --replay SEED"
     )
 
 
@@ -101,6 +106,7 @@ def _save(outcomes: Sequence[Outcome], options: Namespace, before: str, spent_s:
 
 def _replay(fault: Fault, options: Namespace) -> int:
     played, verdict = replay(fault, options.replay)
+    _keep(played, options)
     is_convicted = fault.shows[0] in found_in(verdict)
     if options.json:
         told = {"fault": fault.name, "seed": options.replay, "verdict": verdict.to_json()}
@@ -114,9 +120,16 @@ def _replay(fault: Fault, options: Namespace) -> int:
     return _ALL_WELL if is_convicted else _NOT_CONVICTED
 
 
+def _keep(played: Played, options: Namespace) -> None:
+    if options.keep is not None:
+        keep(played, options.keep)
+        sys.stderr.write(f"kept; judge it again: kode-lab check {options.keep}\n")
+
+
 def _shrink(fault: Fault, options: Namespace) -> int:
     small = shrink(fault, options.replay or 0)
     played, verdict = play_small(fault, small)
+    _keep(played, options)
     if options.json:
         told = {"fault": fault.name, "play": small._asdict(), "verdict": verdict.to_json()}
         sys.stdout.write(json.dumps(told, ensure_ascii=False, indent=1) + "\n")
