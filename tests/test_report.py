@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from kode_lab.claude import Profile
-from kode_lab.errors import InvalidScenario, NewerFormat
+from kode_lab.errors import InvalidRecord, InvalidScenario, NewerFormat
 from kode_lab.experiment import lab
 from kode_lab.experiment.record import recorded, reported, scenario_of
 from kode_lab.experiment.report import report
@@ -145,6 +145,14 @@ def test_a_run_cut_short_says_that_it_never_ended(run, tmp_path):
     page = report(Run.load(path))
     assert page.status == "unknown"
     assert "never ended" in text_of(page)
+
+
+def test_a_directory_without_its_run_json_says_what_still_works(run, tmp_path):
+    path = copied(run, tmp_path / "run")
+    (path / "run.json").unlink()
+    with pytest.raises(InvalidRecord, match=r"no run\.json.*kode-lab check run"):
+        Run.load(path)
+    assert kode_lab("check", path, cwd=tmp_path).returncode == 0
 
 
 def test_a_run_of_a_newer_version_is_refused_by_name(run, tmp_path):

@@ -73,6 +73,12 @@ class Run:
         """
         path = next((p for p in (Path(which), results / which) if (p / "run.json").is_file()), None)
         if path is None:
+            for half in (Path(which), results / which):
+                if (half / "history.jsonl").is_file():
+                    raise InvalidRecord(
+                        f"{half.name} has no run.json: it was never a run, or its making was cut "
+                        f"short. Its history can still be judged: kode-lab check {half.name}"
+                    )
             known = sorted(p.parent.name for p in results.glob("*/run.json"))[-5:]
             raise InvalidRecord(
                 f"no run {str(which)!r}: neither a directory with a run.json nor an id below "
