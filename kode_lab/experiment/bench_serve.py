@@ -25,7 +25,7 @@ from kode_lab.experiment.bench_sampling import (
     scratch,
     share,
 )
-from kode_lab.experiment.bench_scene import files_limit, instant_model, shelf, slow_model
+from kode_lab.experiment.bench_scene import files_limit, instant_model, shelf
 from kode_lab.message import Model, Reply, Request
 from kode_lab.server import Board, HttpServer, Service, app_of
 from kode_lab.server.run import open_sessions_limit, settle
@@ -96,8 +96,11 @@ async def _many(path: Path, effort: float) -> list[Row]:
     """
     sessions = share(_SESSIONS, effort, least=50)
     latency_s = max(0.1, _LATENCY_S * min(1.0, effort))
-    async with generator() as load, _ours(path, slow_model(latency_s)) as ours:
+    model = _Thinker()
+    async with generator() as load, _ours(path, model) as ours:
+        # Nothing is in flight for long meanwhile, so that memory is not yet taken for it.
         await load.run(Job(ours.port, sessions, 1))
+        model.latency_s = latency_s
         memory = await _memory(load, Job(ours.port, sessions, 1), ours.service)
         start_s = time.process_time()
         took_s = await load.run(Job(ours.port, sessions, _TURNS_EACH))
@@ -132,6 +135,19 @@ async def _memory(load: Load, job: Job, service: Service) -> Row:
         (flying_bytes - idle_bytes) / max(1, flying),
         "bytes",
     )
+
+
+class _Thinker:
+    """A model that answers after a time that may be changed, and takes no CPU."""
+
+    def __init__(self) -> None:
+        self.latency_s = 0.0
+
+    async def __call__(
+        self, request: Request, on_text: Callable[[str], None] | None = None
+    ) -> Reply:
+        await asyncio.sleep(self.latency_s)
+        return await instant_model(request, on_text)
 
 
 async def _pieces_model(request: Request, on_text: Callable[[str], None] | None = None) -> Reply:
