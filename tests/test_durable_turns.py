@@ -5,17 +5,24 @@ of its bytes. What a kill leaves there is written to a new directory, a new mana
 the client sends its turn again.
 """
 
+import asyncio
+
 import pytest
 from house import (
     ADA,
+    BOB,
     Clerk,
     FaultyDisk,
     World,
+    assert_idle,
     assert_legal,
     managing,
     prompts,
     run,
+    until,
 )
+
+from kode_lab.errors import ModelUnavailable, Superseded
 
 PLAIN = "hello"
 TOOLS = "note:2 thread:1"
@@ -55,8 +62,9 @@ def test_a_turn_killed_at_every_moment_and_sent_again_is_there_once_with_its_too
     async def scenario():
         disk, found, _ = await moments_of(tmp_path, prompt, "t", stride=stride)
         assert len(found) > 100
+        no_tools = World()  # making one takes most of the time
         for number, (image, notes, _) in enumerate(found):
-            world = World()
+            world = World() if prompt == TOOLS else no_tools
             world.notes = notes
             there = tmp_path / f"again-{number}"
             disk.restore(image, there / "store")
@@ -94,3 +102,132 @@ def test_a_turn_killed_at_every_moment_and_never_sent_again_is_closed_and_the_ne
                 assert_legal(model.requests[0].messages[:-1])
 
     run(scenario(), patience_s=100)
+
+
+def test_a_finished_turn_sent_again_gives_the_saved_reply_without_a_model_call(tmp_path):
+    async def scenario():
+        model, world = Clerk(), World()
+        async with managing(tmp_path, model, world) as manager:
+            first = await manager.turn(ADA, TOOLS, turn_id="t")
+            await manager.turn(ADA, "another")
+            asked = len(model.requests)
+            again = await manager.turn(ADA, TOOLS, turn_id="t")
+            assert (again.is_replay, again[:5]) == (True, first[:5])
+        async with managing(tmp_path, model, world) as manager:
+            restarted = await manager.turn(ADA, TOOLS, turn_id="t")
+            assert (restarted.is_replay, restarted[:5]) == (True, first[:5])
+        assert len(model.requests) == asked
+        assert len(world.runs) == 3
+        assert first.usage == (4, 2)
+
+    run(scenario())
+
+
+def test_a_turn_id_means_another_turn_in_another_session(tmp_path):
+    async def scenario():
+        async with managing(tmp_path) as manager:
+            await manager.turn(ADA, "hers", turn_id="t")
+            reply = await manager.turn(BOB, "his", turn_id="t")
+            assert (reply.text, reply.is_replay) == ("re: his", False)
+
+    run(scenario())
+
+
+def test_after_each_step_the_turn_goes_on_with_what_is_left_to_do(tmp_path):
+    """The journal is cut after each of its lines: nothing before the cut is done again."""
+
+    async def scenario():
+        disk, images = FaultyDisk(tmp_path / "store"), []
+
+        def hook(call, path, change):
+            if call == "write" and path.endswith("turns.jsonl") and b'{"' in change[2]:
+                images.append(disk.after_kill(path, change, len(change[2])))
+
+        world = World()
+        async with managing(tmp_path, world=world, store={"disk": disk}) as manager:
+            disk.hook = hook
+            await manager.turn(ADA, "rounds:2 note:2", turn_id="t")
+            disk.hook = None
+        left = []
+        for number, image in enumerate(images):
+            there, model, again = tmp_path / f"{number}", Clerk(), World()
+            disk.restore(image, there / "store")
+            async with managing(there, model, again) as manager:
+                assert (await manager.turn(ADA, "rounds:2 note:2", turn_id="t")).text
+                left.append((len(model.requests), len(again.runs)))
+        # A new file, a reply, two results, a reply, two results, the last reply, the done line.
+        assert left == [(3, 4), (2, 4), (2, 3), (2, 2), (1, 2), (1, 1), (1, 0), (0, 0), (0, 0)]
+
+    run(scenario())
+
+
+def test_a_turn_that_fails_keeps_its_steps_and_goes_on_in_this_process_and_in_the_next(tmp_path):
+    async def scenario():
+        world, down = World(), []
+
+        async def model(request, on_text=None):
+            if down and request.messages[-1]["content"][0]["type"] == "tool_result":
+                raise ModelUnavailable("overloaded")
+            return await Clerk()(request, on_text)
+
+        for restart in (False, True):
+            path = tmp_path / str(restart)
+            world.runs.clear()
+            async with managing(path, model, world) as manager:
+                down.append(True)
+                with pytest.raises(ModelUnavailable):
+                    await manager.turn(ADA, "note:2", turn_id="t")
+                assert prompts(await manager.history(ADA)) == []
+                assert_idle(manager)
+                if not restart:
+                    down.clear()
+                    await manager.turn(ADA, "note:2", turn_id="t")
+            async with managing(path, model, world) as manager:
+                down.clear()
+                assert (await manager.turn(ADA, "note:2", turn_id="t")).text == "re: note:2"
+                assert len(world.runs) == 2
+                assert prompts(await manager.history(ADA)) == ["note:2"]
+
+    run(scenario())
+
+
+def test_a_turn_left_for_good_is_sealed_and_its_id_says_so_for_ever(tmp_path):
+    async def scenario():
+        world, model = World(), Clerk()
+        gate = world.gates["note:2 0.1"] = asyncio.Event()
+        async with managing(tmp_path, model, world) as manager:
+            left = asyncio.create_task(manager.turn(ADA, "note:2", turn_id="left"))
+            await until(lambda: len(world.notes) == 1)
+            left.cancel()
+            await asyncio.wait([left])
+            await manager.turn(ADA, "next", turn_id="next")
+        gate.set()
+        async with managing(tmp_path, model, world) as manager:
+            with pytest.raises(Superseded, match=r"'left' was broken off.*new turnId"):
+                await manager.turn(ADA, "note:2", turn_id="left")
+            messages = await manager.history(ADA)
+            assert prompts(messages) == ["note:2", "next"]
+            assert_legal(messages)
+            done, broken = messages[2]["content"]
+            assert (done["is_error"], broken["is_error"]) == (False, True)
+            assert "broken off" in broken["content"]
+
+    run(scenario())
+
+
+def test_a_turn_shows_in_the_history_whole_or_not_at_all_while_it_runs(tmp_path):
+    async def scenario():
+        seen = []
+        async with managing(tmp_path, world=World()) as manager:
+            await manager.turn(ADA, "first")
+
+            def watch(_event):
+                seen.append(asyncio.ensure_future(manager.history(ADA)))
+
+            await manager.turn(ADA, "rounds:3 note:2", on_event=watch)
+            looks = await asyncio.gather(*seen)
+            assert len(looks) > 12
+            assert {len(look) for look in looks} <= {2, 2 + 8}
+            assert len(await manager.history(ADA)) == 2 + 8
+
+    run(scenario())
