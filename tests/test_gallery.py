@@ -1,0 +1,48 @@
+"""The gallery of executed notebooks: it shows what the notebooks say now."""
+
+import re
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from kode_lab.experiment.gallery import hash_in, source_hash
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+GALLERY = ROOT / "docs" / "gallery"
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_page_shows_the_notebook_as_it_is(notebook):
+    page = GALLERY / f"{notebook.stem}.html"
+    assert page.exists(), "make it: python -m kode_lab.experiment.gallery"
+    assert hash_in(page) == source_hash(notebook), (
+        "the notebook has moved on: python -m kode_lab.experiment.gallery"
+    )
+
+
+def test_every_page_has_its_notebook_and_asks_nobody_for_anything():
+    pages = sorted(GALLERY.glob("*.html"))
+    assert [page.stem for page in pages] == [notebook.stem for notebook in NOTEBOOKS]
+    for page in pages:
+        html = page.read_text("utf-8")
+        assert not re.search(r"""<(script|link|iframe)[^>]+(src|href)=["']https?:""", html), page
+        assert "Traceback" not in html
+        assert "/tmp/" not in html, page
+        assert "/root/" not in html, page
+
+
+def test_a_changed_word_changes_the_hash_and_an_output_does_not(tmp_path):
+    path = shutil.copy(NOTEBOOKS[0], tmp_path)
+    before = source_hash(Path(path))
+    notebook = nbformat.read(path, as_version=4)
+    code = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    code.outputs = [nbformat.v4.new_output("stream", name="stdout", text="1")]
+    nbformat.write(notebook, path)
+    assert source_hash(Path(path)) == before
+    code.source += "\n"
+    code.source += "more = 1"
+    nbformat.write(notebook, path)
+    assert source_hash(Path(path)) != before
