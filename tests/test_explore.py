@@ -11,10 +11,17 @@ import pytest
 from kode_lab.experiment.explore import TICK_NS, Delays, VirtualClock, in_virtual_time
 
 
+async def for_s(seconds):
+    """Let virtual time pass: a timer sets an event."""
+    passed = asyncio.Event()
+    asyncio.get_running_loop().call_later(seconds, passed.set)
+    await passed.wait()
+
+
 def test_a_day_of_sleep_passes_on_the_loops_clock_alone():
     async def scenario(clock):
         before_ns = clock.now_ns()
-        await asyncio.sleep(86_400)
+        await for_s(86_400)
         return clock.now_ns() - before_ns, clock.passes
 
     slept_ns, passes = in_virtual_time(scenario, 0)
@@ -59,7 +66,7 @@ def completions(source):
         order = []
 
         async def one(number):
-            await asyncio.sleep(clock.delays.take_s(10))
+            await for_s(clock.delays.take_s(10))
             order.append(number)
 
         async with asyncio.TaskGroup() as group:
@@ -101,7 +108,7 @@ def test_time_outs_fire_at_their_virtual_time():
         began_ns = clock.now_ns()
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(5):
-                await asyncio.sleep(1_000)
+                await for_s(1_000)
         return clock.now_ns() - began_ns
 
     assert 5 * 10**9 <= in_virtual_time(scenario, 0) < 5.001 * 10**9
@@ -119,7 +126,7 @@ def test_blocking_calls_run_at_once_and_complete_later_with_their_result_or_erro
             await loop.run_in_executor(None, lambda: 1 // 0)
         left = loop.run_in_executor(None, done.append, "again")
         left.cancel()
-        await asyncio.sleep(1)
+        await for_s(1)
         return left.cancelled()
 
     assert in_virtual_time(scenario, 3)
@@ -130,7 +137,7 @@ def test_what_still_runs_at_the_end_is_cancelled():
 
     async def forever():
         try:
-            await asyncio.sleep(10**6)
+            await for_s(10**6)
         finally:
             ended.append("cancelled")
 
@@ -149,7 +156,7 @@ def test_the_systems_times_are_those_of_the_pass_they_fell_into():
         seen = []
         for _ in range(5):
             seen.append((time.monotonic_ns(), clock.now_ns()))
-            await asyncio.sleep(3)
+            await for_s(3)
         return [clock.at_ns(real_ns) for real_ns, _ in seen], [virtual for _, virtual in seen]
 
     told, expected = in_virtual_time(scenario, 0)
