@@ -18,11 +18,13 @@ from collections.abc import Iterable
 from functools import lru_cache
 from struct import Struct
 
-__all__ = ["MULTIPLIER", "digest_of", "hash_of"]
+__all__ = ["MULTIPLIER", "digest_of", "hash_of", "prefix_digests"]
 
 MULTIPLIER = 6_364_136_223_846_793_005
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
-_words_of = Struct("<Q").iter_unpack
+_LIMIT_WORDS = 32
+# What takes a marker's bytes apart into words, by how many there are; longer ones go the slow way.
+_words = tuple(Struct(f"<{count}Q").unpack for count in range(_LIMIT_WORDS + 1))
 
 
 def hash_of(marker: str) -> int:
@@ -33,9 +35,10 @@ def hash_of(marker: str) -> int:
     """
     data = marker.encode()
     value = len(data)
-    for (word,) in _words_of(data + b"\0" * (-value & 7)):
-        value = value * MULTIPLIER + word
-    value &= _MASK
+    count = value + 7 >> 3
+    unpack = _words[count] if count <= _LIMIT_WORDS else Struct(f"<{count}Q").unpack
+    for word in unpack(data.ljust(8 * count, b"\0")):
+        value = value * MULTIPLIER + word & _MASK
     value = (value ^ value >> 32) * MULTIPLIER & _MASK
     return value ^ value >> 29
 
@@ -49,3 +52,12 @@ def digest_of(markers: Iterable[str], digest: int = 0) -> int:
     for marker in markers:
         digest = (digest * MULTIPLIER + _remembered_hash(marker)) & _MASK
     return digest
+
+
+def prefix_digests(markers: Iterable[str], digest: int = 0) -> list[int]:
+    """Give the digest of each prefix, from the empty one, which has ``digest``, to the whole."""
+    digests = [digest]
+    for value in map(hash_of, markers):
+        digest = digest * MULTIPLIER + value & _MASK
+        digests.append(digest)
+    return digests

@@ -381,7 +381,7 @@ MUTANTS = [
     ),
     (
         "case",
-        "invokes = [turn.invoke_ns for turn in known]",
+        "invokes = list(map(_invoke, known))",
         "invokes = [turn.complete_ns for turn in known]",
         "garbage that bridges to a turn after the final read",
     ),
@@ -484,14 +484,14 @@ MUTANTS = [
     ),
     (
         "case",
-        "if (told.read is not None and (told.read.foreign or told.read.half)) or told.answered",
-        "if told.read is not None and told.read.foreign",
+        "if o.answered or (o.read and (o.read.foreign or o.read.half))",
+        "if o.read and o.read.foreign",
         "a reply to another prompt",
     ),
     (
         "case",
-        "for told in (*turns.values(), *attempts, *reads)",
-        "for told in (*turns.values(), *reads)",
+        "tellers = (*turns.values(), *attempts, *reads)",
+        "tellers = (*turns.values(), *reads)",
         "a leak into the first of two attempts",
     ),
     (
@@ -846,4 +846,7 @@ MUTANTS = [
         'if at is None and turn.type == "info":',
         "a refused turn was shown another order",
     ),
+    ("case", "any(map(_answered, tellers)) or ", "", "a reply to another prompt"),
+    ("case", " or any(map(_half, seen))", "", "half a turn is shown to the next"),
+    ("case", "or any(map(_foreign, seen)) ", "", "leak into a prompt"),
 ]

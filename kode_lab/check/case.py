@@ -13,9 +13,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, chain
+from operator import attrgetter
 from typing import NamedTuple
 
-from kode_lab.digest import MULTIPLIER, hash_of
+from kode_lab.digest import prefix_digests
 from kode_lab.errors import InvalidRecord
 from kode_lab.key import SessionKey
 from kode_lab.operation import Operation
@@ -23,9 +24,11 @@ from kode_lab.operation import Operation
 __all__ = ["Case", "case_of"]
 
 _NOBODY = SessionKey("", "", "")
+_read, _answered, _invoke, _foreign, _half = map(
+    attrgetter, ("read", "answered", "invoke_ns", "foreign", "half")
+)
 # Stands for the turn of a marker that nobody sent: it contradicts no time.
 _UNKNOWN = Operation(_NOBODY, "turn", "", "info", -math.inf, math.inf)  # type: ignore[arg-type]
-_MASK = 0xFFFF_FFFF_FFFF_FFFF
 
 
 class Case(NamedTuple):
@@ -96,14 +99,16 @@ def case_of(key: SessionKey, operations: Iterable[Operation]) -> Case:
     place = dict(zip(reversed(order), range(len(order) - 1, -1, -1), strict=True))
     known = [turns.get(marker, _UNKNOWN) for marker in order]
     completes = [turn.complete_ns if turn.type == "ok" else math.inf for turn in known]
-    invokes = [turn.invoke_ns for turn in known]
+    invokes = list(map(_invoke, known))
     latest_invoke = list(accumulate(invokes, max))
     earliest_complete = list(accumulate(reversed(completes), min))[::-1]
-    odd = tuple(
-        told
-        for told in (*turns.values(), *attempts, *reads)
-        if (told.read is not None and (told.read.foreign or told.read.half)) or told.answered
-    )
+    tellers = (*turns.values(), *attempts, *reads)
+    seen = [read for read in map(_read, tellers) if read is not None]
+    odd: tuple[Operation, ...] = ()
+    if any(map(_answered, tellers)) or any(map(_foreign, seen)) or any(map(_half, seen)):
+        odd = tuple(
+            o for o in tellers if o.answered or (o.read and (o.read.foreign or o.read.half))
+        )
     return Case(
         key, turns, attempts, tuple(replays), odd, tuple(reads), reads[-1] if reads else None,
         order, place, digests, invokes, completes, latest_invoke, earliest_complete,
@@ -169,11 +174,7 @@ def _order(
                 longer = _own(read.markers or (), turns)
                 if len(longer) > len(order) and longer[: len(order)] == order:
                     order = longer
-    digests = [0]
-    digest = 0
-    for marker in order:
-        digest = (digest * MULTIPLIER + hash_of(marker)) & _MASK
-        digests.append(digest)
+    digests = prefix_digests(order)
     beyond = [
         turn
         for turn in map(turns.__getitem__, turns.keys() - set(order))
@@ -199,11 +200,7 @@ def _continue(order: list[str], digests: list[int], beyond: list[Operation]) -> 
             continue
         # What nobody read and nobody acknowledged may still be named by the next turn's tail.
         bridge = list(turn.read.tail[len(turn.read.tail) - missing :])
-        added: list[int] = []
-        digest = digests[-1]
-        for marker in bridge:
-            digest = (digest * MULTIPLIER + hash_of(marker)) & _MASK
-            added.append(digest)
-        if digest == turn.read.digest:
+        added = prefix_digests([*bridge, turn.marker], digests[-1])
+        if added[-2] == turn.read.digest:
             order += [*bridge, turn.marker]
-            digests += [*added, (digest * MULTIPLIER + hash_of(turn.marker)) & _MASK]
+            digests += added[1:]
