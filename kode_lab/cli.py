@@ -134,6 +134,7 @@ def _add_serve(commands: Any) -> None:
     add("--speed", type=float, help="this much faster than the profile says")
     add("--turns-limit", type=int, default=10_000, help="turns in flight (default: 10000)")
     add("--sessions-per-user", type=int, default=10_000, help="on disk (default: 10000)")
+    add("--residents", type=int, help="sessions kept at hand in memory (default: 10000)")
     add("--drain", type=float, default=30.0, help="seconds for turns in flight at the end")
     add("--trace", type=Path, help="append every step of every turn to this JSON-Lines file")
     command.set_defaults(run=_serve)

@@ -43,12 +43,14 @@ class Setting(NamedTuple):
         users: Locust's; each is a source of turns.
         for_s: how long.
         profile: latencies of the simulated model, as lines of its TOML file.
+        residents: how many sessions the server keeps at hand; 0 is its default.
         is_traced: whether the server records its steps; long and killed runs do without.
     """
 
     users: int = 20
     for_s: float = 10.0
     profile: str = ""
+    residents: int = 0
     is_traced: bool = True
 
 
@@ -58,11 +60,11 @@ SETTINGS = {
     "hot_session": Setting(),
     "same_name": Setting(users=30, profile=_QUICK),
     "many_sessions": Setting(users=400, for_s=30, profile="ttft_s = 0.2\njitter = 0.5"),
-    "churn": Setting(users=20, for_s=20),
+    "churn": Setting(users=20, for_s=20, profile=_QUICK, residents=16),
     "tools": Setting(profile=_QUICK),
     "streaming": Setting(users=30, profile="ttft_s = 0.1\ntoken_s = 0.01\njitter = 0.2"),
     "chaos": Setting(users=20, for_s=300, profile=_QUICK, is_traced=False),
-    "soak": Setting(users=10, for_s=600, is_traced=False),
+    "soak": Setting(users=10, for_s=600, residents=64, is_traced=False),
     "spike": Setting(users=60, for_s=30),
 }
 
@@ -152,6 +154,8 @@ def _servers(options: Namespace, setting: Setting, path: Path, stack: ExitStack)
         profile = str(scratch / "profile.toml")
         Path(profile).write_text(f"{setting.profile}\n", encoding="utf-8")
     serve = ["serve", "--sessions-per-user", "1000000"]
+    if setting.residents:
+        serve += ["--residents", str(setting.residents)]
     if options.fault:
         serve = ["faults", "serve", options.fault]
     serve += ["--data", str(scratch / "data")]

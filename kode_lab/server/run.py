@@ -40,6 +40,8 @@ __all__ = ["open_sessions_limit", "run_server", "settle"]
 # After the turns have ended: what their answers may take to go out.
 _ANSWERS_S = 5.0
 _INTERRUPTED = 130
+# Agents in memory between their turns, when nobody says how many.
+_RESIDENTS = 10_000
 _OPEN_SESSIONS = (64, 10_000)
 _FILES_WITHOUT_LIMIT = 60_000
 # Simulated calls at once; the real API's own limits come first.
@@ -85,7 +87,7 @@ async def _serve(options: Namespace, toolbox: Toolbox, agents: Path) -> int:
             options.data,
             layout=options.layout,
             durability=options.durability,
-            open_sessions_limit=open_sessions_limit(files),
+            open_sessions_limit=min(options.residents or files, open_sessions_limit(files)),
         )
         manager = await stack.enter_async_context(
             SessionManager(
@@ -94,6 +96,7 @@ async def _serve(options: Namespace, toolbox: Toolbox, agents: Path) -> int:
                 model=model,
                 trace=board.see,
                 drain_s=options.drain,
+                residents_limit=options.residents or _RESIDENTS,
             )
         )
         app = app_of(manager, board=board, sessions_of=store.sessions, tokens=tokens, limits=limits)
