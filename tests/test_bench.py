@@ -118,8 +118,12 @@ def test_a_share_of_the_work_is_never_nothing():
     assert [share(1_000, 0.01), share(10, 0.001), share(10, 0.001, least=4)] == [10, 1, 4]
 
 
-@pytest.mark.parametrize("name", sorted(BENCHES))
-def test_every_bench_runs_and_its_rows_are_whole(name):
+# They start servers, load generators or the judge, and are run by the tests of those.
+ELSEWHERE = {"serve", "generator", "check"}
+
+
+@pytest.mark.parametrize("name", sorted(BENCHES.keys() - ELSEWHERE))
+def test_every_bench_of_sessions_runs_and_its_rows_are_whole(name):
     """With a hundredth of the work the figures mean nothing, so no bar is looked at."""
     [(told, rows)] = harness.bench([name], effort=0.01)
     assert told == name
@@ -139,6 +143,12 @@ def test_a_bench_that_breaks_misses_its_bar(capfd):
     [(_, [found])] = harness.bench(["import"], effort=float("nan"))
     assert found == Row("import: broke", None, "", None, None, None, ok=False)
     assert "Error" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", sorted(BENCHES))
+def test_every_bench_is_where_the_list_says(name):
+    assert callable(BENCHES[name].load())
+    assert BENCHES[name].about
 
 
 def test_an_unknown_bench_is_refused_with_the_names_of_all(capsys):

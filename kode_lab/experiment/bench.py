@@ -92,7 +92,7 @@ BenchFunction: TypeAlias = Callable[[float], list[Row]]
 _HERE = "kode_lab.experiment"
 BENCHES: dict[str, Bench] = {
     "import": Bench("what a bare import costs", f"{_HERE}.bench_import:imports"),
-    "hold": Bench("the lock against asyncio.Lock", f"{_HERE}.bench_store:hold"),
+    "hold": Bench("the lock against asyncio.Lock", f"{_HERE}.bench_lock:hold"),
     "append": Bench("the store against rewriting", f"{_HERE}.bench_store:append"),
     "power": Bench("group commit against fdatasync", f"{_HERE}.bench_store:power"),
     "turn": Bench("a whole turn, young and old", f"{_HERE}.bench_turns:turn"),
@@ -103,6 +103,7 @@ BENCHES: dict[str, Bench] = {
     "visits": Bench("100,000 sessions, twice", f"{_HERE}.bench_memory:visits"),
     "client": Bench("the model client under load", f"{_HERE}.bench_client:client"),
     "serve": Bench("a turn over HTTP, many at once", f"{_HERE}.bench_serve:serve"),
+    "generator": Bench("what load tests cost and see", f"{_HERE}.bench_generator:generator"),
     "check": Bench("the judge: errors and speed", f"{_HERE}.bench_check:check"),
 }
 
@@ -136,7 +137,13 @@ def bench(names: Sequence[str] = (), *, effort: float = 1.0) -> Iterator[tuple[s
         if name not in BENCHES:
             raise InvalidScenario(f"there is no bench {name!r:.40}: choose of {', '.join(BENCHES)}")
     for name in names or BENCHES:
-        yield name, _in_child(name, effort)
+        yield name, [_told_by(name, found) for found in _in_child(name, effort)]
+
+
+def _told_by(name: str, found: Row) -> Row:
+    """Give the row under a name that stands by itself among those of other benches."""
+    prefix = f"{name}: "
+    return found if found.name.startswith(prefix) else found._replace(name=prefix + found.name)
 
 
 def _in_child(name: str, effort: float) -> list[Row]:
