@@ -104,6 +104,7 @@ BENCHES: dict[str, Bench] = {
     "client": Bench("the model client under load", f"{_HERE}.bench_client:client"),
     "serve": Bench("a turn over HTTP, many at once", f"{_HERE}.bench_serve:serve"),
     "generator": Bench("what load tests cost and see", f"{_HERE}.bench_generator:generator"),
+    "look": Bench("a run of 10,000 turns, looked at", f"{_HERE}.bench_lab:looking"),
     "check": Bench("the judge: errors and speed", f"{_HERE}.bench_check:check"),
 }
 
