@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from judge_spec import SPECS
 
-from kode_lab.check import check, check_path
+from kode_lab.check import ANOMALIES, GUARANTEES, check, check_path
 from kode_lab.check.drawn import drawn
 from kode_lab.check.generate import valid_run
 from kode_lab.check.stream import LINE_LIMIT_BYTES
@@ -302,3 +302,12 @@ def test_reads_are_what_their_fields_say():
     lines = [json.dumps(INVOKE), json.dumps(OK | {"read": line | {"half": ["b"], "x_mine": 1}})]
     (operation,) = read_operations(lines)
     assert operation.read == read
+
+
+def test_the_judge_s_page_names_every_guarantee_and_every_anomaly_with_what_it_breaks():
+    page = (DOCS / "judge.md").read_text(encoding="utf-8")
+    for code, name, promise in GUARANTEES:
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| {code} ")]
+        assert row.startswith(f"| {code} | {name} | {promise} | ")
+        told = set(row.split("|")[4].strip().split(", "))
+        assert told == {anomaly for anomaly, (broken, _) in ANOMALIES.items() if name in broken}

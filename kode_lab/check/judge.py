@@ -26,7 +26,7 @@ from kode_lab.check.trace_rules import holds_of, needless_serialisation, overlap
 from kode_lab.check.verdict import Evidence, Verdict, conclude
 from kode_lab.errors import InvalidRecord, InvalidScenario
 from kode_lab.key import SessionKey
-from kode_lab.operation import CRASHES, NEMESIS, Effect, Operation
+from kode_lab.operation import CRASHES, HEALS, NEMESIS, Effect, Operation
 from kode_lab.span import Span
 
 __all__ = ["NUMPY_FROM_OPERATIONS", "WITNESS_LIMIT", "Hearing", "check"]
@@ -81,7 +81,7 @@ def check(
 def _collector_paused() -> Iterator[None]:
     """Keep Python's collector from walking the caller's history again and again.
 
-    The judge makes no cycles, and a fifth of its time went there.
+    The judge makes no cycles, and up to a fifth of its time went there.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -171,6 +171,7 @@ class Hearing:
     def note(self, operations: Sequence[Operation]) -> None:
         """Keep what is judged over all sessions: effects, configurations, probes."""
         quiet = quiet_ns(self.faults)
+        changes = [f for f in self.faults if f.f in ("configure", HEALS["configure"])]
         configured = 0
         told = any(map(_effects, operations)) or any(map(_config, operations))
         for operation in operations if told or quiet < math.inf else ():
@@ -178,7 +179,7 @@ class Hearing:
                 self.effects += [(effect, operation) for effect in operation.effects]
             if operation.config and operation.type == "ok":
                 configured += 1
-                epoch = epoch_of(operation, self.faults)
+                epoch = epoch_of(operation, changes)
                 if epoch is not None:
                     version = (operation.key.agent_id, epoch, operation.config)
                     self.versions.setdefault(version, operation)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import pickle
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import product
 from typing import NamedTuple
 
 from kode_lab.check.generate import large_history, random_history, valid_run
@@ -116,7 +117,7 @@ def judge_figures(*, histories: int = HISTORIES, runs: int = RUNS) -> list[Figur
 def speed_figures(
     sizes: Sequence[int] = SIZES,
     *,
-    repeats: int = 5,
+    repeats: int = 3,
     clock: Callable[[], float] = time.process_time,
 ) -> list[Figure]:
     """Give operations per CPU-second for both engines, and how they change with size and doubt.
@@ -124,30 +125,36 @@ def speed_figures(
     Histories are laid out in memory as a file leaves them. Sure and doubtful ones take turns, and
     the best of the repeats counts: a shared machine only ever makes code slower.
     """
-    figures: list[Figure] = []
-    for engine, bar in (("python", PYTHON_BAR), ("numpy", NUMPY_BAR)):
+    bars = {"python": PYTHON_BAR, "numpy": NUMPY_BAR}
+    for engine in bars:
         check(large_history(1_000), engine=engine)  # imports are not the judge's speed
-        costs: dict[int, float] = {}
-        for size in sizes:
-            histories = [_laid_out(large_history(size, indeterminate=d)) for d in (0.0, 0.2)]
-            best = [math.inf, math.inf]
-            for _ in range(repeats):
-                for at, history in enumerate(histories):
-                    cost_s = _cost_s(history, engine, clock)
-                    best[at] = min(best[at], 1e9 * cost_s / len(history))
-            costs[size], doubtful = best
-            name = f"{engine}, {size:,} operations"
-            figures.append(Figure(name, 1e9 / best[0], "operations/CPU-s", bar=f"value >= {bar}"))
-            figures.append(
-                Figure(
-                    f"{name}, 20 % indeterminate", doubtful, "CPU-ns each", costs[size],
-                    f"ratio <= {INDETERMINATE_BAR}",
-                )
-            )  # fmt: skip
-        small, large = costs[min(sizes)], costs[max(sizes)]
-        name = f"{engine}, {max(sizes):,} operations against {min(sizes):,}"
-        figures.append(Figure(name, large, "CPU-ns each", small, f"ratio <= {LINEAR_BAR}"))
-    return figures
+    costs_ns: dict[tuple[str, int, int], float] = {}
+    for size in sizes:
+        histories = [_laid_out(large_history(size, indeterminate=share)) for share in (0.0, 0.2)]
+        # As many operations for every size, so that each has its chance of a quiet moment.
+        for _ in range(repeats * max(1, max(sizes) // (10 * size))):
+            for engine, (at, history) in product(bars, enumerate(histories)):
+                cost_ns = 1e9 * _cost_s(history, engine, clock) / len(history)
+                name = engine, size, at
+                costs_ns[name] = min(cost_ns, costs_ns.get(name, math.inf))
+    return [
+        figure for engine, bar in bars.items() for figure in _speeds(engine, bar, sizes, costs_ns)
+    ]
+
+
+def _speeds(
+    engine: str, bar: int, sizes: Sequence[int], costs_ns: Mapping[tuple[str, int, int], float]
+) -> Iterator[Figure]:
+    each = "CPU-ns an operation"
+    for size in sizes:
+        sure, doubtful = costs_ns[engine, size, 0], costs_ns[engine, size, 1]
+        name = f"{engine}, {size:,} operations"
+        yield Figure(name, 1e9 / sure, "operations/CPU-s", bar=f"value >= {bar}")
+        limit = f"ratio <= {INDETERMINATE_BAR}"
+        yield Figure(f"{name}, 20 % indeterminate", doubtful, each, sure, limit)
+    small, large = costs_ns[engine, min(sizes), 0], costs_ns[engine, max(sizes), 0]
+    name = f"{engine}, {max(sizes):,} operations against {min(sizes):,}"
+    yield Figure(name, large, each, small, f"ratio <= {LINEAR_BAR}")
 
 
 def _laid_out(history: list[Operation]) -> list[Operation]:
