@@ -88,7 +88,8 @@ def test_a_replayed_seed_is_the_same_play_with_the_same_witness():
 
 def test_a_fault_shrinks_to_a_small_play_that_still_convicts_it():
     fault = fault_of("no-lock")
-    small = shrink(fault, examples_limit=20)
+    fault = fault._replace(scenario=fault.scenario._replace(keys=KEYS[:2], turns=2))
+    small = shrink(fault, plays_limit=80)
     assert (small.sessions, small.clients, small.turns) == (1, 2, 1)
     played, verdict = play_small(fault, small)
     assert "lost update" in found_in(verdict)
@@ -98,7 +99,7 @@ def test_a_fault_shrinks_to_a_small_play_that_still_convicts_it():
 def test_what_cannot_be_convicted_is_not_shrunk_but_refused():
     innocent = Fault("innocent", "nothing is wrong", ("lost update",), PLAIN, Parts())
     with pytest.raises(InvalidScenario, match="innocent: no small play convicts it within"):
-        shrink(innocent, examples_limit=3)
+        shrink(innocent, plays_limit=3)
 
 
 def test_a_fault_that_is_none_is_not_convicted_and_the_table_says_so():

@@ -144,7 +144,7 @@ def _cells(outcome: Outcome) -> tuple[str, ...]:
         "-" if outcome.first is None else str(outcome.first),
         f"{outcome.acquitted} of {outcome.seeds}",
         ", ".join(also),
-        "ok" if outcome.ok else missing or outcome.objection,
+        "ok" if outcome.ok else "; ".join(word for word in (missing, outcome.objection) if word),
     )
 
 

@@ -21,7 +21,7 @@ from kode_lab.experiment.faults.stage import Stage
 
 __all__ = ["Small", "play_small", "shrink"]
 
-EXAMPLES_LIMIT = 100
+PLAYS_LIMIT = 300
 _DELAYS_LIMIT = 12
 
 
@@ -51,11 +51,11 @@ def play_small(fault: Fault, small: Small) -> tuple[Played, Verdict]:
     return played, judged(fault, played)
 
 
-def shrink(fault: Fault, seed: int = 0, *, examples_limit: int = EXAMPLES_LIMIT) -> Small:
-    """Give a small play of the fault that still convicts it.
+def shrink(fault: Fault, seed: int = 0, *, plays_limit: int = PLAYS_LIMIT) -> Small:
+    """Give a small play of the fault that still convicts it: the smallest in so many plays.
 
     Raises:
-        InvalidScenario: Hypothesis is not there, or found none within ``examples_limit`` plays.
+        InvalidScenario: Hypothesis is not there, or found none within ``plays_limit`` plays.
     """
     try:
         import hypothesis  # noqa: PLC0415 - a tool of the laboratory, not of the service
@@ -73,12 +73,16 @@ def shrink(fault: Fault, seed: int = 0, *, examples_limit: int = EXAMPLES_LIMIT)
         ).map(tuple),
     )
 
+    known: dict[Small, bool] = {}
+
     def is_convicted(candidate: Small) -> bool:
-        played = stage.play(candidate.delays, candidate.of(whole))
-        return fault.shows[0] in found_in(judged(fault, played))
+        if candidate not in known and len(known) < plays_limit:
+            played = stage.play(candidate.delays, candidate.of(whole))
+            known[candidate] = fault.shows[0] in found_in(judged(fault, played))
+        return known.get(candidate, False)
 
     settings = hypothesis.settings(
-        max_examples=examples_limit,
+        max_examples=plays_limit,
         database=None,
         deadline=None,
         suppress_health_check=list(hypothesis.HealthCheck),
@@ -88,7 +92,7 @@ def shrink(fault: Fault, seed: int = 0, *, examples_limit: int = EXAMPLES_LIMIT)
             return _found(hypothesis.find, small, is_convicted, settings, Random(seed))
     except hypothesis.errors.NoSuchExample:
         raise InvalidScenario(
-            f"{fault.name}: no small play convicts it within {examples_limit=} plays: "
+            f"{fault.name}: no small play convicts it within {plays_limit=} plays: "
             "replay one of the seeds instead"
         ) from None
 
