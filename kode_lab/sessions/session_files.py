@@ -219,10 +219,7 @@ class SessionFiles:
         start = max(len(self.header), size - _READ_BYTES)
         data = self.disk.read(self._fd(TURNS), size - start, start)
         last = data[data.rfind(b"\n", 0, -1) + 1 :]
-        try:
-            text = read_turns(self.key, last)
-        except SessionDamaged:  # pragma: no cover - one line has nothing after it
-            text = read_turns(self.key, b"")
+        text = read_turns(self.key, last)
         messages_bytes = self._messages_size()
         if text.finished and text.good_bytes == len(last) and text.end_bytes == messages_bytes:
             self.messages_bytes = messages_bytes
