@@ -248,6 +248,7 @@ class FaultyDisk(PosixDisk):
         "_by_fd",
         "_files",
         "_lock",
+        "_removed",
         "_synced_names",
         "calls",
         "hook",
@@ -262,6 +263,8 @@ class FaultyDisk(PosixDisk):
         self.torn_bytes = 0
         self._by_fd = {}
         self._files = {}
+        # What was removed, and may come back until its directory is synced.
+        self._removed = {}
         # The journal has a thread of its own.
         self._lock = threading.RLock()
         # The root and what is below it, if it existed before or its directory was synced since.
@@ -335,6 +338,9 @@ class FaultyDisk(PosixDisk):
     def sync_directory(self, path):
         self._tell("sync_directory", str(path), None)
         self._synced_names.update(map(str, Path(path).iterdir()))
+        for name in [name for name in self._removed if Path(name).parent == Path(path)]:
+            del self._removed[name]
+            self._synced_names.discard(name)
 
     @locked
     def make_directory(self, path):
@@ -346,7 +352,8 @@ class FaultyDisk(PosixDisk):
     def remove(self, path):
         self._tell("remove", str(path), None)
         super().remove(path)
-        self._files.pop(str(path), None)
+        if str(path) in self._files:
+            self._removed[str(path)] = self._files.pop(str(path))
 
     def _tell(self, call, path, change):
         self.calls += 1
@@ -376,7 +383,8 @@ class FaultyDisk(PosixDisk):
         """
         image = {}
         fates = {}
-        for name, file in sorted(self._files.items()):
+        back = {n: f for n, f in self._removed.items() if random.random() < 0.5}
+        for name, file in sorted((back | self._files).items()):
             place = Path(name)
             chain = [str(part) for part in (place, *place.parents)]
             chain = chain[: chain.index(self.root) + 1]

@@ -149,25 +149,53 @@ def test_cut_after_cut_the_sessions_only_grow(tmp_path_factory, random, moments)
     run(scenario())
 
 
+@settings(max_examples=15, deadline=None)
+@given(random=st.integers(0, 2**32).map(Random), moment=st.integers(0, 40))
+def test_a_deleted_conversation_does_not_come_back_after_a_power_cut(
+    tmp_path_factory, random, moment
+):
+    path = tmp_path_factory.mktemp("deleted")
+
+    async def scenario():
+        disk = FaultyDisk(path / "store")
+        async with managing(path, store={"disk": disk, **POWER}) as manager:
+            for number in range(random.randrange(1, 12)):
+                await manager.turn(ADA, f"old {number}")
+            await manager.delete(ADA)
+            acknowledged = {BOB: []}
+            cuts = PowerCuts(disk, acknowledged, random)
+            cuts.at([moment])
+            await converse(manager, BOB, 12, acknowledged)
+            disk.hook = None
+            cuts.now()
+        image, then = cuts.left[0]
+        disk.restore(image, path / "cut" / "store")
+        store = POWER | {"disk": FaultyDisk(path / "cut" / "store")}
+        async with managing(path / "cut", store=store) as manager:
+            assert await manager.history(ADA) == []
+            assert ADA not in set(manager._store.sessions())
+            await manager.turn(ADA, "new")
+            assert prompts(await manager.history(ADA)) == ["new"]
+            assert_in_order_and_once(then[BOB], prompts(await manager.history(BOB)))
+
+    run(scenario())
+
+
 def test_a_journal_that_was_emptied_never_takes_frames_of_an_earlier_life_for_its_own(tmp_path):
     """The lives write frames of equal sizes, so that old ones stand exactly behind the new."""
 
-    async def life(store, turns, name):
-        async with managing(tmp_path, store=store) as manager:
-            for number in range(turns):
-                await manager.turn(ADA, f"{name}{number}")
-
     async def scenario():
-        await life(POWER, 5, "a")
         disk = FaultyDisk(tmp_path / "store")
-        store = JsonStore(tmp_path / "store", disk=disk, **POWER)
-        async with managing(tmp_path, store=store) as manager:
-            await manager.turn(ADA, "b0")
-            image = disk.after_kill()
+        # All positions in the files have three digits, but for the first turn's.
+        for said in (["0"], ["a", "b"], ["c"]):
+            async with managing(tmp_path, store={"disk": disk, **POWER}) as manager:
+                for prompt in said:
+                    await manager.turn(ADA, prompt)
+                image = disk.after_kill()
         there = tmp_path / "killed"
         disk.restore(image, there / "store")
         async with managing(there, store=POWER) as manager:
-            assert prompts(await manager.history(ADA)) == ["a0", "a1", "a2", "a3", "a4", "b0"]
+            assert prompts(await manager.history(ADA)) == ["0", "a", "b", "c"]
 
     run(scenario())
 
