@@ -139,6 +139,14 @@ def test_a_run_says_how_to_do_it_again_and_is_found_by_its_id(run, results):
     assert run.id in repr(lab.runs(results))
 
 
+def test_the_latest_run_stays_itself_when_another_one_is_made(tmp_path):
+    small = replace(QUICK, users=1, sessions=1, turns=1)
+    first = lab.run(small, results=tmp_path).result()
+    latest = Run.load("latest", str(tmp_path))
+    lab.run(replace(small, seed=1), results=tmp_path).result()
+    assert latest.operations() == first.operations()
+
+
 def test_a_directory_that_is_no_run_is_listed_with_the_reason(tmp_path):
     newer = {"schema": 99, "id": "b", "status": "", "parameters": {}}
     for name, content in (("a", "{"), ("b", json.dumps(newer))):

@@ -64,13 +64,14 @@ class Run:
     facts: Mapping[str, Any]
 
     @classmethod
-    def load(cls, which: str | Path = "latest", results: Path = RESULTS) -> Run:
+    def load(cls, which: str | Path = "latest", results: Path | str = RESULTS) -> Run:
         """Give the run in directory ``which``, or the one of that id below ``results``.
 
         Raises:
             InvalidRecord: there is no such run, or its ``run.json`` cannot be read.
             NewerFormat: a newer kode_lab wrote it.
         """
+        results = Path(results)
         path = next((p for p in (Path(which), results / which) if (p / "run.json").is_file()), None)
         if path is None:
             for half in (Path(which), results / which):
@@ -84,6 +85,8 @@ class Run:
                 f"no run {str(which)!r}: neither a directory with a run.json nor an id below "
                 f"{results.name}/ (the newest there: {', '.join(known) or 'none'})"
             )
+        if path.is_symlink():  # "latest" is another run tomorrow; this one shall stay what it is
+            path = path.parent / path.readlink()
         try:
             facts = json.loads((path / "run.json").read_bytes())
             schema, _ = facts["schema"], (facts["id"], facts["status"], facts["parameters"])
