@@ -215,7 +215,7 @@ def large_history(
     for number in range(sessions):
         key = SessionKey(f"user{number}", "session", "agent")
         order: list[str] = []
-        digest, at_ns = 0, random.randrange(_MS)
+        digest, at_ns = 0, random.randrange(4 * _MS, 5 * _MS)
         for turn in range(size // sessions - 1):
             marker = marker_of(key, turn, seed=seed)
             at_ns += random.randrange(1, _MS)
