@@ -196,8 +196,10 @@ def test_a_turn_left_for_good_is_sealed_and_its_id_says_so_for_ever(tmp_path):
         world, model = World(), Clerk()
         gate = world.gates["note:2 0.1"] = asyncio.Event()
         async with managing(tmp_path, model, world) as manager:
-            left = asyncio.create_task(manager.turn(ADA, "note:2", turn_id="left"))
-            await until(lambda: len(world.notes) == 1)
+            events = []
+            turn = manager.turn(ADA, "note:2", turn_id="left", on_event=events.append)
+            left = asyncio.create_task(turn)
+            await until(lambda: any(event.kind == "tool_result" for event in events))
             left.cancel()
             await asyncio.wait([left])
             await manager.turn(ADA, "next", turn_id="next")

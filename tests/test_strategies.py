@@ -151,8 +151,9 @@ def test_interrupt_in_the_middle_of_tools_leaves_each_call_with_a_result(tmp_pat
         model = Clerk()
         world.gates["note:2 0.1"] = asyncio.Event()
         async with managing(tmp_path, model, world) as manager:
-            busy = asyncio.create_task(manager.turn(ADA, "note:2"))
-            await until(lambda: len(world.runs) == 2 and len(world.notes) == 1)
+            events = []
+            busy = asyncio.create_task(manager.turn(ADA, "note:2", on_event=events.append))
+            await until(lambda: any(event.kind == "tool_result" for event in events))
             await manager.turn(ADA, "new", strategy="interrupt")
             with pytest.raises(Superseded):
                 await busy
