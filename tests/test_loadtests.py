@@ -5,6 +5,7 @@ what it left behind.
 """
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -23,13 +24,16 @@ from kode_lab.operation import read_operations
 
 LOADTESTS = Path(__file__).parent.parent / "loadtests"
 PATIENCE_S = 120.0
+# Turns of each process, before a run is ended as Ctrl-C would: a busy machine needs longer.
+ENOUGH = 20
 
 
 class Run:
     """One command and what it left in its directory."""
 
-    def __init__(self, path, *words):
+    def __init__(self, path, *words, workers=()):
         self.path = path
+        self.workers = workers
         path.mkdir()
         with (path / "stderr").open("wb") as stderr, (path / "stdout").open("wb") as stdout:
             self.process = subprocess.Popen(
@@ -39,8 +43,25 @@ class Run:
                 stderr=stderr,
             )
 
+    def has_answers(self, workers):
+        """Whether each of these processes has had some turns acknowledged."""
+        if not (self.path / "history.jsonl").exists():
+            return False
+        said = (self.path / "history.jsonl").read_text()
+        return all(
+            len(re.findall(rf'"type":"ok","process":"{worker}\.', said)) >= ENOUGH
+            for worker in workers
+        )
+
     def ended(self):
-        """Give the exit status and all that was said on stdout."""
+        """Give the exit status and all that was said on stdout; end it once it has enough."""
+        limit_s = time.monotonic() + PATIENCE_S
+        while self.workers and self.process.poll() is None:
+            assert time.monotonic() < limit_s, self.words()
+            if self.has_answers(self.workers):
+                self.process.terminate()
+                break
+            time.sleep(0.05)
         status = self.process.wait(PATIENCE_S)
         return status, (self.path / "stdout").read_text()
 
@@ -60,10 +81,10 @@ class Run:
         self.process.wait(PATIENCE_S)
 
 
-def locust(path, name, url, *words, users=8):
+def locust(path, name, url, *words, users=8, workers=(0,)):
     file = ("-f", str(LOADTESTS / f"{name}.py"), "--only-summary")
-    load = ("-u", str(users), "-r", "100", "-t", "3s")
-    return Run(path, "locust", *file, "--host", url, "--run-dir", str(path), *load, *words)
+    load = ("-u", str(users), "-r", "100", "--host", url, "--run-dir", str(path))
+    return Run(path, "locust", *file, *load, *words, workers=workers)
 
 
 def load(path, *words):
@@ -76,8 +97,8 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def fetched(url):
-    with urllib.request.urlopen(url, timeout=10) as answer:
+def fetched(url, data=None):
+    with urllib.request.urlopen(url, data, timeout=30) as answer:
         return answer.read().decode()
 
 
@@ -95,14 +116,15 @@ def runs(url, tmp_path_factory):
     started = {
         "plain": locust(path / "plain", "same_name", url, headless, users=20),
         "processes": locust(
-            path / "processes", "tools", url, headless, "--processes", "2", users=12
+            path / "processes", "tools", url,
+            headless, "--processes", "2", users=12, workers=(1, 2),
         ),
         "master": locust(
             path / "master", "hot_session", url,
-            headless, "--master", "--expect-workers", "1", *everywhere,
+            headless, "--master", "--expect-workers", "1", *everywhere, workers=(1,),
         ),
         "worker": locust(
-            path / "worker", "hot_session", url, "--worker", "--master-port", port
+            path / "worker", "hot_session", url, "--worker", "--master-port", port, workers=()
         ),
         "streaming": locust(
             path / "streaming", "streaming", url,
@@ -110,10 +132,10 @@ def runs(url, tmp_path_factory):
         ),
         "web": locust(
             path / "web", "churn", url,
-            "--autostart", "--autoquit", "3", "--web-host", "127.0.0.1", "--web-port", web,
+            "--autostart", "--web-host", "127.0.0.1", "--web-port", web,
         ),
         "nobody": locust(
-            path / "nobody", "spike", f"http://127.0.0.1:{free_port()}", headless
+            path / "nobody", "spike", f"http://127.0.0.1:{free_port()}", headless, "-t", "3s", workers=()
         ),
         "chaos": load(
             path / "chaos", "chaos",
@@ -131,11 +153,14 @@ def runs(url, tmp_path_factory):
 
 def test_locusts_own_web_ui_has_a_tab_with_the_verdict_and_its_charts(runs):
     run = runs["web"]
-    state = {}
+    state, limit_s = {}, time.monotonic() + PATIENCE_S
     while state.get("state") != "over" and run.process.poll() is None:
+        assert time.monotonic() < limit_s, (state, run.words())
         try:
             page = fetched(f"{run.url}/")
             state = json.loads(fetched(f"{run.url}/verdict/state"))
+            if state["state"] == "running" and state["counts"].get("ok", 0) >= ENOUGH:
+                fetched(f"{run.url}/stop", data=b"")
         except OSError:
             time.sleep(0.05)
     assert state["state"] == "over", run.words()

@@ -93,6 +93,8 @@ class Service:
                 break
             time.sleep(0.02)
         self._process.kill()
+        self._process.wait()
+        self._output.close()
         said = self._log.read_text("utf-8", "replace").strip().splitlines()
         raise InvalidScenario(
             f"kode-lab {self._words[0]} did not start within {_READY_S:g} s: "
