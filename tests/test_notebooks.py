@@ -22,7 +22,7 @@ SMALLER = {
     "03-same-session": "SPEED = 5.0",  # the second click must meet the first
     "06-how-many": "SESSIONS = [4, 16, 64]",
     "07-kill-9": "KILLS = 2",
-    "08-locust": "USERS, SECONDS, FAULT = 6, 3, ''",
+    "08-locust": "USERS, SECONDS, FAULT = 30, 4, ''",
 }
 
 
