@@ -135,7 +135,8 @@ def runs(url, tmp_path_factory):
             "--autostart", "--web-host", "127.0.0.1", "--web-port", web,
         ),
         "nobody": locust(
-            path / "nobody", "spike", f"http://127.0.0.1:{free_port()}", headless, "-t", "3s", workers=()
+            path / "nobody", "spike", f"http://127.0.0.1:{free_port()}",
+            headless, "-t", "3s", workers=(),
         ),
         "chaos": load(
             path / "chaos", "chaos",
