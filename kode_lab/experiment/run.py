@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from html import escape
 from importlib import metadata
 from pathlib import Path
@@ -48,7 +49,18 @@ SCHEMA = 1
 _BATCH_SPANS = 256
 # Two runs of one second meet with probability 1/65536; three times in a row they do not.
 _NAME_TRIES = 3
+# Records of files up to this size are kept: tables, pictures and the page ask for them each.
+_KEPT_BYTES = 64 * 1024 * 1024
 _PACKAGES = ("anthropic", "aiohttp", "uvloop", "httptools", "pandas", "matplotlib")
+
+
+@lru_cache(maxsize=8)
+def _parsed(
+    path: Path, reader: Callable[[Iterable[str]], Iterable[Any]], _mtime_ns: int, _size_bytes: int
+) -> tuple[Any, ...]:
+    """Give the records of a file; once, as long as it does not change."""
+    with path.open(encoding="utf-8") as lines:
+        return tuple(reader(lines))
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +157,12 @@ class Run:
         return check_path(self.path)
 
     def _read(self, name: str, reader: Callable[[Iterable[str]], Iterable[Any]]) -> tuple[Any, ...]:
+        path = self.path / name
         try:
-            with (self.path / name).open(encoding="utf-8") as lines:
-                return tuple(reader(lines))
+            status = path.stat()
+            if status.st_size > _KEPT_BYTES:
+                return _parsed.__wrapped__(path, reader, 0, 0)
+            return _parsed(path, reader, status.st_mtime_ns, status.st_size)
         except FileNotFoundError:
             return ()
         except UnicodeDecodeError as error:
