@@ -14,10 +14,8 @@ BANNED_NAMES = {"util", "utils", "helper", "helpers", "common", "misc", "base", 
 # What a class may be built on: values, protocols, and the generic form of either.
 VALUE_BASES = {"NamedTuple", "Protocol", "Generic", "TypedDict", "Enum", "StrEnum", "IntEnum"}
 SIGNAL_BASES = {"Exception", "BaseException"}
-# Locust finds what it runs by its class.
-LOCUST_BASES = {"FastHttpUser", "SessionUser", "ToolUser", "LoadTestShape"}
 # Locust finds its users and shapes by their class; there is no other way in.
-LOCUST_BASES = {"User", "HttpUser", "FastHttpUser", "LoadTestShape"}
+LOCUST_BASES = {"User", "HttpUser", "FastHttpUser", "LoadTestShape", "SessionUser", "ToolUser"}
 
 
 class Source:
@@ -110,8 +108,6 @@ def inherits_nothing(source):
             if name in LOCUST_BASES and source.name.startswith("loadtests/"):
                 continue
             if name in VALUE_BASES | SIGNAL_BASES or source.name.endswith("kode_lab/errors.py"):
-                continue
-            if name in LOCUST_BASES and source.name.startswith("loadtests/"):
                 continue
             yield (
                 f"{source.name}:{node.lineno}: {node.name} inherits from {name}: hold one instead; "
