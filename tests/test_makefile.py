@@ -54,7 +54,9 @@ def test_what_is_installed_is_not_installed_again(clone):
         ".venv/bin/python -m kode_lab reproduce --speed 10\n"
     )
     stamp(clone, ".installed-dev")
-    assert make(clone, "-n", "test", "ARGS=-k key").stdout == ".venv/bin/python -m pytest -k key\n"
+    assert make(clone, "-n", "test", "ARGS=-k key").stdout.endswith(
+        "-m pytest --numprocesses 2 --dist loadfile -k key\n"
+    )
 
 
 def test_a_changed_pyproject_is_installed_anew(clone):
