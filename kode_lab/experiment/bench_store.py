@@ -251,9 +251,13 @@ async def _power(directory: Path, effort: float) -> list[Row]:
     rate = {name: 1 / statistics.median(taken[1:]) for name, taken in took_s.items()}
     # What it takes to make up a turn for the store is the bench's own and not counted.
     own_us = {name: spent_us[name] - spent_us["making"] for name in stores}
+    return _power_rows(len(busy), own_us, rate)
+
+
+def _power_rows(busy: int, own_us: dict[str, float], rate: dict[str, float]) -> list[Row]:
     return [
         row(
-            f"power: CPU of the store a turn, {len(busy)} busy, against durability process",
+            f"power: CPU of the store a turn, {busy} busy, against durability process",
             own_us["power"],
             "us",
             baseline=own_us["process"],
