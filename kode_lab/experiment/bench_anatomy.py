@@ -1,8 +1,8 @@
 """Where the microseconds of a turn go: each part alone, or what is saved where it is left out.
 
-No profiler, because a profiler's own cost falls on small functions and hides in large ones. A part
-that can be left out through a seam (the files, the trace) is left out; one that can be called alone
-is called alone; what remains is the Python of manager, session and store. Whole and parts are
+No profiler, because a profiler's own cost falls on small functions and hides in large ones. The
+files are left out through the store's seam for disks; what can be called alone is called alone;
+what remains is the Python of manager, session and store. Whole and parts are
 sampled in turns, so that all of them see the same machine.
 """
 
@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+import time
+from collections.abc import Awaitable, Callable
 from os import fspath
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from kode_lab.experiment.bench_scene import (
     service,
     shelf,
     slow_model,
+    spans_to_nowhere,
     take,
 )
 from kode_lab.server.run import open_sessions_limit, settle
@@ -32,6 +33,7 @@ from kode_lab.sessions.disk import Place, PosixDisk
 from kode_lab.sessions.file_lock import FileLocks
 from kode_lab.sessions.keyed_lock import KeyedLock
 from kode_lab.sessions.session_files import SessionFiles
+from kode_lab.span import Span
 
 __all__ = ["anatomy", "collector"]
 
@@ -40,7 +42,7 @@ _YOUNG = 10
 _IN_FLIGHT, _LATENCY_S = 3_000, 0.5
 _NAMES = {
     "files": "reading and writing its two files",
-    "trace": "spans",
+    "spans": "its four spans",
     "lines": "making the lines to write",
     "deadline": "its deadline",
     "between": "the lock between processes",
@@ -58,34 +60,42 @@ def anatomy(effort: float) -> list[Row]:
 
 async def _anatomy(directory: Path, effort: float) -> list[Row]:
     times, rounds = share(50, effort, least=5), share(41, effort, least=2)
+    memory = _MemoryDisk()
     async with (
         service(_made(directory / "whole")) as whole,
-        service(_made(directory / "untraced"), trace=None) as untraced,
-        _without_files(_made(directory / "diskless")) as diskless,
+        service(
+            _made(directory / "diskless"), store=JsonStore(directory / "nowhere", disk=memory)
+        ) as diskless,
     ):
         some = iter(keys(1_000_000))
 
-        def turns(manager: SessionManager) -> Callable[[], Awaitable[float]]:
-            async def sample() -> float:
-                key = next(some)
-                await take(manager, key, _YOUNG)
-                return await cpu_us(lambda: take(manager, key, times), times)
+        async def turns(manager: SessionManager) -> float:
+            key = next(some)
+            await take(manager, key, _YOUNG)
+            return await cpu_us(lambda: take(manager, key, times), times)
 
-            return sample
+        async def files() -> float:
+            return await turns(whole) - await turns(diskless)
 
         parts = {name: _sample(part, times * 10) for name, part in _parts(directory).items()}
-        sides = {"whole": turns(whole), "files": turns(diskless), "trace": turns(untraced), **parts}
+        sides = {"whole": lambda: turns(whole), "files": files, **parts}
         spent_us = await interleaved(sides, rounds)
+        [key] = keys(1, first=1_000_000)
+        await take(diskless, key, _YOUNG)
+        memory.calls = 0
+        await take(diskless, key, times)
     whole_us = spent_us.pop("whole")
-    for name in ("files", "trace"):
-        spent_us[name] = max(0.0, whole_us - spent_us[name])
-    spent_us["deadline"] = max(0.0, spent_us["deadline"] - spent_us["pass"])
+    spent_us["deadline"] -= spent_us["pass"]
     rest_us = whole_us - sum(spent_us.values())
-    shares = sorted(spent_us.items(), key=lambda part: -part[1])
+    dearest_first = sorted(spent_us.items(), key=lambda part: -part[1])
     return [
         row("anatomy: a whole turn", whole_us, "us"),
-        row("anatomy: Python of manager, session, store", rest_us, "us", baseline=whole_us),
-        *[row(f"anatomy: {_NAMES[name]}", us, "us", baseline=whole_us) for name, us in shares],
+        row("anatomy: the Python of manager, session, store", rest_us, "us", baseline=whole_us),
+        *[
+            row(f"anatomy: {_NAMES[name]}", us, "us", baseline=whole_us)
+            for name, us in dearest_first
+        ],
+        row("anatomy: calls to the system for its two files", memory.calls / times, "calls"),
     ]
 
 
@@ -119,12 +129,20 @@ def _parts(directory: Path) -> dict[str, Callable[[], Awaitable[None]]]:
     async def config() -> None:
         agents.current(key.agent_id)
 
+    async def spans() -> None:
+        # A turn has four: wait, ask, commit, and itself.
+        for step in ("wait", "ask", "commit", "turn"):
+            now_ns = time.monotonic_ns()
+            facts = {"gen_ai.request.model": "bench", "kode_lab.fence": 1}
+            spans_to_nowhere(Span(key, turn.turn_id, step, now_ns, time.monotonic_ns(), facts))
+
     async def within() -> None:
         keyed.try_hold(key[:2])
         keyed.release(key[:2])
 
     return {
         "lines": lines,
+        "spans": spans,
         "deadline": deadline,
         "between": between,
         "config": config,
@@ -146,21 +164,18 @@ def _made(directory: Path) -> Path:
     return directory
 
 
-@asynccontextmanager
-async def _without_files(directory: Path) -> AsyncIterator[SessionManager]:
-    store = JsonStore(directory / "store", disk=_MemoryDisk())
-    async with service(directory, store=store) as manager:
-        yield manager
-
-
 class _MemoryDisk:
-    """A disk whose session files are byte arrays: what it saves are the system calls.
+    """A disk whose session files are byte arrays: what it saves are the calls to the system.
 
     The locks between processes stay real files, because only the system can lock them.
+
+    Attributes:
+        calls: how many it saved, since somebody set it to 0.
     """
 
     def __init__(self) -> None:
         disk = self._disk = PosixDisk()
+        self.calls = 0
         self._paths: dict[str, bytearray] = {}
         self._open: dict[int, bytearray] = {}
         self.sync_directory, self.make_directory = disk.sync_directory, disk.make_directory
@@ -182,16 +197,19 @@ class _MemoryDisk:
             self._disk.close(fd)
 
     def read(self, fd: int, size_bytes: int, offset: int) -> bytes:
+        self.calls += 1
         data = self._open.get(fd)
         if data is None:
             return self._disk.read(fd, size_bytes, offset)
         return bytes(data[offset : offset + size_bytes])
 
     def size(self, fd: int) -> int:
+        self.calls += 1
         data = self._open.get(fd)
         return self._disk.size(fd) if data is None else len(data)
 
     def write(self, fd: int, data: bytes, offset: int) -> None:
+        self.calls += 1
         held = self._open.get(fd)
         if held is None:
             self._disk.write(fd, data, offset)
@@ -199,6 +217,7 @@ class _MemoryDisk:
             held[offset : offset + len(data)] = data
 
     def truncate(self, fd: int, size_bytes: int) -> None:
+        self.calls += 1
         held = self._open.get(fd)
         if held is None:
             self._disk.truncate(fd, size_bytes)
