@@ -282,7 +282,8 @@ async def steps(lab, path):
             await manager.turn(ADA, "note:3", turn_id="t")
         again, world = there / "again", World(lab)
         disk.restore(images[1], again / "store")
-        async with managing(again, world=world, store={"durability": durability}, lab=lab) as one:
+        store = {"durability": durability, "disk": FaultyDisk(again / "store")}
+        async with managing(again, world=world, store=store, lab=lab) as one:
             assert len((await one.turn(ADA, "note:3", turn_id="t")).tool_calls) == 3
         assert world.runs == []
 
@@ -451,7 +452,8 @@ async def rollbacks(lab, path):
             await busy
     async with managing(path / "one", lab=lab) as manager:
         assert prompts(await manager.history(ADA)) == ["new"]
-    async with managing(path / "two", lab=lab, store={"durability": "power"}) as manager:
+    store = POWER | {"disk": FaultyDisk(path / "two" / "store")}
+    async with managing(path / "two", lab=lab, store=store) as manager:
         first = asyncio.create_task(manager.turn(ADA, "first"))
         ticket = None
         while ticket is None or not (ticket.session and ticket.session.is_committing):

@@ -106,6 +106,7 @@ BENCHES: dict[str, Bench] = {
     "generator": Bench("what load tests cost and see", f"{_HERE}.bench_generator:generator"),
     "look": Bench("a run of 10,000 turns, looked at", f"{_HERE}.bench_lab:looking"),
     "check": Bench("the judge: errors and speed", f"{_HERE}.bench_check:check"),
+    "crash": Bench("300 times kill -9, nothing lost", f"{_HERE}.crash:crash"),
 }
 
 
