@@ -75,7 +75,7 @@ def _table(claims: Sequence[Claim], *, wide: bool) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
     for heading in ("claim", "reported", "measured", "verdict"):
         # Ids and directories are told apart by their ends, so they fold and are never cut.
-        table.add_column(heading, overflow="fold", no_wrap=heading == "verdict")
+        table.add_column(heading, overflow="fold", no_wrap=heading in ("claim", "verdict"))
     if wide:
         table.add_column("measured on", style="dim")
     for claim in claims:
