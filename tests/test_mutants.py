@@ -832,7 +832,7 @@ MUTANTS = [
         "is_late = self.session is not None and",
         "is_late = False and",
     ),
-    Mutant("no deadline", ends, "manager", "asyncio.timeout(limit_s)", "asyncio.timeout(None)"),
+    Mutant("no deadline", ends, "manager", "expire_in(limit_s)", "expire_in(3600)"),
     Mutant("closes at once", ends, "manager", "await self._ended(self._drain_s)", "pass"),
     Mutant("takes turns while it closes", ends, "manager", "if self._is_closing:", "if False:"),
     Mutant(

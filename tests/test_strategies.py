@@ -7,6 +7,7 @@ import pytest
 from house import (
     ADA,
     BOB,
+    PATIENCE_S,
     Clerk,
     World,
     assert_idle,
@@ -333,6 +334,30 @@ def test_the_agent_s_deadline_holds_where_the_call_has_none(tmp_path):
             with pytest.raises(DeadlineExceeded, match="deadline_s=0;"):
                 await manager.turn(ADA, "no time at all", deadline_s=0)
             assert_idle(manager)
+
+    run(scenario())
+
+
+def test_a_task_whose_turn_ran_out_of_time_owes_nobody_a_cancel(tmp_path):
+    async def scenario():
+        async with Scene(tmp_path) as scene:
+            with pytest.raises(DeadlineExceeded):
+                await scene.manager.turn(ADA, "impatient", deadline_s=0.05)
+            assert asyncio.current_task().cancelling() == 0
+
+    run(scenario())
+
+
+def test_a_cancel_that_comes_together_with_the_deadline_is_a_cancel(tmp_path):
+    async def scenario():
+        async with Scene(tmp_path) as scene:
+            late = asyncio.create_task(scene.manager.turn(ADA, "late", deadline_s=PATIENCE_S))
+            await until(lambda: scene.manager.statistics().lock.waiting == 1)
+            [*_, ticket] = next(iter(scene.manager._lines.values()))
+            ticket._expire()
+            late.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await late
 
     run(scenario())
 

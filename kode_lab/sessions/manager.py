@@ -125,31 +125,31 @@ class SessionManager:
             raise Draining(f"{key}: the manager is closing: send the turn to another one")
         config = self._agents.current(key.agent_id)
         ticket = Ticket(key, prompt, turn_id, strategy, config, on_event)
+        limit_s = config.deadline_s if deadline_s is None else deadline_s
+        timer = ticket.expire_in(limit_s)
         line = self._lines.setdefault(key[:2], {})
         # A turn that is sent again waits for its first sending: it is one turn.
         others = [t for t in line if t.turn_id != ticket.turn_id] if ticket.takes_place else ()
         line[ticket] = None
-        limit_s = config.deadline_s if deadline_s is None else deadline_s
         try:
-            async with asyncio.timeout(limit_s) as deadline:
-                for other in others:
-                    other.supersede(ticket.strategy)
-                if others:
-                    await asyncio.sleep(0)  # let those who waited leave the queue
-                return await self._hold(ticket)
-        except TimeoutError:
-            if not deadline.expired():
-                raise
-            raise DeadlineExceeded(
-                f"{key}: no reply within deadline_s={limit_s:g}; the same turnId goes on"
-            ) from None
+            for other in others:
+                other.supersede(ticket.strategy)
+            if others:
+                await asyncio.sleep(0)  # let those who waited leave the queue
+            return await self._hold(ticket)
         except asyncio.CancelledError:
+            if ticket.ran_out():
+                raise DeadlineExceeded(
+                    f"{key}: no reply within deadline_s={limit_s:g}; the same turnId goes on"
+                ) from None
             if ticket.superseded_by is None or ticket.task is None or ticket.task.uncancel():
                 raise
             raise Superseded(
                 f"{key}: a later turn took its place ({ticket.superseded_by})"
             ) from None
         finally:
+            timer.cancel()
+            ticket.ran_out()  # it may have ended in another way all the same
             del line[ticket]
             if not line:
                 del self._lines[key[:2]]
