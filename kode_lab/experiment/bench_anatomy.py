@@ -18,6 +18,7 @@ from pathlib import Path
 from kode_lab.experiment.bench import Row, row
 from kode_lab.experiment.bench_sampling import cpu_us, interleaved, on_loop, scratch, share
 from kode_lab.experiment.bench_scene import (
+    PROMPT,
     files_limit,
     finished_turn,
     keys,
@@ -33,6 +34,7 @@ from kode_lab.sessions.disk import Place, PosixDisk
 from kode_lab.sessions.file_lock import FileLocks
 from kode_lab.sessions.keyed_lock import KeyedLock
 from kode_lab.sessions.session_files import SessionFiles
+from kode_lab.sessions.ticket import Ticket
 from kode_lab.span import Span
 
 __all__ = ["anatomy", "collector"]
@@ -108,7 +110,8 @@ def _parts(directory: Path) -> dict[str, Callable[[], Awaitable[None]]]:
     agents = shelf(directory / "agents")
     files = SessionFiles(key, str(directory / "parts"), disk, is_alone=False)
     files.next_fence()
-    turn, entries = finished_turn("0123456789abcdef01234567")
+    ticket = Ticket(key, PROMPT, None, None, agents.current(key.agent_id), None)
+    turn, entries = finished_turn(ticket.turn_id)
 
     async def lines() -> None:
         _, done = files.turn_tails(turn)
@@ -118,8 +121,9 @@ def _parts(directory: Path) -> dict[str, Callable[[], Awaitable[None]]]:
         await asyncio.sleep(0)
 
     async def deadline() -> None:
-        async with asyncio.timeout(300):
-            await one_pass()  # a cancelled timer gives its memory back there
+        timer = ticket.expire_in(300)
+        await one_pass()  # a cancelled timer gives its memory back there
+        timer.cancel()
 
     async def between() -> None:
         place = locks.place_of(key.lock_name)
