@@ -165,9 +165,9 @@ def _array_alone(directory: Path, times: int) -> Callable[[], Awaitable[float]]:
 
         async def work() -> None:
             for turn, _ in made:
-                messages, _ = files.turn_tails(turn)
+                messages = files.messages_tail(turn)
                 files.apply(messages)
-                files.took_turn(turn, messages)
+                files.messages_bytes = messages.offset + len(messages.data)
 
         return await cpu_us(work, times)
 

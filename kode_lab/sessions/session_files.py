@@ -312,14 +312,17 @@ class SessionFiles:
 
     def turn_tails(self, turn: OpenTurn) -> tuple[Tail, Tail]:
         """Give what appending the finished turn writes: its messages, and its ``done`` line."""
-        body = b",\n".join([encode(message) for message in turn.messages]) + CLOSING
-        if self.messages_bytes:
-            messages = Tail(MESSAGES, self.messages_bytes - len(CLOSING), b",\n" + body)
-        else:
-            messages = Tail(MESSAGES, 0, b"[\n" + body)
+        messages = self.messages_tail(turn)
         end = messages.offset + len(messages.data)
         done = encode(turn.closing(self.fence, self.count, end)) + b"\n"
         return messages, Tail(TURNS, self.done_bytes, done)
+
+    def messages_tail(self, turn: OpenTurn) -> Tail:
+        """Give the turn's messages as they stand at the end of ``messages.json``."""
+        body = b",\n".join([encode(message) for message in turn.messages]) + CLOSING
+        if self.messages_bytes:
+            return Tail(MESSAGES, self.messages_bytes - len(CLOSING), b",\n" + body)
+        return Tail(MESSAGES, 0, b"[\n" + body)
 
     def discard_tail(self) -> Tail:
         """Give what forgetting the unfinished turn writes."""
