@@ -3,14 +3,11 @@
 Both grow only at their end: ``messages.json`` over its closing bracket, ``turns.jsonl`` with steps
 that one ``done`` line replaces. So a turn costs the same whatever the history, and what a crash can
 leave is one of few shapes, each mended on the next load. A turn is in the conversation from the
-moment its last reply is in ``turns.jsonl``: what follows can be done again from there. With it goes
-an announcement of the ``done`` line, because writing that line destroys the steps it stands for.
-
-Where this process is alone with the directory and logs elsewhere first (durability ``power``), the
-fence needs no file and the tails of several turns are written as one, a little later.
+moment its last reply is in ``turns.jsonl``, with an announcement of the ``done`` line, because
+writing that line destroys the steps it stands for. Where this process is alone and logs elsewhere
+first (``power``), the fence needs no file and the tails of several turns are written as one.
 
 Nothing here knows locks, leases or what a line means; who calls holds the session.
-
 Source: redo of torn appends as in ARIES, for files that only grow at their end.
 """
 
