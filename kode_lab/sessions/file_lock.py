@@ -1,6 +1,6 @@
 """One lock for each name, between processes on one directory.
 
-A name is ``_PLACES`` bytes of one of 64 lock files: byte 0 is the lock, the others are places to
+A name is ``_PLACES`` bytes of one of 256 lock files: byte 0 is the lock, the others are places to
 wait in. Who finds all of them free has the lock at once. Everybody else comes in at the last place
 and goes forward, never leaving a place before having the next: nobody overtakes, so nobody
 starves (one place, a turnstile, let two processes hand the lock to each other past a third). The
@@ -11,8 +11,8 @@ These are Linux's *open file description* locks: they belong to this store, not 
 two stores in one process exclude each other too, and closing some other descriptor frees nothing.
 One trap remains: a child made by ``fork`` without ``exec`` shares them, and keeps them held.
 
-64 files, because the kernel walks all locks of a file one by one: with 10,000 sessions held, one
-file would cost a walk of 10,000, these a walk of about 150.
+256 files, because the kernel walks all locks of a file one by one, at each call: with 10,000
+sessions held a hold and release costs 6.7 us over 64 files, 4.0 over these, 3.3 over 1,024.
 
 Source: fcntl(2), "Open file description locks (non-POSIX)".
 """
@@ -31,7 +31,7 @@ from kode_lab.sessions.disk import Disk
 
 __all__ = ["FileLocks", "OwnedFile"]
 
-_FILES = 64
+_FILES = 256
 # Fifteen processes wait in order; more of them wait outside, in no order.
 _PLACES_BITS = 4
 _PLACES = 1 << _PLACES_BITS
