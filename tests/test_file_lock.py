@@ -50,7 +50,7 @@ def test_names_have_places_of_their_own_whatever_colons_they_hold(two):
     names = [f"{user}:{session}" for user in range(100) for session in range(100)]
     names += ["a%3ab:c", "a:b%3ac", "a:b", "A:b", "a:B"]
     assert len({two[0].place_of(name) for name in names}) == len(names)
-    assert all(0 <= file < 64 and at % _PLACES == 0 for file, at in map(two[0].place_of, names))
+    assert all(0 <= file < 256 and at % _PLACES == 0 for file, at in map(two[0].place_of, names))
 
 
 def is_awaited(root, place):
@@ -205,5 +205,5 @@ def test_the_lock_files_stay_empty(two, tmp_path):
         assert two[0].try_hold(place)
         two[0].release(place)
     files = list(Path(tmp_path / "+locks").iterdir())
-    assert 1 < len(files) <= 64
+    assert 1 < len(files) <= 256
     assert all(path.stat().st_size == 0 for path in files)
