@@ -26,6 +26,7 @@
     │   └── ModelGarbage           it answered something that is not a reply
     └── StoreError             the session's storage cannot be used
         ├── StoreUnwritable        no permission, no space, an I/O error
+        ├── StoreUnreachable       the database does not answer
         ├── SessionDamaged         what is stored cannot be read and was left untouched
         ├── NewerFormat            written by a newer kode_lab
         ├── WrongOwner             the directory belongs to another user's session
@@ -63,6 +64,7 @@ __all__ = [
     "StaleLease",
     "StepLimitReached",
     "StoreError",
+    "StoreUnreachable",
     "StoreUnwritable",
     "Superseded",
     "TurnFailed",
@@ -191,6 +193,10 @@ class StoreError(KodeLabError):
 
 class StoreUnwritable(StoreError):
     """No permission, no space, or an I/O error; what was acknowledged is still there."""
+
+
+class StoreUnreachable(StoreError):
+    """The database does not answer; whether the last step was saved is not known."""
 
 
 class SessionDamaged(StoreError):
