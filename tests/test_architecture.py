@@ -57,8 +57,8 @@ MAY_USE = {
     "sqlite3": ("schedule_assistant.book",),
     "IPython": ("experiment",),
     "rich": ("experiment", "cli"),
-    "asyncpg": ("sessions.postgres_store",),
-    "psycopg": ("sessions.postgres_store",),
+    "asyncpg": ("sessions.postgres_link",),
+    "psycopg": (),
     # These patch the process that imports them, or are for one way in only.
     "locust": (),
     "gevent": (),
