@@ -191,6 +191,10 @@ def _add_check(commands: Any) -> None:
     command.add_argument(
         "--guarantee", action="append", metavar="NAME", help="claim only this (G1 or apart, ...)"
     )
+    command.add_argument(
+        "--overtaking-limit", type=int, metavar="N",
+        help="claim that no more than N turns sent after one stand before it",
+    )  # fmt: skip
     command.add_argument("--json", action="store_true", help="print the verdict as JSON")
     command.set_defaults(run=_check)
 
@@ -268,7 +272,12 @@ def _record(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     from kode_lab.check import main as judge  # noqa: PLC0415
 
-    return judge(options.path, as_json=options.json, guarantees=options.guarantee)
+    return judge(
+        options.path,
+        as_json=options.json,
+        guarantees=options.guarantee,
+        overtaking_limit=options.overtaking_limit,
+    )
 
 
 def _reproduce(options: argparse.Namespace) -> int:

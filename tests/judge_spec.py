@@ -9,13 +9,18 @@ from kode_lab.check.drawn import drawn
 
 
 class Spec(NamedTuple):
-    """A drawing, the anomalies in it by number, and the argument for the first."""
+    """A drawing, the anomalies in it by number, and the argument for the first.
+
+    ``limit`` is claimed of overtaking, ``most`` the figure of it.
+    """
 
     picture: str
     counts: dict[str, int]
     argument: tuple[str, str] | None = None
     status: str = ""
     guarantees: tuple[str, ...] | None = None
+    limit: int | None = None
+    most: int | None = None
 
     @property
     def expected(self):
@@ -24,15 +29,19 @@ class Spec(NamedTuple):
 
 def differences(spec, check):
     """Give what a judge says of a drawing that the specification does not."""
-    found = []
+    found, told = [], []
     for engine in ("python", "numpy"):
-        verdict = check(drawn(spec.picture), None, spec.guarantees, engine=engine)
+        history = drawn(spec.picture)
+        verdict = check(history, None, spec.guarantees, overtaking_limit=spec.limit, engine=engine)
         if verdict.status != spec.expected:
             found.append(f"{engine}: {verdict.status}, not {spec.expected}: {verdict.reason}")
         if dict(verdict.counts) != spec.counts:
             found.append(f"{engine}: {dict(verdict.counts)}, not {spec.counts}")
+        if spec.most not in (None, verdict.evidence.most_overtaken):
+            found.append(f"{engine}: {verdict.evidence.most_overtaken} overtook, not {spec.most}")
         found += [f.reason for f in verdict.findings if "the rule failed" in f.reason]
-    return found
+        told.append(verdict)
+    return found if told[0] == told[1] else [*found, "the engines differ"]
 
 
 BOTH_FIRST = (
@@ -882,6 +891,184 @@ SPECS = {
         ada:1             |-world-|  did 7 create a ada did 8 create/2 a ada
         """,
         {},
+    ),
+    # ---- G4 with a limit
+    "a turn that two overtook, of whom one is allowed": Spec(
+        """
+        ada:1  |--------a--------|                     -> b c a
+        ada:1    |--b--|                               -> b
+        ada:1       |--c--|                            -> b c
+        ada:1                |----d----|               -> b c a d
+        ada:1                             |-=-|        -> b c a d
+        """,
+        {"overtaking": 1},
+        (
+            "Then no more than 1 of the turns sent after T1 stand before it.",
+            "However, 2 do, T2 among them: a contradiction.",
+        ),
+        limit=1,
+        most=2,
+    ),
+    "a turn that two overtook, of whom both are allowed": Spec(
+        """
+        ada:1  |--------a--------|                     -> b c a
+        ada:1    |--b--|                               -> b
+        ada:1       |--c--|                            -> b c
+        ada:1                |----d----|               -> b c a d
+        ada:1                             |-=-|        -> b c a d
+        """,
+        {},
+        limit=2,
+        most=2,
+    ),
+    "a turn that two overtook, and nobody claims a limit": Spec(
+        """
+        ada:1  |--------a--------|                     -> b c a
+        ada:1    |--b--|                               -> b
+        ada:1       |--c--|                            -> b c
+        ada:1                             |-=-|        -> b c a
+        """,
+        {},
+        most=2,
+    ),
+    "two turns sent at once, of which one must be the second": Spec(
+        """
+        ada:1  |--a--|                                 -> b a
+        ada:1  |--b--|                                 -> b
+        ada:1                             |-=-|        -> b a
+        """,
+        {},
+        limit=0,
+        most=0,
+    ),
+    "the newest of four is served first": Spec(
+        """
+        ada:1  |------a------|                         -> d c b a
+        ada:1   |-----b-----|                          -> d c b
+        ada:1    |----c----|                           -> d c
+        ada:1     |---d---|                            -> d
+        ada:1                             |-=-|        -> d c b a
+        """,
+        {"overtaking": 3},
+        limit=0,
+        most=3,
+    ),
+    "each of four behind one that was sent last": Spec(
+        """
+        ada:1  |------a------|                         -> d a
+        ada:1   |-----b-----|                          -> d a b
+        ada:1    |----c----|                           -> d a b c
+        ada:1     |---d---|                            -> d
+        ada:1                             |-=-|        -> d a b c
+        """,
+        {},
+        limit=1,
+        most=1,
+    ),
+    "turns of another session overtake nobody": Spec(
+        """
+        ada:1  |------a------|                         -> a
+        bob:1   |--b--|                                -> b
+        bob:1    |--c--|                               -> b c
+        ada:1                             |-=-|        -> a
+        bob:1                             |-=-|        -> b c
+        """,
+        {},
+        limit=0,
+        most=0,
+    ),
+    "a turn that was given up may have been let in late": Spec(
+        """
+        ada:1  |--a--?
+        ada:1    |--b--|                               -> b
+        ada:1      |--c--|                             -> b c
+        ada:1                             |-=-|        -> b c a
+        """,
+        {},
+        limit=0,
+        most=0,
+    ),
+    "a turn that was given up is no measure": Spec(
+        """
+        ada:1  |--a--?
+        ada:1    |--b--|                               -> b
+        ada:1      |--c--|                             -> b c
+        ada:1                             |-=-|        -> b c a
+        """,
+        {},
+        most=0,
+    ),
+    "either of two attempts may have let a turn in": Spec(
+        """
+        ada:1  |-a-?
+        ada:1    |--b--|                               -> b
+        ada:1       |--a--|                            -> b a
+        ada:1           |--c--|                        -> b a c
+        ada:1                             |-=-|        -> b a c
+        """,
+        {},
+        limit=0,
+        most=0,
+    ),
+    "a turn refused once was let in by its second attempt": Spec(
+        """
+        ada:1  |-a-x
+        ada:1    |--b--|                               -> b
+        ada:1     |------a------|                      -> b c a
+        ada:1           |--c--|                        -> b c
+        ada:1                             |-=-|        -> b c a
+        """,
+        {"overtaking": 1},
+        limit=0,
+        most=1,
+    ),
+    "two turns sent at once, then one that was sent earlier": Spec(
+        """
+        ada:1   |--a--|                                -> a
+        ada:1   |--b--|                                -> a b
+        ada:1  |--c--|                                 -> a b c
+        ada:1                             |-=-|        -> a b c
+        """,
+        {"overtaking": 1},
+        limit=0,
+        most=2,
+    ),
+    "turns of two sessions were overtaken": Spec(
+        """
+        ada:1  |------a------|                         -> b a
+        ada:1   |--b--|                                -> b
+        bob:1  |------x------|                         -> y z x
+        bob:1   |--y--|                                -> y
+        bob:1    |--z--|                               -> y z
+        cid:1  |------u------|                         -> w u
+        cid:1   |--w--|                                -> w
+        ada:1                             |-=-|        -> b a
+        bob:1                             |-=-|        -> y z x
+        cid:1                             |-=-|        -> w u
+        """,
+        {},
+        limit=2,
+        most=2,
+    ),
+    "one turn twice in the list overtakes once": Spec(
+        """
+        ada:1  |--------a--------|                     -> b b a
+        ada:1    |--b--|                               -> b
+        ada:1                             |-=-|        -> b b a
+        """,
+        {"duplicate": 1},
+        limit=1,
+        most=1,
+    ),
+    "overtaking is claimed beside what else is named": Spec(
+        """
+        ada:1  |--------a--------|                     -> b a
+        ada:1    |--b--|                               -> b
+        ada:1                             |-=-|        -> b a
+        """,
+        {"overtaking": 1},
+        guarantees=("whole",),
+        limit=0,
     ),
     # ---- G8 service
     "no answer after the faults": Spec(

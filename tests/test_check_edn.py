@@ -139,7 +139,7 @@ def test_a_history_that_was_written_as_edn_and_read_back_has_the_same_verdict(na
     operations = drawn(spec.picture)
     assert all(o.read is None or o.read.position <= TAIL_LIMIT for o in operations)
     again = operations_of(edn_of(operations))
-    verdict = check(again, None, spec.guarantees)
+    verdict = check(again, None, spec.guarantees, overtaking_limit=spec.limit)
     assert (verdict.status, dict(verdict.counts)) == (spec.expected, spec.counts)
 
 

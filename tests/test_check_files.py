@@ -38,6 +38,9 @@ WRONG = drawn(SPECS["two turns at one position, one gone"].picture)
 UNKNOWN = drawn(SPECS["nobody met"].picture)
 
 
+OVERTAKEN = drawn(SPECS["a turn that two overtook, of whom one is allowed"].picture)
+
+
 def write(path, operations):
     """Write operations as their clients would have."""
     writer = HistoryWriter(path)
@@ -230,6 +233,8 @@ def test_a_file_heard_in_portions_gives_the_verdict_of_the_whole(tmp_path_factor
     whole = check_path(path, engine="python")
     size = path.stat().st_size
     for limit in (size // 9, size // 2):
+        claimed = check_path(path, overtaking_limit=1, memory_limit_bytes=limit)
+        assert claimed.counts == check_path(path, overtaking_limit=1, engine="python").counts
         portions = check_path(path, memory_limit_bytes=limit)
         assert (portions.status, portions.counts) == (whole.status, whole.counts)
         assert portions.evidence == whole.evidence._replace(unread_in=portions.evidence.unread_in)
@@ -285,6 +290,16 @@ def test_the_command_judges_the_trace_beside_the_history_and_claims_what_is_aske
     trace.write_text("{}\n")
     status, _, err = run_command(capsys, tmp_path)
     assert (status, "trace.jsonl: line 1: a span needs" in err) == (3, True)
+
+
+def test_the_command_claims_a_limit_of_overtaking(tmp_path, capsys):
+    path = write(tmp_path / "history.jsonl", OVERTAKEN)
+    assert run_command(capsys, path)[0] == 0
+    assert run_command(capsys, path, "--overtaking-limit", "2")[0] == 0
+    status, out, _ = run_command(capsys, path, "--overtaking-limit", "1", "--guarantee", "whole")
+    assert (status, out.startswith("FAIL: 1 overtaking in ")) == (1, True)
+    status, _, err = run_command(capsys, path, "--overtaking-limit", "-1")
+    assert (status, "overtaking_limit=-1 is below 0" in err) == (3, True)
 
 
 def test_the_command_as_a_user_types_it(tmp_path):

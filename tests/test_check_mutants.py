@@ -25,7 +25,8 @@ from kode_lab.span import Span
 HOME = Path(kode_lab.check.__file__).parent
 # What the verdict depends on, each after those that it imports.
 MODULES = (
-    *("guarantee", "case", "rules", "service_rules", "trace_rules", "verdict", "fast", "judge"),
+    *("guarantee", "case", "overtaking", "rules", "service_rules", "trace_rules"),
+    *("verdict", "fast", "judge"),
 )
 NAME = "mutant_check"
 
@@ -56,6 +57,7 @@ def forget():
 
 def notices(killer, check):
     """Tell whether a specification differs from what this judge says; a crash differs too."""
+    assert killer in SPECS or killer in TRACES or killer in KILLERS, f"{killer!r} is nobody"
     try:
         if killer in SPECS:
             return differences(SPECS[killer], check)
@@ -89,7 +91,9 @@ def engines_differ(check):
         seed
         for seed in range(60)
         for history in (random_history(seed), valid_run(seed, turns=12)[:-3])
-        if check(history, engine="python") != check(history, engine="numpy")
+        for limit in (None, 1)
+        if check(history, overtaking_limit=limit, engine="python")
+        != check(history, overtaking_limit=limit, engine="numpy")
     ]
 
 
@@ -101,7 +105,10 @@ def tells_no_time_from_no_sign(check):
             o._replace(invoke_ns=o.invoke_ns - 10**6, complete_ns=o.complete_ns - 10**6)
             for o in drawn(spec.picture)
         ]
-        if dict(check(shifted, None, spec.guarantees).counts) != spec.counts:
+        if (
+            dict(check(shifted, None, spec.guarantees, overtaking_limit=spec.limit).counts)
+            != spec.counts
+        ):
             found.append(name)
     return found
 
@@ -125,6 +132,19 @@ def sees_through_tools_of_a_killed_turn(check):
     return [] if verdict.counts == {"overlap": 1} else [dict(verdict.counts)]
 
 
+def counts_who_was_sent_at_once_as_overtaking(check):
+    """Of turns that were sent at one moment, nobody overtakes anybody, whoever else does."""
+    order = tuple(f"{at:03}" for at in range(200))
+    turns = [
+        # Each second one was sent before all the others.
+        Operation(ADA, "turn", m, "ok", 1 - at % 2, 9, m, m, Read(at, digest_of(order[:at])))
+        for at, m in enumerate(order)
+    ]
+    history = [*turns, Operation(ADA, "read", "r", "ok", 10, 11, markers=order)]
+    found = [check(history, engine=e).evidence.most_overtaken for e in ("python", "numpy")]
+    return [] if found == [100, 100] else found
+
+
 def claims_the_lock_without_a_trace(check):
     return [] if check(FINE, None, ["lock"]).status == "unknown" else ["no trace"]
 
@@ -133,6 +153,7 @@ KILLERS = {
     "times below zero": tells_no_time_from_no_sign,
     "an unsent marker of the session": counts_unsent_markers_of_the_session,
     "tools of a killed turn": sees_through_tools_of_a_killed_turn,
+    "many turns sent at once": counts_who_was_sent_at_once_as_overtaking,
     "no trace": claims_the_lock_without_a_trace,
     "the search": disagrees_with_the_search,
     "right runs": accuses_right_runs,

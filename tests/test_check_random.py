@@ -19,8 +19,9 @@ from kode_lab.check.selftest import (
     judge_figures,
     speed_figures,
 )
-from kode_lab.digest import hash_of
-from kode_lab.operation import NEMESIS, Operation
+from kode_lab.digest import digest_of, hash_of
+from kode_lab.key import SessionKey
+from kode_lab.operation import NEMESIS, TAIL_LIMIT, Operation, Read
 
 SEEDS = st.integers(0, 2**32)
 
@@ -55,8 +56,11 @@ def test_right_runs_with_time_outs_retries_refusals_and_crashes_raise_no_alarm()
     assert sum(o.f == "kill" for o in run) == 2
 
 
-def engines_agree(history, trace=None):
-    python, numpy = (check(history, trace, engine=engine) for engine in ("python", "numpy"))
+def engines_agree(history, trace=None, limit=None):
+    python, numpy = (
+        check(history, trace, overtaking_limit=limit, engine=engine)
+        for engine in ("python", "numpy")
+    )
     assert python == numpy
     return python
 
@@ -86,6 +90,35 @@ def test_both_engines_give_the_same_verdict_on_right_runs_with_one_thing_changed
     else:
         del history[at]
     engines_agree(history)
+    engines_agree(history, limit=random.randrange(4))
+
+
+@given(SEEDS, st.integers(0, 8))
+@settings(max_examples=60, deadline=None)
+def test_both_engines_find_those_who_were_overtaken_and_count_them_as_one_by_one(seed, limit):
+    history, overtook = [], []
+    for session in range(2):
+        random = Random(f"{seed} {session}")
+        # Turns that all wait together, some sent at once, are served in any order.
+        sent = [random.randrange(20) for _ in range(random.randrange(1, 30))]
+        markers = [f"{session}-{at}" for at in range(len(sent))]
+        key = SessionKey("ada", str(session), "agent")
+        for at, (invoke_ns, marker) in enumerate(zip(sent, markers, strict=True)):
+            read = Read(at, digest_of(markers[:at]), tuple(markers[:at][-TAIL_LIMIT:]))
+            kind = random.choice(["ok", "ok", "info"])
+            turn = Operation(key, "turn", marker, kind, invoke_ns, 40, marker, marker, read)
+            history.append(turn if kind == "ok" else turn._replace(complete_ns=math.inf))
+        final = Operation(key, "read", "final", "ok", 50, 51, markers=tuple(markers))
+        history.append(final)
+        own = [o for o in history if o.key == key and o.type == "ok" and o.f == "turn"]
+        overtook += [
+            sum(before.invoke_ns > turn.invoke_ns for before in own[:at])
+            for at, turn in enumerate(own)
+        ]
+    verdict = engines_agree(history, limit=limit)
+    assert verdict.evidence.most_overtaken == max(overtook, default=0)
+    assert verdict.counts.get("overtaking", 0) == sum(count > limit for count in overtook)
+    assert engines_agree(history).counts == {}
 
 
 @given(st.lists(SEEDS, min_size=1, max_size=4))

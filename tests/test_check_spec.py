@@ -8,6 +8,7 @@ from judge_spec import SPECS, differences
 from kode_lab.check import ANOMALIES, GUARANTEES, check, sentences
 from kode_lab.check.drawn import draw, drawn
 from kode_lab.check.face import reads_html, reads_text
+from kode_lab.check.overtaking import WITNESS_OVERTAKERS
 from kode_lab.check.verdict import worst
 from kode_lab.errors import InvalidRecord, InvalidScenario
 from kode_lab.key import SessionKey
@@ -25,7 +26,7 @@ def test_the_judge_says_of(name):
 @pytest.mark.parametrize("name", [name for name, spec in SPECS.items() if spec.argument])
 def test_the_argument_for(name):
     spec = SPECS[name]
-    verdict = check(drawn(spec.picture), None, spec.guarantees)
+    verdict = check(drawn(spec.picture), None, spec.guarantees, overtaking_limit=spec.limit)
     assert sentences(verdict.anomalies[0])[-2:] == spec.argument
 
 
@@ -63,6 +64,40 @@ def test_a_verdict_in_a_terminal_shows_the_finding_the_picture_and_the_argument(
         "  Then one of T1 and T2 is first, and the other is shown it.",
         f"  However, {last}, and no order of the two explains that: a contradiction.",
     ]
+
+
+def test_a_verdict_tells_who_was_overtaken_and_what_was_claimed_of_it():
+    history = drawn(SPECS["a turn that two overtook, of whom one is allowed"].picture)
+    figure = "  Overtaken by what was sent later: 1 turn; the most that overtook one: 2"
+    assert str(check(history)).splitlines()[-1] == f"{figure}."
+    allowed = check(history, overtaking_limit=2)
+    assert str(allowed).splitlines()[-1] == f"{figure}; claimed: at most 2."
+    assert "the most that overtook one: 2; claimed: at most 2." in allowed._repr_html_()
+    told = check(history, overtaking_limit=1).to_json()
+    assert (told["overtaking_limit"], told["evidence"]["most_overtaken"]) == (1, 2)
+    assert told["anomalies"][0]["facts"] == {"overtook": 2, "limit": 1}
+    assert "Overtaken" not in str(check(LOST_UPDATE))
+    claimed = "the most that overtook one: 0; claimed: at most 0."
+    assert claimed in str(check(LOST_UPDATE, overtaking_limit=0))
+
+
+def test_the_witness_of_an_overtaking_names_one_more_than_the_limit_and_never_a_crowd():
+    crowd = "\n".join(  # all wait together
+        f"ada:1 {' ' * at}|{f't{at}':-^20}| -> {shown(at)}" for at in range(12)
+    )
+    history = drawn(f"{crowd}\nada:1{' ' * 40}|-=-| -> {shown(0)}")
+    for limit, named in ((0, 1), (2, 3), (9, WITNESS_OVERTAKERS)):
+        verdict = check(history, overtaking_limit=limit)
+        assert verdict.counts == {"overtaking": 11 - limit}
+        for anomaly in verdict.anomalies:
+            accused, *overtakers = anomaly.witness
+            assert len(overtakers) == named
+            assert all(accused.invoke_ns < one.invoke_ns for one in overtakers)
+
+
+def shown(at):
+    """Give what the turn ``t{at}`` of twelve sees if the newest is served first."""
+    return " ".join(f"t{later}" for later in range(11, at - 1, -1))
 
 
 def test_a_verdict_for_a_machine_is_json_with_the_witness_in_it():
@@ -148,6 +183,8 @@ def test_a_guarantee_or_an_engine_that_does_not_exist_is_refused_with_those_that
         check(FINE, None, ["G9"])
     with pytest.raises(InvalidScenario, match="name one of auto, python, numpy"):
         check(FINE, engine="quantum")
+    with pytest.raises(InvalidScenario, match="overtaking_limit=-1 is below 0"):
+        check(FINE, overtaking_limit=-1)
 
 
 def test_a_rule_that_throws_leaves_its_guarantee_unknown_and_never_hides_what_others_found():

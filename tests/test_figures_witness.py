@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 
 import pytest
+from judge_spec import SPECS
 
 from kode_lab.check import check
+from kode_lab.check.drawn import drawn
 from kode_lab.check.guarantee import ANOMALIES, Anomaly
 from kode_lab.experiment.figures import figure_lint, witness
 from kode_lab.experiment.figures.witness import draw_witness
@@ -60,6 +62,8 @@ FACTS = {
     "saw": ["#m0-1"],
     "stands": [],
     "place": None,
+    "overtook": 2,
+    "limit": 1,
 }
 
 
@@ -91,6 +95,14 @@ def test_a_lost_update_that_the_judge_found_is_drawn_with_its_argument():
     assert "both in flight: 1.99 s" in said
     assert any(line.startswith("However, both stand at position 16") for line in said)
     assert figure_lint(picture.figure) == []
+
+
+def test_an_overtaking_that_the_judge_found_is_told_by_its_number():
+    spec = SPECS["a turn that two overtook, of whom one is allowed"]
+    [anomaly] = check(drawn(spec.picture), overtaking_limit=1).anomalies
+    picture = witness(anomaly)
+    assert picture.title == "FAIL overtaking: 2 turns overtook turn a; no more than 1 may"
+    assert "However, 2 do, T2 among them: a contradiction." in words(picture)
 
 
 def test_what_another_session_said_is_marked_where_it_was_shown():

@@ -35,6 +35,8 @@ def text_of(verdict: Verdict) -> str:
     promises = {g.name: g.promise for g in GUARANTEES}
     for code, name, status, reason in verdict.findings:
         lines.append(f"  {code} {name:<8} {status:<11} {reason or promises[name]}")
+    if verdict.evidence.overtaken or verdict.overtaking_limit is not None:
+        lines += ["", f"  {overtaking_of(verdict)}"]
     for anomaly in _told(verdict):
         lines += ["", f"{anomaly.name}, in {anomaly.key}: {ANOMALIES[anomaly.name][1]}"]
         operations = [one for one in anomaly.witness if isinstance(one, Operation)]
@@ -57,6 +59,17 @@ def headline(verdict: Verdict) -> str:
     return f"{said}. {_admitted(evidence)}"
 
 
+def overtaking_of(verdict: Verdict) -> str:
+    """Give in one sentence who was overtaken, and what was claimed of it."""
+    evidence, limit = verdict.evidence, verdict.overtaking_limit
+    turns = f"{evidence.overtaken:,} turn{'' if evidence.overtaken == 1 else 's'}"
+    claimed = "" if limit is None else f"; claimed: at most {limit:,}"
+    return (
+        f"Overtaken by what was sent later: {turns}; "
+        f"the most that overtook one: {evidence.most_overtaken:,}{claimed}."
+    )
+
+
 def json_of(verdict: Verdict) -> dict[str, Any]:
     """Give the verdict as JSON values."""
     evidence = verdict.evidence
@@ -67,6 +80,7 @@ def json_of(verdict: Verdict) -> dict[str, Any]:
         "guarantees": [finding._asdict() for finding in verdict.findings],
         "evidence": evidence._asdict(),
         "counts": dict(verdict.counts),
+        "overtaking_limit": verdict.overtaking_limit,
         "anomalies": [_anomaly_json(anomaly) for anomaly in verdict.anomalies],
     }
 
@@ -81,12 +95,14 @@ def html_of(verdict: Verdict) -> str:
         f'<td style="text-align:left">{escape(f.reason)}</td></tr>'
         for f in verdict.findings
     )
+    has_figure = verdict.evidence.overtaken or verdict.overtaking_limit is not None
+    overtaken = f"<p>{overtaking_of(verdict)}</p>" if has_figure else ""
     told = "".join(_anomaly_html(anomaly) for anomaly in _told(verdict))
     return (
         '<div style="color:var(--jp-content-font-color1,#000);font-family:var(--jp-ui-font-family,'
         'sans-serif);font-size:13px;max-width:60em">'
         f'<p><b style="color:{colour}">{word}</b>:{escape(rest)}</p>'
-        f'<table style="font-size:12px">{rows}</table>{told}</div>'
+        f'<table style="font-size:12px">{rows}</table>{overtaken}{told}</div>'
     )
 
 

@@ -107,7 +107,7 @@ class _Lists(NamedTuple):
     length: _Ints
 
 
-def screen(operations: Sequence[Operation]) -> Screened | None:
+def screen(operations: Sequence[Operation], overtaking_limit: int | None = None) -> Screened | None:
     """Give the evidence of the sessions that are beyond doubt, and the names of the others.
 
     None, if the whole history must be heard by the rules: a marker of two sessions, times that are
@@ -124,7 +124,8 @@ def screen(operations: Sequence[Operation]) -> Screened | None:
         if not _suspect_strange_answers(turns, suspect):
             return None
         observed = _suspect_wrong_claims(turns, lists, suspect)
-        overtaken = _suspect_wrong_times(turns, lists, suspect)
+        _suspect_wrong_times(turns, lists, suspect)
+        overtaken = _overtaken(turns, lists, overtaking_limit, suspect)
     except (OverflowError, TypeError, KeyError):
         return None
     suspects = {key for key, number in numbers.items() if suspect[number]}
@@ -294,8 +295,8 @@ def _place_the_rest(
     suspect[turns.session[unseen[turns.type[unseen] == _OK]]] = True
 
 
-def _suspect_wrong_times(turns: _Turns, lists: _Lists, suspect: _Flags) -> int:
-    """Suspect the sessions whose order contradicts their times; give how many were overtaken.
+def _suspect_wrong_times(turns: _Turns, lists: _Lists, suspect: _Flags) -> None:
+    """Suspect the sessions whose order contradicts their times.
 
     One running maximum serves all sessions: each begins above all times of those before it.
     """
@@ -307,7 +308,25 @@ def _suspect_wrong_times(turns: _Turns, lists: _Lists, suspect: _Flags) -> int:
     latest = np.maximum.accumulate(invoke)
     suspect[session[1:][latest[:-1] > complete[1:]]] = True
     suspect[lists.session[turns.invoke[row] > lists.returned]] = True
-    return int(((invoke < latest) & ~suspect[session]).sum())
+
+
+def _overtaken(turns: _Turns, lists: _Lists, limit: int | None, suspect: _Flags) -> tuple[int, int]:
+    """Give how many turns were overtaken, and the most that overtook one, of who is cleared.
+
+    Suspects the sessions in which these are more than ``limit``. Why place minus rank is the
+    answer is argued where the rules count it.
+    """
+    width = turns.span_ns + 2
+    invoke = (turns.invoke - turns.origin_ns)[lists.row] + lists.session * width
+    behind = (invoke < np.maximum.accumulate(invoke)) & ~suspect[lists.session]
+    acknowledged = turns.type[lists.row] == _OK
+    by_time = np.argsort(invoke[acknowledged], kind="stable")
+    overtook, session = by_time - np.arange(len(by_time)), lists.session[acknowledged][by_time]
+    if limit is not None:
+        suspect[session[overtook > limit]] = True
+        behind &= ~suspect[lists.session]
+    most = overtook[~suspect[session]].max(initial=0)
+    return int(behind.sum()), int(most)
 
 
 def _digests(lists: _Lists) -> _Words:
@@ -347,7 +366,7 @@ def _hashes(markers: Sequence[str]) -> _Words:
 
 
 def _evidence(
-    turns: _Turns, beside: _Ints, observed: _Flags, overtaken: int, suspect: _Flags
+    turns: _Turns, beside: _Ints, observed: _Flags, overtaken: tuple[int, int], suspect: _Flags
 ) -> Evidence:
     cleared = ~suspect
     of_turn = cleared[turns.session]
@@ -363,7 +382,8 @@ def _evidence(
         indeterminate=int((of_turn & (turns.type == _INFO)).sum()),
         observed=int((acknowledged & observed).sum()),
         concurrent_pairs=_pairs(turns, acknowledged),
-        overtaken=overtaken,
+        overtaken=overtaken[0],
+        most_overtaken=overtaken[1],
     )
 
 

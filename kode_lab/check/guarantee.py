@@ -59,6 +59,7 @@ ANOMALIES: Mapping[str, tuple[tuple[str, ...], str]] = {
     "future read": (("ordered",), "a reader was shown what was sent only after it returned"),
     "stale read": (("ordered",), "a reader missed what was acknowledged before it asked"),
     "real-time reorder": (("ordered",), "a turn stands before one that ended before it began"),
+    "overtaking": (("ordered",), "more turns overtook one than the limit that is claimed"),
     "lost after acknowledgement": (
         ("kept", "durable"),
         "an acknowledged turn is gone after a crash",

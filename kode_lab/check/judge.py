@@ -20,6 +20,7 @@ from operator import attrgetter, lt
 
 from kode_lab.check.case import Case, case_of
 from kode_lab.check.guarantee import ANOMALIES, Anomaly
+from kode_lab.check.overtaking import most_overtaken, overtakings
 from kode_lab.check.rules import RULES
 from kode_lab.check.service_rules import configuration, epoch_of, quiet_ns, stuck, tools
 from kode_lab.check.trace_rules import holds_of, needless_serialisation, overlaps
@@ -47,6 +48,7 @@ def check(
     trace: Iterable[Span] | None = None,
     guarantees: Collection[str] | None = None,
     *,
+    overtaking_limit: int | None = None,
     engine: str = "auto",
 ) -> Verdict:
     """Give the verdict on a history, and on a trace where there is one.
@@ -55,18 +57,22 @@ def check(
         history: operations in any order.
         guarantees: names or codes (``apart``, ``G1``, ...) of what is claimed; None claims G1 to G4
             and whatever else there is evidence of.
+        overtaking_limit: claims ``ordered``, and beyond it that of the turns sent after one was, no
+            more than so many stand before it; None claims nothing of that kind.
         engine: ``python`` hears every session by the rules; ``numpy`` first clears those that
             cannot break any, at once; ``auto`` does so for large histories where numpy is there.
 
     Raises:
         InvalidRecord: two turns share a marker, or an operation ends before it begins.
-        InvalidScenario: no guarantee, or no engine, of that name.
+        InvalidScenario: no guarantee, or no engine, of that name; a limit below zero.
     """
     if engine not in ENGINES:
         raise InvalidScenario(f"no engine {engine!r}: name one of {', '.join(ENGINES)}")
+    if overtaking_limit is not None and overtaking_limit < 0:
+        raise InvalidScenario(f"overtaking_limit={overtaking_limit} is below 0")
     operations = history if isinstance(history, Sequence) else list(history)
     with _collector_paused():
-        hearing = Hearing(_faults_of(operations))
+        hearing = Hearing(_faults_of(operations), overtaking_limit)
         rest: Iterable[Operation] = operations
         if engine == "numpy" or (engine == "auto" and len(operations) >= NUMPY_FROM_OPERATIONS):
             rest = _screened(hearing, operations, engine)
@@ -110,7 +116,7 @@ def _screened(
         if engine == "numpy":
             raise InvalidScenario("engine numpy needs numpy: pip install numpy") from None
         return operations
-    screened = screen(operations)
+    screened = screen(operations, hearing.overtaking_limit)
     if screened is None:
         return operations
     hearing.evidence = hearing.evidence.plus(screened.evidence)
@@ -126,10 +132,12 @@ class Hearing:
 
     Attributes:
         faults: all that the nemesis did; must be known before any session is heard.
+        overtaking_limit: how many turns may overtake one, or None.
         strange: anomalies about markers whose owners are not yet known.
     """
 
     faults: Sequence[Operation]
+    overtaking_limit: int | None = None
     evidence: Evidence = field(default_factory=Evidence)
     counts: Counter[str] = field(default_factory=Counter)
     anomalies: dict[str, list[Anomaly]] = field(default_factory=lambda: defaultdict(list))
@@ -148,6 +156,7 @@ class Hearing:
         by_session: dict[SessionKey, list[Operation]] = defaultdict(list)
         for operation in operations:
             by_session[operation.key].append(operation)
+        limit = self.overtaking_limit
         crashes = sorted(f.invoke_ns for f in self.faults if f.f in CRASHES)
         heard: set[str] = set()
         for key, session in by_session.items():
@@ -167,6 +176,8 @@ class Hearing:
             self.evidence = self.evidence.plus(_evidence_of(case, session))
             for name, rule in RULES.items():
                 self._apply(name, lambda rule=rule, case=case: rule(case, crashes))  # type: ignore[misc]
+            if limit is not None:
+                self._apply("ordered", lambda case=case: overtakings(case, limit))  # type: ignore[misc]
 
     def note(self, operations: Sequence[Operation]) -> None:
         """Keep what is judged over all sessions: effects, configurations, probes."""
@@ -228,7 +239,12 @@ class Hearing:
         names = sorted(self.counts, key=list(ANOMALIES).index)
         limited = [a for n in names for a in [x for x in kept if x.name == n][:WITNESS_LIMIT]]
         counts = {name: self.counts[name] for name in names}
-        return conclude(evidence, sorted(limited, key=_size), counts, self.troubles, guarantees)
+        if self.overtaking_limit is not None:
+            guarantees = None if guarantees is None else {*guarantees, "ordered"}
+        concluded = conclude(
+            evidence, sorted(limited, key=_size), counts, self.troubles, guarantees
+        )
+        return concluded._replace(overtaking_limit=self.overtaking_limit)
 
     def _apply(self, guarantee: str, rule: Callable[[], Iterable[Anomaly]]) -> None:
         try:
@@ -288,6 +304,7 @@ def _evidence_of(case: Case, session: Sequence[Operation]) -> Evidence:
         observed=count - list(map(_read, acknowledged)).count(None),
         concurrent_pairs=met - count * (count + 1) // 2,
         overtaken=sum(map(lt, case.invokes, case.latest_invoke)),
+        most_overtaken=most_overtaken(case),
         unread=unread,
         unread_in=str(case.key) if unread else "",
     )

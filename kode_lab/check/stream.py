@@ -35,13 +35,19 @@ LINE_LIMIT_BYTES = 32_000_000
 PORTION_LIMIT = 128
 
 
-def main(path: Path, *, as_json: bool = False, guarantees: Collection[str] | None = None) -> int:
+def main(
+    path: Path,
+    *,
+    as_json: bool = False,
+    guarantees: Collection[str] | None = None,
+    overtaking_limit: int | None = None,
+) -> int:
     """Print the verdict on a run's directory or a history's file, and give the exit status.
 
     Raises:
         InvalidRecord: the input cannot be used; names the line and the reason (exit status 3).
     """
-    verdict = check_path(path, guarantees)
+    verdict = check_path(path, guarantees, overtaking_limit=overtaking_limit)
     if as_json:
         sys.stdout.write(json.dumps(verdict.to_json(), ensure_ascii=False, indent=1) + "\n")
     else:
@@ -53,6 +59,7 @@ def check_path(
     path: Path,
     guarantees: Collection[str] | None = None,
     *,
+    overtaking_limit: int | None = None,
     memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
     engine: str = "auto",
 ) -> Verdict:
@@ -76,10 +83,12 @@ def check_path(
             raise InvalidRecord(f"{trace.name}: {error}") from None
     if size_bytes <= memory_limit_bytes:
         operations = list(_unambiguous(numbered_operations(lines_of(history))))
-        return check(operations, spans, guarantees, engine=engine)
+        return check(
+            operations, spans, guarantees, overtaking_limit=overtaking_limit, engine=engine
+        )
     portions = min(PORTION_LIMIT, 1 + 2 * size_bytes // memory_limit_bytes)
     with tempfile.TemporaryDirectory(prefix="kode-lab-check-") as spool:
-        hearing = _heard_in_portions(history, Path(spool), int(portions))
+        hearing = _heard_in_portions(history, Path(spool), int(portions), overtaking_limit)
     if spans is not None:
         hearing.hear_trace(spans)
     return hearing.verdict(guarantees)
@@ -133,7 +142,7 @@ def _unambiguous(numbered: Iterable[tuple[int, Operation]]) -> Iterator[Operatio
         yield operation
 
 
-def _heard_in_portions(history: Path, spool: Path, portions: int) -> Hearing:
+def _heard_in_portions(history: Path, spool: Path, portions: int, limit: int | None) -> Hearing:
     faults: list[Operation] = []
     with ExitStack() as files:
         dealt = [files.enter_context((spool / f"{n}").open("wb")) for n in range(portions)]
@@ -150,7 +159,7 @@ def _heard_in_portions(history: Path, spool: Path, portions: int) -> Hearing:
                 markers[digest[0] % portions].write(entry + number.to_bytes(8, "big"))
     for n in range(portions):
         _refuse_reused((spool / f"m{n}").read_bytes())
-    hearing = Hearing(faults)
+    hearing = Hearing(faults, limit)
     for n in range(portions):
         hearing.hear(operation for _, operation in _spooled(spool / f"{n}"))
     hearing.settle(

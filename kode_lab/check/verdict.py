@@ -28,6 +28,8 @@ class Evidence(NamedTuple):
         observed: acknowledged turns of which somebody saw what they were shown.
         concurrent_pairs: pairs of acknowledged turns of one session whose intervals meet.
         overtaken: turns that stand behind one that was sent later; a figure, not a fault.
+        most_overtaken: the most turns that overtook one (``kode_lab.check.overtaking``); of several
+            sessions, the largest.
         unread: acknowledged turns without an authoritative read after them.
         unread_in: one of their sessions.
         probes: turns that were asked after all faults were over.
@@ -43,6 +45,7 @@ class Evidence(NamedTuple):
     observed: int = 0
     concurrent_pairs: int = 0
     overtaken: int = 0
+    most_overtaken: int = 0
     unread: int = 0
     crashes: int = 0
     effects: int = 0
@@ -54,7 +57,8 @@ class Evidence(NamedTuple):
     def plus(self, other: Evidence) -> Evidence:
         """Give the evidence of both together."""
         counts = [one + more for one, more in zip(self[:-1], other[:-1], strict=True)]
-        return Evidence._make([*counts, self.unread_in or other.unread_in])
+        both = Evidence._make([*counts, self.unread_in or other.unread_in])
+        return both._replace(most_overtaken=max(self.most_overtaken, other.most_overtaken))
 
 
 class Finding(NamedTuple):
@@ -79,6 +83,7 @@ class Verdict(NamedTuple):
         findings: one for each guarantee, in the order G1 to G8.
         anomalies: breaches of what was claimed, the smallest witness first, bounded for each name.
         counts: how many there were of each name.
+        overtaking_limit: how many turns may overtake one, if that was claimed.
     """
 
     status: str
@@ -86,6 +91,7 @@ class Verdict(NamedTuple):
     evidence: Evidence
     anomalies: tuple[Anomaly, ...] = ()
     counts: Mapping[str, int] = {}
+    overtaking_limit: int | None = None
 
     @property
     def reason(self) -> str:

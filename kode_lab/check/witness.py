@@ -142,6 +142,11 @@ def _lost_update(t: Sequence[str], element: str, f: Mapping[str, object]) -> tup
     return follows, f"{seen}, and no order of the two explains that"
 
 
+def _overtaking(t: Sequence[str], _element: str, f: Mapping[str, object]) -> tuple[str, str]:
+    follows = f"no more than {f['limit']} of the turns sent after {t[0]} stand before it"
+    return follows, f"{f['overtook']} do, {t[1]} among them"
+
+
 _TELLINGS: Mapping[str, _Telling] = {
     "cross-session leak": lambda t, e, f: (
         f"{e} belongs to {f['owner']} alone, which sent it as {t[1]}",
@@ -190,6 +195,7 @@ _TELLINGS: Mapping[str, _Telling] = {
         f"{t[0]} was acknowledged before {t[1]} was sent, so it stands before {t[1]}",
         f"{f['session']} has {t[1]} before {t[0]}",
     ),
+    "overtaking": _overtaking,
     "duplicate id": lambda _, e, f: (
         f"id {e} names one effect, {f['one']}",
         f"it also names {f['other']}",

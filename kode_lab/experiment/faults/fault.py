@@ -8,10 +8,7 @@ from kode_lab.experiment.faults.scenario import KEYS, Scenario
 from kode_lab.experiment.faults.site import Parts
 from kode_lab.key import SessionKey
 
-__all__ = ["LEAVING", "OVERTAKING", "PLAIN", "TWO_PROCESSES", "Fault", "named"]
-
-# Not an anomaly, but a figure of the evidence: turns that stand behind one that was sent later.
-OVERTAKING = "overtaking"
+__all__ = ["LEAVING", "PLAIN", "TWO_PROCESSES", "Fault", "named"]
 
 PLAIN = Scenario()
 TWO_PROCESSES = Scenario(processes=2)

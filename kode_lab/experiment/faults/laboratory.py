@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from kode_lab.check import Verdict, check
 from kode_lab.experiment.faults.catalogue import CATALOGUE, fault_of
-from kode_lab.experiment.faults.fault import OVERTAKING, Fault
+from kode_lab.experiment.faults.fault import Fault
 from kode_lab.experiment.faults.scenario import Played
 from kode_lab.experiment.faults.site import Parts
 from kode_lab.experiment.faults.stage import Stage
@@ -41,8 +41,7 @@ class Outcome(NamedTuple):
         convicted: plays in which the judge named what the fault is known by.
         first: the first such seed, or None.
         anomalies: in how many plays each anomaly was found, whatever it was.
-        acquitted: plays of the twin that were found valid (and in which nobody was overtaken,
-            where that is what the fault shows).
+        acquitted: plays of the twin that were found valid.
         objection: what was wrong with the first of the others, or "".
     """
 
@@ -67,13 +66,14 @@ class Outcome(NamedTuple):
 
 def judged(fault: Fault, played: Played) -> Verdict:
     """Give the verdict on a play."""
-    return check(played.history, played.trace, fault.scenario.guarantees)
+    scenario = fault.scenario
+    limit = scenario.overtaking_limit
+    return check(played.history, played.trace, scenario.guarantees, overtaking_limit=limit)
 
 
 def found_in(verdict: Verdict) -> list[str]:
-    """Give the names of what a verdict found, overtaking included."""
-    found = [name for name, count in verdict.counts.items() if count]
-    return [*found, OVERTAKING] if verdict.evidence.overtaken else found
+    """Give the names of what a verdict found."""
+    return [name for name, count in verdict.counts.items() if count]
 
 
 def convict(fault: Fault, seeds: int = SEEDS) -> Outcome:
@@ -91,8 +91,6 @@ def convict(fault: Fault, seeds: int = SEEDS) -> Outcome:
         for seed in range(seeds):
             verdict = judged(fault, stage.play(seed))
             reason = "" if verdict.status == "valid" else f"{verdict.status}: {verdict.reason}"
-            if OVERTAKING in fault.shows and verdict.evidence.overtaken:
-                reason = f"{verdict.evidence.overtaken} overtaken"
             acquitted += not reason
             if reason and not objection:
                 objection = f"seed {seed}: {reason}"

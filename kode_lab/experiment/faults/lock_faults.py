@@ -10,7 +10,6 @@ from kode_lab.errors import ModelUnavailable
 from kode_lab.experiment.faults import fronts, locks, stores, torn_stores, wrong_views
 from kode_lab.experiment.faults.fault import (
     LEAVING,
-    OVERTAKING,
     PLAIN,
     TWO_PROCESSES,
     Fault,
@@ -109,8 +108,9 @@ LOCK_FAULTS = (
     Fault(
         "last-in-first-out",
         "the newest waiter is served first",
-        (OVERTAKING,),
-        Scenario(clients=4),
+        ("overtaking",),
+        # Play and queue are one process: nothing can come between sending and queueing.
+        Scenario(clients=4, overtaking_limit=0),
         Parts(store=lambda store, _: locks.Gated(store, locks.LastInFirstOut())),
     ),
     Fault(

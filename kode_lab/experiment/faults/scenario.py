@@ -42,6 +42,7 @@ class Scenario(NamedTuple):
         is_deleting: the sessions are used, deleted, and used again; only then the history begins.
         is_delegating: turns ask a sub-agent in the same session.
         guarantees: what is claimed, or None for what there is evidence of.
+        overtaking_limit: how many turns sent after one may stand before it, or None.
     """
 
     keys: tuple[SessionKey, ...] = KEYS
@@ -64,6 +65,7 @@ class Scenario(NamedTuple):
     is_deleting: bool = False
     is_delegating: bool = False
     guarantees: tuple[str, ...] | None = None
+    overtaking_limit: int | None = None
 
 
 class Played(NamedTuple):

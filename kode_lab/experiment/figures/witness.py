@@ -159,6 +159,9 @@ def _title(anomaly: Anomaly, lanes: Sequence[_Lane]) -> str:
     elif anomaly.name in {"lost write", "lost after acknowledgement"} and "T1" in called:
         said = f"{called['T1']} was acknowledged, and is gone"
         said += " after a crash" if anomaly.name != "lost write" else ""
+    elif anomaly.name == "overtaking" and "T1" in called:
+        overtook, limit = anomaly.facts.get("overtook"), anomaly.facts.get("limit")
+        said = f"{overtook} turns overtook {called['T1']}; no more than {limit} may"
     elif anomaly.name == "cross-session leak":
         said = f"{anomaly.key} was shown another session’s words"
     return f"FAIL  {anomaly.name}: {said}"
