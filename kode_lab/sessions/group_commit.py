@@ -100,7 +100,7 @@ class GroupCommit(Generic[Order, Answer]):
 
     def _put(self, order: Order) -> _Waiting[Order, Answer]:
         loop = asyncio.get_running_loop()
-        waiting = _Waiting[Order, Answer](order, loop.create_future())
+        waiting: _Waiting[Order, Answer] = _Waiting(order, loop.create_future())
         self._waiting.append(waiting)
         if self._sender is None:
             self._sender = loop.create_task(self._run())

@@ -34,6 +34,8 @@ __all__ = ["PostgresLeases"]
 _SWEEP_S = 0.02
 # The database may be kept busy by that for so much of the time.
 _SWEEP_SHARE = 0.05
+# How often they look whether their tickets are there still.
+_TICKETS_S = 0.5
 # Who does not wait for a turn still waits so long for another worker's word.
 _WORD_S = 2.0
 # When the database did not answer who is next.
@@ -54,6 +56,7 @@ class PostgresLeases:
         self._lines: dict[tuple[str, ...], Line] = {}
         self._by_id: dict[int, Line] = {}
         self._by_number: dict[int, Line] = {}
+        self._queued: set[int] = set()
         self._idle: OrderedDict[tuple[str, ...], Line] = OrderedDict()
         self._desk = PostgresDesk(work, lambda: worker.id)
         self._sweeper: asyncio.Task[None] | None = None
@@ -107,7 +110,7 @@ class PostgresLeases:
         self._lose(line)
 
     def statistics(self) -> LockStatistics:
-        """Give what the lines are doing now, in this process."""
+        """Give what the lines are doing now."""
         waiting = sum(len(line.queue) + len(line.tickets) for line in self._lines.values())
         held = sum(line.is_busy for line in self._lines.values())
         return LockStatistics(held, waiting, self._longest_queue, self._handed_over)
@@ -177,6 +180,7 @@ class PostgresLeases:
 
     def _drop(self, line: Line, number: int) -> Waiter | None:
         self._by_number.pop(number, None)
+        self._queued.discard(number)
         return line.tickets.pop(number, None)
 
     def _asked(self, line: Line, number: int, done: asyncio.Future[Asked]) -> None:
@@ -198,6 +202,7 @@ class PostgresLeases:
             elif outcome == "full":
                 self._refused(number)
             elif number in line.tickets:
+                self._queued.add(number)
                 self._sweep_soon()
             if not line.fence:
                 followers, line.queue = line.queue, deque()
@@ -227,7 +232,6 @@ class PostgresLeases:
             self._next(line)
             return
         line.is_busy = True
-        self._handed_over += 1
         waiter.future.set_result(line.fence)
 
     def _next(self, line: Line) -> None:
@@ -237,6 +241,7 @@ class PostgresLeases:
         while line.queue:
             waiter = line.queue.popleft()
             if not waiter.future.done():
+                self._handed_over += 1
                 self._give(line, waiter)
                 return
         if line.wishes:
@@ -309,6 +314,7 @@ class PostgresLeases:
             return
         line.id = session
         self._by_id[session] = line
+        self._handed_over += fence > line.fence
         self._granted(line, number, fence, is_wanted=is_wanted)
 
     def _refused(self, number: int) -> None:
@@ -355,23 +361,40 @@ class PostgresLeases:
     async def _sweep(self) -> None:
         """While anybody waits for another worker, look whether that one is gone."""
         pause_s = _SWEEP_S
+        last_s = time.monotonic()
         try:
             while self._by_number:
                 await asyncio.sleep(pause_s)
                 start_s = time.monotonic()
-                sessions = sorted({line.id for line in self._by_number.values() if line.id})
-                try:
-                    rows = await self._worker.link.fetch(_SWEEP, self._worker.id, sessions)
-                except StoreError:  # who waits has a deadline, and the worker comes back
-                    continue
-                for row in rows:
-                    self._came(*row[:3], is_wanted=row[3])
-                pause_s = max(_SWEEP_S, (time.monotonic() - start_s) / _SWEEP_SHARE)
+                with contextlib.suppress(StoreError):  # who waits has a deadline
+                    if start_s - last_s > _TICKETS_S:
+                        last_s = start_s
+                        await self._look_for_tickets()
+                    sessions = sorted({line.id for line in self._by_number.values() if line.id})
+                    for row in await self._worker.link.fetch(_SWEEP, self._worker.id, sessions):
+                        self._came(*row[:3], is_wanted=row[3])
+                took_s = time.monotonic() - start_s
+                pause_s = min(max(_SWEEP_S, took_s / _SWEEP_SHARE), _TICKETS_S)
         finally:
             self._sweeper = None
+
+    async def _look_for_tickets(self) -> None:
+        """Draw anew where a ticket is gone: somebody took us for gone, and we were not."""
+        queued = set(self._queued)
+        rows = await self._worker.link.fetch(_TICKETS, self._worker.id)
+        missing = queued - {row[0] for row in rows}
+        if not missing:
+            return
+        await self.look_again(self._worker.link.fetch)  # it may have been granted just now
+        for number in sorted(missing & self._queued):
+            line = self._by_number[number]
+            waiter = self._drop(line, number)
+            if waiter is not None:
+                self._draw(line, waiter)
 
 
 _OURS = """
     SELECT id, coalesce(granted, 0), fence, EXISTS (SELECT FROM ticket WHERE session = id)
     FROM session WHERE holder = $1 AND id = ANY($2)"""
+_TICKETS = "SELECT number FROM ticket WHERE worker = $1"
 _SWEEP = "SELECT * FROM sweep($1, $2)"

@@ -84,6 +84,7 @@ class PostgresWorker:
         self._listener: Listener | None = None
         self._sure_until_s = 0.0
         self._is_sure = asyncio.Event()
+        self._is_lost = asyncio.Event()
         self._opening: asyncio.Task[None] | None = None
         self._living: asyncio.Task[None] | None = None
 
@@ -152,8 +153,11 @@ class PostgresWorker:
     async def _live(self) -> None:
         """Give signs of life for as long as there is life."""
         while True:
+            self._is_lost.clear()
             if self.is_sure:
-                await asyncio.sleep(self.ttl_s / _SIGNS)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self.ttl_s / _SIGNS):
+                        await self._is_lost.wait()
             try:
                 await self._renew()
             except StoreError:
@@ -186,6 +190,7 @@ class PostgresWorker:
         number = lock_class(self._schema)
         await connection.execute(_END_OTHERS, number, self.id)
         await connection.execute(f"SELECT pg_advisory_lock({number}, {self.id})")
+        connection.add_termination_listener(lambda _: self._is_lost.set())
         await connection.add_listener(f"{self._schema}_{self.id}", self._heard)
         await self._look_again(connection.fetch)
 
