@@ -12,6 +12,7 @@
     │   ├── InvalidSchedule        a schedule cannot be made, found or changed as asked
     │   ├── InvalidScenario        a scenario, option or profile makes no sense
     │   ├── MissingApiKey          the real API was asked for without a key
+    │   ├── PostgresMissing        there is no PostgreSQL server here to start
     │   └── PortOccupied           somebody else listens there
     ├── Refused                the session cannot take this turn now; it was not accepted
     │   ├── SessionBusy            strategy "reject", and a turn is running
@@ -58,6 +59,7 @@ __all__ = [
     "ModelUnavailable",
     "NewerFormat",
     "PortOccupied",
+    "PostgresMissing",
     "Refused",
     "SessionBusy",
     "SessionDamaged",
@@ -129,6 +131,10 @@ class InvalidScenario(CallerError, ValueError):
 
 class MissingApiKey(CallerError):
     """The real API was asked for, and there is no key."""
+
+
+class PostgresMissing(CallerError):
+    """There is no PostgreSQL server on this machine that could be started as asked."""
 
 
 class PortOccupied(CallerError, OSError):

@@ -12,7 +12,7 @@ HOUSE = Path(__file__).parent.parent
 
 WORDS = ("errors", "key", "message", "digest", "event", "span", "operation")
 TOWERS = ("sessions", "check", "claude")
-OUTSIDE = ("schedule_assistant", "server", "targets")
+OUTSIDE = ("schedule_assistant", "server", "targets", "postgres")
 EVERYTHING = (*WORDS, *TOWERS, *OUTSIDE, "experiment", "cli")
 
 # What each room may import of the house. The longest name that fits a module counts.
@@ -32,6 +32,7 @@ MAY_IMPORT = {
     # floor 2: the outside
     "schedule_assistant": (*WORDS, "sessions"),
     "server": (*WORDS, "sessions", "claude", "schedule_assistant"),
+    "postgres": ("errors",),
     "targets": WORDS,
     "targets.in_process": (*WORDS, "sessions"),
     # floor 3: the laboratory

@@ -1,0 +1,154 @@
+"""An empty database cluster, made once and copied for each server: ``initdb`` takes a second.
+
+It owns the cache. A template gets its name only when it is whole, by one rename, so two processes
+may make one at once and one that was cut short is never taken. Nobody else may read it: it holds
+the password by which its copies answer on TCP.
+
+Source: the XDG base directories name the cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from kode_lab.errors import StoreUnreachable, StoreUnwritable
+from kode_lab.postgres.binaries import Account, Binaries
+
+__all__ = ["DATABASE", "ROLE", "copied", "own", "template"]
+
+ROLE = DATABASE = "kode"
+# By the form of what is inside; another form gets another name.
+_FORM = 1
+_INITDB_S = 120.0
+_ACCESS = """\
+local all all trust
+host all all 127.0.0.1/32 scram-sha-256
+host all all ::1/128 scram-sha-256
+"""
+
+
+def template(binaries: Binaries, account: Account | None, cache: Path | None = None) -> Path:
+    """Give the directory of the template: ``data/`` and the file ``password``; make it if need be.
+
+    Raises:
+        StoreUnwritable: no space, or the cache cannot be written.
+        StoreUnreachable: initdb failed.
+    """
+    root = _cache() if cache is None else cache
+    whole = root / f"postgres-{binaries.version}-uid{os.geteuid()}-{_FORM}"
+    if whole.is_dir():
+        return whole
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f"{whole.name}.", dir=root))
+        try:
+            _make(draft, binaries, account)
+            with contextlib.suppress(FileExistsError):
+                _rename(draft, whole)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+    except OSError as error:
+        raise StoreUnwritable(
+            f"the template of PostgreSQL's data cannot be made in {str(root)!r}: {error.strerror}: "
+            "free some space (50 MB), or name another cache with XDG_CACHE_HOME"
+        ) from error
+    return whole
+
+
+def copied(source: Path, target: Path, account: Account | None) -> str:
+    """Copy the template's data to a directory for the account; give the password.
+
+    Raises:
+        StoreUnwritable: no space, or the directory cannot be written.
+    """
+    try:
+        shutil.copytree(source / "data", target, dirs_exist_ok=True, copy_function=shutil.copyfile)
+        own(target, account)
+        return (source / "password").read_text()
+    except (OSError, shutil.Error) as error:
+        raise StoreUnwritable(
+            f"PostgreSQL's data cannot be written to {str(target)!r} ({error}): free some space "
+            "(50 MB), or name another directory"
+        ) from error
+
+
+def own(directory: Path, account: Account | None) -> None:
+    """Give the directory and all below to the account, and keep everybody else out."""
+    directory.chmod(0o700)
+    if account is None:
+        return
+    for place, _, names in os.walk(directory):
+        for path in (place, *(f"{place}/{name}" for name in names)):
+            os.chown(path, account.uid, account.gid, follow_symlinks=False)
+
+
+def _cache() -> Path:
+    named = os.environ.get("XDG_CACHE_HOME", "")
+    # What the specification says of relative ones: they count as not there.
+    return (Path(named) if named.startswith("/") else Path.home() / ".cache") / "kode-lab"
+
+
+def _rename(draft: Path, whole: Path) -> None:
+    try:
+        draft.rename(whole)
+    except OSError:
+        if not whole.is_dir():
+            raise
+        raise FileExistsError from None  # another process was quicker; one is as good as the other
+
+
+def _make(draft: Path, binaries: Binaries, account: Account | None) -> None:
+    """Fill the draft; initdb works where the account may, the cache may be closed to it."""
+    with tempfile.TemporaryDirectory(prefix="kode-pg-") as place:
+        work = Path(place)
+        password = secrets.token_urlsafe(24)
+        (work / "password").write_text(password)
+        own(work, account)
+        made = subprocess.run(  # noqa: S603 - the program that was looked for
+            [
+                binaries.directory / "initdb",
+                *("--pgdata", work / "data", "--username", ROLE, "--pwfile", work / "password"),
+                *("--encoding", "UTF8", "--locale", "C", "--no-sync"),
+                *("--auth-local", "trust", "--auth-host", "scram-sha-256"),
+            ],
+            cwd=work,
+            env={"LC_ALL": "C"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_INITDB_S,
+            user=account and account.uid,
+            group=account and account.gid,
+            extra_groups=None if account is None else [],
+        )
+        if made.returncode:
+            raise StoreUnreachable(f"initdb of {binaries.directory} failed: {made.stderr[-500:]}")
+        (work / "data" / "pg_hba.conf").write_text(_ACCESS)
+        _add_database(work, binaries, account)
+        shutil.copytree(work / "data", draft / "data")
+        (draft / "password").write_text(password)
+
+
+def _add_database(work: Path, binaries: Binaries, account: Account | None) -> None:
+    """Make the database, by the server's single-user mode: nothing has to listen for that."""
+    made = subprocess.run(  # noqa: S603 - the program that was looked for
+        [binaries.directory / "postgres", "--single", "-D", work / "data", "postgres"],
+        input=f"CREATE DATABASE {DATABASE}\n",
+        cwd=work,
+        env={"LC_ALL": "C"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=_INITDB_S,
+        user=account and account.uid,
+        group=account and account.gid,
+        extra_groups=None if account is None else [],
+    )
+    if made.returncode or "ERROR" in made.stderr:
+        raise StoreUnreachable(f"the database cannot be made: {made.stderr[-500:]}")
