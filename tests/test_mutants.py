@@ -586,7 +586,7 @@ MUTANTS = [
         "a cut header is a new session",
         owner,
         "session_files",
-        "if self._messages_size():",
+        "if self.place.messages_size():",
         "if 0:",
     ),
     # fence and residents

@@ -101,7 +101,7 @@ class PowerJournal:
         """
         if self._failure is not None:
             raise StoreUnwritable(self._failure)
-        payload = _payload(files.directory[self._root_chars :], files, tails)
+        payload = _payload(files.place.path[self._root_chars :], files, tails)
         if len(payload) + _FRAME.size > self._size_bytes:
             raise StoreUnwritable(
                 f"a step of {len(payload)} bytes does not fit journal_bytes={self._size_bytes}"
@@ -157,7 +157,7 @@ class PowerJournal:
     def _acknowledge(self, batch: list[_Waiting]) -> None:
         for waiting in batch:
             files = waiting.files
-            self._behind[files.directory] = files
+            self._behind[files.place.path] = files
             if max([files.delay(tail) for tail in waiting.tails]) > _DELAYED_BYTES:
                 files.flush()
             waiting.is_down = True
@@ -214,7 +214,7 @@ class PowerJournal:
             head = (self._generation, self._sequence)
             pieces.append(_FRAME.pack(len(waiting.payload), _sum(waiting.payload, *head), *head))
             pieces.append(waiting.payload)
-            self._dirty.add(waiting.files.directory)
+            self._dirty.add(waiting.files.place.path)
         data = b"".join(pieces)
         self._disk.write(self._fd, data, self._at)
         self._disk.sync(self._fd)

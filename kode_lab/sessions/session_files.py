@@ -13,7 +13,6 @@ Source: redo of torn appends as in ARIES, for files that only grow at their end.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +21,7 @@ from kode_lab.key import SessionKey
 from kode_lab.message import Message
 from kode_lab.sessions.disk import Disk
 from kode_lab.sessions.open_turn import Finished, OpenTurn
+from kode_lab.sessions.session_directory import MESSAGES, TURNS, SessionDirectory
 from kode_lab.sessions.session_format import (
     CLOSING,
     FENCE_AT,
@@ -38,8 +38,6 @@ from kode_lab.sessions.store import Stored
 
 __all__ = ["SessionFiles", "Tail"]
 
-MESSAGES = "messages.json"
-TURNS = "turns.jsonl"
 # The header, or the last line of a settled turns.jsonl, is usually found in one read of this size.
 _READ_BYTES = 4096
 
@@ -67,10 +65,8 @@ class SessionFiles:
 
     __slots__ = (
         "_delayed",
-        "_fds",
         "_is_alone",
         "count",
-        "directory",
         "disk",
         "done_bytes",
         "fence",
@@ -78,48 +74,33 @@ class SessionFiles:
         "is_settled",
         "key",
         "messages_bytes",
+        "place",
         "turns_bytes",
     )
 
     def __init__(self, key: SessionKey, directory: str, disk: Disk, *, is_alone: bool) -> None:
         self.key = key
-        self.directory = directory
+        self.place = SessionDirectory(directory, disk)
         self.disk = disk
         self.header = b""
         self.fence = -1
         self.is_settled = False
         self.messages_bytes = self.count = self.done_bytes = self.turns_bytes = 0
         self._is_alone = is_alone
-        self._fds: dict[str, int] = {}
         # What is not yet in the files: for each, where it begins.
         self._delayed: dict[str, tuple[int, bytearray]] = {}
 
     # ---- descriptors
 
     def close(self) -> None:
-        """Write what was delayed and close the descriptors; what is known stays known."""
+        """Write what was delayed and close both files; what is known stays known."""
         self.flush()
-        while self._fds:
-            self.disk.close(self._fds.popitem()[1])
+        self.place.close()
 
-    def _fd(self, name: str) -> int:
-        """Give the descriptor of one of the files, opened or made when it is first needed."""
-        fd = self._fds.get(name)
-        if fd is None:
-            path = f"{self.directory}/{name}"
-            try:
-                fd = self.disk.open(path, create=True)
-            except FileNotFoundError:
-                self._make_directories()
-                fd = self.disk.open(path, create=True)
-            self._fds[name] = fd
-        return fd
-
-    def _make_directories(self) -> None:
-        """Make the session's three directories from the top, where the user's is there already."""
-        inner = os.path.dirname(self.directory)  # noqa: PTH120 - pathlib is ten times dearer
-        for place in (os.path.dirname(inner), inner, self.directory):  # noqa: PTH120
-            self.disk.make_directory(place)
+    def close_messages(self) -> None:
+        """Write what was delayed and close ``messages.json``, which no hold needs."""
+        self.flush()
+        self.place.close_messages()
 
     # ---- the fence
 
@@ -138,7 +119,7 @@ class SessionFiles:
             self.is_settled = False
         self.fence = fence + 1
         if not self._is_alone:
-            self.disk.write(self._fd(TURNS), b"%020d" % self.fence, FENCE_AT)
+            self.disk.write(self.place.turns(), b"%020d" % self.fence, FENCE_AT)
         return self.fence
 
     def newest_fence(self) -> int:
@@ -147,7 +128,7 @@ class SessionFiles:
             return -1
         if self._is_alone:
             return self.fence
-        fd = self._fd(TURNS)
+        fd = self.place.turns()
         fence = -1
         if self.disk.size(fd) >= len(self.header):
             fence = fence_in(self.disk.read(fd, FENCE_DIGITS, FENCE_AT))
@@ -157,7 +138,7 @@ class SessionFiles:
         return fence
 
     def _read_header(self) -> int:
-        fd = self._fd(TURNS)
+        fd = self.place.turns()
         line, found, _ = self.disk.read(fd, _READ_BYTES, 0).partition(b"\n")
         if not found and len(line) == _READ_BYTES:
             line, found, _ = self.disk.read(fd, self.disk.size(fd), 0).partition(b"\n")
@@ -165,7 +146,7 @@ class SessionFiles:
             fence = read_header(self.key, line)
             self.header = line + b"\n"
             return fence
-        if self._messages_size():
+        if self.place.messages_size():
             raise SessionDamaged(
                 f"{self.key}: turns.jsonl does not say whose messages.json is; nothing was "
                 "changed: restore it, or move the session's directory away to begin anew"
@@ -191,7 +172,7 @@ class SessionFiles:
             SessionDamaged: something else than a crash changed a file; it was left as it is.
         """
         self.flush()
-        fd = self._fd(TURNS)
+        fd = self.place.turns()
         size = self.disk.size(fd)
         start = len(self.header)
         text = read_turns(self.key, self.disk.read(fd, size - start, start))
@@ -212,12 +193,12 @@ class SessionFiles:
     def settle(self) -> None:
         """Learn the positions, from the last line alone where that is enough."""
         self.flush()
-        size = self.disk.size(self._fd(TURNS))
+        size = self.disk.size(self.place.turns())
         start = max(len(self.header), size - _READ_BYTES)
-        data = self.disk.read(self._fd(TURNS), size - start, start)
+        data = self.disk.read(self.place.turns(), size - start, start)
         last = data[data.rfind(b"\n", 0, -1) + 1 :]
         text = read_turns(self.key, last)
-        messages_bytes = self._messages_size()
+        messages_bytes = self.place.messages_size()
         if text.finished and text.good_bytes == len(last) and text.end_bytes == messages_bytes:
             self.messages_bytes = messages_bytes
             self.count = text.finished[0].last + 1
@@ -227,8 +208,8 @@ class SessionFiles:
             self.read()
 
     def _read_messages(self, end_bytes: int, *, is_open: bool) -> list[Message]:
-        size = self._messages_size()
-        data = self.disk.read(self._fd(MESSAGES), size, 0) if size else b""
+        size = self.place.messages_size()
+        data = self.disk.read(self.place.messages(), size, 0) if size else b""
         self.messages_bytes = end_bytes
         whole = messages_of(data) if data else []
         if size == end_bytes and whole is not None:
@@ -240,7 +221,7 @@ class SessionFiles:
             # Our own append did not finish. Without an open turn no crash of ours explains it:
             # then the rest is kept aside, for a person to look at.
             if not is_open:
-                self._keep_aside(data[body_bytes:])
+                self.place.keep_aside(data[body_bytes:])
             self._cut_messages()
             return cut
         if whole is not None and data.rstrip().endswith(b"]"):
@@ -255,41 +236,14 @@ class SessionFiles:
             "session's directory away to begin anew"
         )
 
-    def _keep_aside(self, data: bytes) -> None:
-        fd = self.disk.open(f"{self.directory}/{MESSAGES}.torn", create=True)
-        try:
-            self.disk.write(fd, data, self.disk.size(fd))
-        finally:
-            self.disk.close(fd)
-
     def _cut_messages(self) -> None:
         """Bring ``messages.json`` back to its last acknowledged turn."""
         end = self.messages_bytes
         if end:
-            self.disk.write(self._fd(MESSAGES), CLOSING, end - len(CLOSING))
-            self.disk.truncate(self._fd(MESSAGES), end)
+            self.disk.write(self.place.messages(), CLOSING, end - len(CLOSING))
+            self.disk.truncate(self.place.messages(), end)
         else:
-            self._remove_messages()
-
-    def _messages_size(self) -> int:
-        """Give the size of ``messages.json``, 0 where there is none: looking makes no file."""
-        if MESSAGES not in self._fds:
-            try:
-                path = f"{self.directory}/{MESSAGES}"
-                self._fds[MESSAGES] = self.disk.open(path, create=False)
-            except FileNotFoundError:
-                return 0
-        size = self.disk.size(self._fds[MESSAGES])
-        if size < 0:  # removed or replaced since it was opened
-            self.disk.close(self._fds.pop(MESSAGES))
-            return self._messages_size()
-        return size
-
-    def _remove_messages(self) -> None:
-        """An empty file is no JSON array: a session without messages has no ``messages.json``."""
-        self.disk.remove(f"{self.directory}/{MESSAGES}")
-        if MESSAGES in self._fds:
-            self.disk.close(self._fds.pop(MESSAGES))
+            self.place.remove_messages()
 
     # ---- what a change writes
 
@@ -335,14 +289,18 @@ class SessionFiles:
         """Write one tail; the file ends where it ends."""
         end = tail.offset + len(tail.data)
         if not end:
-            self._remove_messages()
+            self.place.remove_messages()
             return
-        fd = self._fd(tail.name)
+        is_turns = tail.name == TURNS
+        if is_turns:
+            fd, was = self.place.turns(), self.turns_bytes
+        else:
+            fd, was = self.place.messages(), self.messages_bytes
         if tail.data:
             self.disk.write(fd, tail.data, tail.offset)
-        if end < (self.turns_bytes if tail.name == TURNS else self.messages_bytes):
+        if end < was:
             self.disk.truncate(fd, end)
-        if tail.name == TURNS:
+        if is_turns:
             self.turns_bytes = end
 
     def expect(self, tails: Sequence[Tail]) -> None:
@@ -364,9 +322,9 @@ class SessionFiles:
         """Write what was delayed."""
         for name, (start, data) in self._delayed.items():
             if not start and not data:
-                self._remove_messages()
+                self.place.remove_messages()
                 continue
-            fd = self._fd(name)
+            fd = self.place.turns() if name == TURNS else self.place.messages()
             if data:
                 self.disk.write(fd, bytes(data), start)
             if self.disk.size(fd) > start + len(data):
@@ -377,7 +335,7 @@ class SessionFiles:
 
     def is_touched(self) -> bool:
         """Whether somebody else changed or replaced ``messages.json`` while a turn ran."""
-        return self._messages_size() != self.messages_bytes
+        return self.place.messages_size() != self.messages_bytes
 
     def took_turn(self, turn: OpenTurn, messages: Tail) -> Finished:
         """Move the positions past the turn that was appended."""
@@ -397,4 +355,4 @@ class SessionFiles:
         """After a write that failed: bring both files back to what is known."""
         self.is_settled = False
         self._cut_messages()
-        self.disk.truncate(self._fd(TURNS), self.turns_bytes)
+        self.disk.truncate(self.place.turns(), self.turns_bytes)
