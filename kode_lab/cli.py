@@ -93,6 +93,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--profile", help="report (default), instant, or a TOML file")
     command.set_defaults(run=_simulate)
 
+    command = commands.add_parser("postgres", help="run a PostgreSQL that is thrown away")
+    command.add_argument("--port", type=int, help="also on loopback; 0 is any free one")
+    command.add_argument("--data", type=Path, help="keep what is stored in this directory")
+    command.set_defaults(run=_postgres)
+
     _add_serve(commands)
     _add_load(commands)
     _add_check(commands)
@@ -320,6 +325,12 @@ def _simulate(options: argparse.Namespace) -> int:
     from kode_lab.claude.simulated import run_simulated  # noqa: PLC0415
 
     return run_simulated(options)
+
+
+def _postgres(options: argparse.Namespace) -> int:
+    from kode_lab.postgres.command import run_postgres  # noqa: PLC0415
+
+    return run_postgres(options)
 
 
 def _bench(options: argparse.Namespace) -> int:

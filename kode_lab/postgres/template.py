@@ -15,16 +15,19 @@ import secrets
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from kode_lab.errors import StoreUnreachable, StoreUnwritable
 from kode_lab.postgres.binaries import Account, Binaries
 
-__all__ = ["DATABASE", "ROLE", "copied", "own", "template"]
+__all__ = ["DATABASE", "PASSWORD", "ROLE", "copy", "own", "template"]
 
 ROLE = DATABASE = "kode"
+# The file in the data that says by which word the role is known on TCP.
+PASSWORD = "password"  # noqa: S105 - its name
 # By the form of what is inside; another form gets another name.
-_FORM = 1
+_FORM = 2
 _INITDB_S = 120.0
 _ACCESS = """\
 local all all trust
@@ -34,7 +37,7 @@ host all all ::1/128 scram-sha-256
 
 
 def template(binaries: Binaries, account: Account | None, cache: Path | None = None) -> Path:
-    """Give the directory of the template: ``data/`` and the file ``password``; make it if need be.
+    """Give the directory of the template; it is made if it is not there.
 
     Raises:
         StoreUnwritable: no space, or the cache cannot be written.
@@ -61,16 +64,15 @@ def template(binaries: Binaries, account: Account | None, cache: Path | None = N
     return whole
 
 
-def copied(source: Path, target: Path, account: Account | None) -> str:
-    """Copy the template's data to a directory for the account; give the password.
+def copy(source: Path, target: Path, account: Account | None) -> None:
+    """Copy the template to a directory for the account.
 
     Raises:
         StoreUnwritable: no space, or the directory cannot be written.
     """
     try:
-        shutil.copytree(source / "data", target, dirs_exist_ok=True, copy_function=shutil.copyfile)
+        shutil.copytree(source, target, dirs_exist_ok=True, copy_function=shutil.copyfile)
         own(target, account)
-        return (source / "password").read_text()
     except (OSError, shutil.Error) as error:
         raise StoreUnwritable(
             f"PostgreSQL's data cannot be written to {str(target)!r} ({error}): free some space "
@@ -108,38 +110,27 @@ def _make(draft: Path, binaries: Binaries, account: Account | None) -> None:
     with tempfile.TemporaryDirectory(prefix="kode-pg-") as place:
         work = Path(place)
         password = secrets.token_urlsafe(24)
-        (work / "password").write_text(password)
+        (work / PASSWORD).write_text(password)
         own(work, account)
-        made = subprocess.run(  # noqa: S603 - the program that was looked for
-            [
-                binaries.directory / "initdb",
-                *("--pgdata", work / "data", "--username", ROLE, "--pwfile", work / "password"),
-                *("--encoding", "UTF8", "--locale", "C", "--no-sync"),
-                *("--auth-local", "trust", "--auth-host", "scram-sha-256"),
-            ],
-            cwd=work,
-            env={"LC_ALL": "C"},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=_INITDB_S,
-            user=account and account.uid,
-            group=account and account.gid,
-            extra_groups=None if account is None else [],
-        )
-        if made.returncode:
-            raise StoreUnreachable(f"initdb of {binaries.directory} failed: {made.stderr[-500:]}")
+        programs, data = binaries.directory, work / "data"
+        making: list[Path | str] = [programs / "initdb", "--pgdata", data, "--username", ROLE]
+        making += ["--pwfile", work / PASSWORD, "--auth-local", "trust"]
+        making += ["--auth-host", "scram-sha-256", "--encoding", "UTF8", "--locale", "C"]
+        _run([*making, "--no-sync"], work, account)
+        # The single-user mode: nothing has to listen for that.
+        single = [programs / "postgres", "--single", "-D", data, "postgres"]
+        _run(single, work, account, said=f"CREATE DATABASE {DATABASE}\n")
         (work / "data" / "pg_hba.conf").write_text(_ACCESS)
-        _add_database(work, binaries, account)
-        shutil.copytree(work / "data", draft / "data")
-        (draft / "password").write_text(password)
+        shutil.copytree(work / "data", draft, dirs_exist_ok=True)
+        (draft / PASSWORD).write_text(password)
 
 
-def _add_database(work: Path, binaries: Binaries, account: Account | None) -> None:
-    """Make the database, by the server's single-user mode: nothing has to listen for that."""
-    made = subprocess.run(  # noqa: S603 - the program that was looked for
-        [binaries.directory / "postgres", "--single", "-D", work / "data", "postgres"],
-        input=f"CREATE DATABASE {DATABASE}\n",
+def _run(
+    command: Sequence[Path | str], work: Path, account: Account | None, *, said: str = ""
+) -> None:
+    ended = subprocess.run(  # noqa: S603 - the program that was looked for
+        command,
+        input=said,
         cwd=work,
         env={"LC_ALL": "C"},
         capture_output=True,
@@ -150,5 +141,5 @@ def _add_database(work: Path, binaries: Binaries, account: Account | None) -> No
         group=account and account.gid,
         extra_groups=None if account is None else [],
     )
-    if made.returncode or "ERROR" in made.stderr:
-        raise StoreUnreachable(f"the database cannot be made: {made.stderr[-500:]}")
+    if ended.returncode or "ERROR:" in ended.stderr:
+        raise StoreUnreachable(f"{command[0]} failed: {ended.stderr[-500:]}")

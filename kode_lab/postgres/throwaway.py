@@ -28,7 +28,7 @@ from urllib.parse import quote
 
 from kode_lab.errors import PortOccupied, PostgresMissing, StoreUnreachable, StoreUnwritable
 from kode_lab.postgres.binaries import Binaries, find_binaries, server_account
-from kode_lab.postgres.template import DATABASE, ROLE, copied, own, template
+from kode_lab.postgres.template import DATABASE, PASSWORD, ROLE, copy, own, template
 
 __all__ = ["ThrowawayPostgres"]
 
@@ -152,21 +152,24 @@ class ThrowawayPostgres:
         """Start it, with the data that is there; give control back when it takes connections."""
         if self.is_running:
             return
+        is_new = self._home is None
         try:
-            if self._home is None:
+            if is_new:
                 self._move_in()
             self._spawn()
             self._await_ready()
         except BaseException:
-            self.stop()
+            self.kill9()
+            if is_new:
+                self.stop()
             raise
 
     def kill9(self) -> None:
-        """Kill it, all its processes at once, as a power cut would; ``start`` recovers."""
+        """Kill all its processes at once, as ``kill -9`` does; ``start`` goes on with the data."""
+        self._leave_alone()
         if self._server is None or not self.is_running:
             return
         family = [self._server.pid, *_children(self._server.pid)]
-        self._leave_alone()
         for pid in family:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -210,14 +213,12 @@ class ThrowawayPostgres:
         (home / "log").touch()
         own(home, self._account)
         source = template(self.binaries, self._account, self._cache)
-        self._password = (source / "password").read_text()
-        if not (self.data / "PG_VERSION").exists():
+        if (self.data / "PG_VERSION").exists():
+            self._take_over(self.data)
+        else:
             self._refuse_others_files()
-            copied(source, self.data, self._account)
-            if self._kept is not None:
-                (self._kept / "password").write_text(self._password)
-        elif self._kept is not None:
-            self._take_over(self._kept)
+            copy(source, self.data, self._account)
+        self._password = (self.data / PASSWORD).read_text()
 
     def _refuse_others_files(self) -> None:
         try:
@@ -234,8 +235,6 @@ class ThrowawayPostgres:
         """Check that the data that is there can be used by these binaries."""
         try:
             form = (data / "PG_VERSION").read_text().strip()
-            with contextlib.suppress(FileNotFoundError):
-                self._password = (data / "password").read_text()
             own(data, self._account)
         except OSError as error:
             raise StoreUnwritable(f"{str(data)!r} cannot be used: {error.strerror}") from error
