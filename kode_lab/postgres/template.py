@@ -118,7 +118,7 @@ def _make(draft: Path, binaries: Binaries, account: Account | None) -> None:
         making += ["--auth-host", "scram-sha-256", "--encoding", "UTF8", "--locale", "C"]
         _run([*making, "--no-sync"], work, account)
         # The single-user mode: nothing has to listen for that.
-        single = [programs / "postgres", "--single", "-D", data, "postgres"]
+        single: list[Path | str] = [programs / "postgres", "--single", "-D", data, "postgres"]
         _run(single, work, account, said=f"CREATE DATABASE {DATABASE}\n")
         (work / "data" / "pg_hba.conf").write_text(_ACCESS)
         shutil.copytree(work / "data", draft, dirs_exist_ok=True)
