@@ -241,6 +241,27 @@ def test_files_are_kept_open_up_to_the_limit_and_no_session_notices(tmp_path):
     run(scenario())
 
 
+def test_where_descriptors_are_scarce_messages_json_closes_before_turns_jsonl(tmp_path):
+    def open_names():
+        paths = [os.path.realpath(fd) for fd in Path("/proc/self/fd").iterdir()]
+        return sorted(Path(path).name for path in paths if str(tmp_path) in path)
+
+    async def scenario():
+        store = JsonStore(tmp_path, open_sessions_limit=3)
+        keys = [SessionKey.of(f"u{n}", "clerk") for n in range(5)]
+        for turn in range(2):
+            for key in keys:
+                await append(store, key, f"t{turn}", f"{turn}")
+        names = open_names()
+        assert names.count("turns.jsonl") == len(keys)
+        assert names.count("messages.json") == 1
+        await append(store, SessionKey.of("u5", "clerk"), "t")
+        assert open_names().count("turns.jsonl") == len(keys), "the sixth takes the oldest's place"
+        await store.aclose()
+
+    run(scenario())
+
+
 def test_the_sessions_of_all_users_and_of_one_are_found_without_being_opened(store_at):
     async def scenario():
         store = store_at()

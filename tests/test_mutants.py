@@ -765,7 +765,7 @@ MUTANTS = [
         "files closed while their step went down",
         journal,
         "json_store",
-        "if self._power is not None and lease.key not in self._open:",
+        "if self._power is not None and not self._open.is_whole(lease.key):",
         "if False:",
     ),
     Mutant(

@@ -16,13 +16,15 @@ from kode_lab.experiment.bench import Row, row
 from kode_lab.experiment.bench_sampling import on_loop, resident_bytes, scratch, share
 from kode_lab.experiment.bench_scene import AGENT_ID, keys, service, take
 from kode_lab.key import SessionKey
-from kode_lab.sessions import SessionManager
+from kode_lab.sessions import JsonStore, SessionManager
 from kode_lab.sessions.residents import Agent, Residents
 from kode_lab.sessions.store import Lease, Stored
 
 __all__ = ["memory", "visits"]
 
 _RESIDENTS = 10_000
+# Where a process may open the usual 1,024 files; more blocks than that find none of theirs open.
+_OPEN_SESSIONS = 128
 # Fewer than the files that stay open, so that a block visited twice in a row finds its own open.
 _BLOCK = 100
 
@@ -89,7 +91,8 @@ async def _visits(directory: Path, effort: float) -> list[Row]:
     count = share(100_000, effort, least=2_000)
     residents = min(_RESIDENTS, count // 2)
     sessions = keys(count)
-    async with service(directory, residents_limit=residents) as manager:
+    store = JsonStore(directory / "store", open_sessions_limit=_OPEN_SESSIONS)
+    async with service(directory, store=store, residents_limit=residents) as manager:
         first_us = await _visit(manager, sessions[:residents])
         begun_bytes = resident_bytes()
         first_us += await _visit(manager, sessions[residents:])

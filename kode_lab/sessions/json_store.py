@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +32,7 @@ from kode_lab.sessions.disk import Disk, PosixDisk, explained
 from kode_lab.sessions.file_lock import FileLocks
 from kode_lab.sessions.keyed_lock import KeyedLock, LockStatistics
 from kode_lab.sessions.occupancy import Occupancy
+from kode_lab.sessions.open_files import OpenFiles, default_limit
 from kode_lab.sessions.open_turn import Finished, OpenTurn
 from kode_lab.sessions.peek import peek, sessions_in
 from kode_lab.sessions.power_journal import JOURNAL_BYTES, PowerJournal, recover
@@ -41,8 +41,6 @@ from kode_lab.sessions.store import Lease, Stored
 
 __all__ = ["JsonStore"]
 
-# Two descriptors each; a quarter of the usual 1,024.
-_OPEN_SESSIONS = 128
 # A recovery of a full journal takes a second or two.
 _MOVE_IN_S = 10.0
 
@@ -65,7 +63,8 @@ class JsonStore:
         root: made if it is not there.
         layout: ``user`` keeps users apart by directory; ``report`` gives the report's exact paths.
         durability: ``process`` survives kill -9 of this process; ``power`` a power cut too.
-        open_sessions_limit: how many sessions' files stay open; no limit on sessions.
+        open_sessions_limit: how many sessions have both files open, twice as many have one; no
+            limit on sessions. By default they take a quarter of what the process may open.
         journal_bytes: size of the journal that ``power`` writes; no step can be larger.
         move_in_s: how long to wait for another process that is just opening or leaving it.
         disk: the file system; tests give a failing one.
@@ -81,7 +80,7 @@ class JsonStore:
         *,
         layout: Literal["user", "report"] = "user",
         durability: Literal["process", "power"] = "process",
-        open_sessions_limit: int = _OPEN_SESSIONS,
+        open_sessions_limit: int | None = None,
         journal_bytes: int = JOURNAL_BYTES,
         move_in_s: float = _MOVE_IN_S,
         disk: Disk | None = None,
@@ -92,8 +91,9 @@ class JsonStore:
         self._disk: Disk = disk or PosixDisk()
         self._lock: KeyedLock[tuple[str, ...]] = KeyedLock()
         self._held: dict[SessionKey, _Held] = {}
-        self._open: OrderedDict[SessionKey, SessionFiles] = OrderedDict()
-        self._open_sessions_limit = open_sessions_limit
+        self._open = OpenFiles(
+            default_limit() if open_sessions_limit is None else open_sessions_limit
+        )
         self._power: PowerJournal | None = None
         self._locks = FileLocks(self.root / "+locks", self._disk)
         is_alone = durability == "power"
@@ -145,7 +145,7 @@ class JsonStore:
             if files is None:
                 directory = f"{self._root}/{self._directory(key)}"
                 files = SessionFiles(key, directory, self._disk, is_alone=place is None)
-            self._touch(files)
+            self._open.keep(files)
             lease = Lease(key, files.next_fence())
         except BaseException:
             if (broken := self._open.get(key)) is not None:
@@ -162,8 +162,8 @@ class JsonStore:
         if held is None or held.lease is not lease:
             return
         del self._held[lease.key]
-        if self._power is not None and lease.key not in self._open:
-            self._touch(held.files)  # it was closed while its last step went down
+        if self._power is not None and not self._open.is_whole(lease.key):
+            self._open.use(held.files)  # it was closed while its last step went down
         if held.place is not None:
             self._locks.release(held.place)
         self._lock.release(lease.key[:2])
@@ -284,8 +284,7 @@ class JsonStore:
             try:
                 if self._power is not None:
                     await self._power.aclose()
-                while self._open:
-                    self._open.popitem()[1].close()
+                self._open.close()
             finally:
                 self._power = None
                 self._locks.close()
@@ -301,17 +300,6 @@ class JsonStore:
         below = "" if self._layout == "report" else f"{key.user_part}/"
         return f"{below}{part}/{part}/runtime"
 
-    def _touch(self, files: SessionFiles) -> None:
-        """Keep these files open, and close those that were used longest ago."""
-        self._open[files.key] = files
-        self._open.move_to_end(files.key)
-        if len(self._open) > self._open_sessions_limit:
-            _, oldest = self._open.popitem(last=False)
-            try:
-                oldest.close()
-            except OSError:  # what it delayed is logged, and the journal will say what is wrong
-                self._open[oldest.key] = oldest
-
     def _files(self, lease: Lease) -> SessionFiles:
         """Give the files of a lease that is still good: the only way to them."""
         held = self._held.get(lease.key)
@@ -319,7 +307,7 @@ class JsonStore:
             raise StaleLease(f"{lease.key}: the lease was released; hold the session again")
         files = held.files
         try:
-            self._touch(files)
+            self._open.use(files)
             newest = files.newest_fence()
         except OSError as error:
             raise explained(str(lease.key), error) from error
@@ -354,7 +342,7 @@ class JsonStore:
 
     def _forget(self, files: SessionFiles) -> None:
         """Close the files and look at them anew next time: somebody may mend them meanwhile."""
-        self._open.pop(files.key, None)
+        self._open.forget(files.key)
         files.header, files.is_settled = b"", False
         with contextlib.suppress(OSError):
             files.close()
