@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from kode_lab.sessions import (
         AgentShelf,
         JsonStore,
+        PostgresStore,
         SessionManager,
         Toolbox,
         ToolContext,
@@ -29,6 +30,7 @@ __all__ = [
     "Claude",
     "JsonStore",
     "KodeLabError",
+    "PostgresStore",
     "Profile",
     "Run",
     "SessionKey",
@@ -52,6 +54,7 @@ _ROOMS = {
     "kode_lab.sessions": (
         "AgentShelf",
         "JsonStore",
+        "PostgresStore",
         "SessionManager",
         "ToolContext",
         "Toolbox",

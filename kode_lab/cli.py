@@ -14,7 +14,6 @@ what it needs when it runs, so that ``kode-lab --help`` costs nothing of the lab
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import sys
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from kode_lab import __version__
+from kode_lab.cli_serve import add_serve
 from kode_lab.errors import KodeLabError
 
 __all__ = ["main"]
@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--data", type=Path, help="keep what is stored in this directory")
     command.set_defaults(run=_postgres)
 
-    _add_serve(commands)
+    add_serve(commands)
     _add_load(commands)
     _add_check(commands)
     _add_faults(commands)
@@ -117,37 +117,6 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--results", type=Path, default=Path("results"), help="(default: results)")
     command.set_defaults(run=_bench)
     return parser
-
-
-def _add_serve(commands: Any) -> None:
-    """Add ``serve``, which has the most options."""
-    command = commands.add_parser("serve", help="serve sessions over HTTP")
-    add = command.add_argument
-    add("--host", default="127.0.0.1", help="another address needs --auth (default: 127.0.0.1)")
-    add("--port", type=int, default=8000, help="0 is any free one (default: 8000)")
-    add("--data", type=Path, default=Path(".kode"), help="where sessions rest (default: .kode)")
-    add("--agents", type=Path, help="directory of <agentId>.toml (default: the schedule assistant)")
-    add("--auth", type=Path, help="TOML file of tokens; without it anybody on this machine may")
-    add("--durability", choices=("process", "power"), default="process", help="what turns survive")
-    add("--layout", choices=("user", "report"), default="user", help="of the data directory")
-    model = command.add_mutually_exclusive_group()
-    model.add_argument("--model-url", help="ask the Messages API at this address")
-    model.add_argument("--simulated", action="store_true", help="simulate the API (without a key)")
-    model.add_argument("--in-process", action="store_true", help="simulate it without HTTP")
-    add("--model", help="its name, instead of what the agents' files say")
-    add("--profile", help="latencies of the simulation: instant (default), report, a TOML file")
-    add("--speed", type=float, help="this much faster than the profile says")
-    add("--turns-limit", type=int, default=10_000, help="turns in flight (default: 10000)")
-    add("--sessions-per-user", type=int, default=10_000, help="on disk (default: 10000)")
-    add("--residents", type=int, help="sessions kept at hand in memory (default: 10000)")
-    add("--drain", type=float, default=30.0, help="seconds for turns in flight at the end")
-    add("--trace", type=Path, help="append every step of every turn to this JSON-Lines file")
-    command.set_defaults(run=_serve)
-
-    command = commands.add_parser("token", help="make a token for serve --auth")
-    command.add_argument("--user", required=True, help="whose sessions it opens")
-    command.add_argument("--operator", action="store_true", help="may see the whole server")
-    command.set_defaults(run=_token)
 
 
 def _add_load(commands: Any) -> None:
@@ -348,27 +317,3 @@ def _bench(options: argparse.Namespace) -> int:
         path = bench.save(rows, options.names, before, options.results / "bench")
         sys.stderr.write(f"saved in {path}\n")
     return 0 if all(row.ok for row in rows) else _STATUS_OF_VERDICT["violated"]
-
-
-def _serve(options: argparse.Namespace) -> int:
-    from kode_lab.schedule_assistant import AGENTS, ScheduleBook, toolbox  # noqa: PLC0415
-    from kode_lab.server.run import run_server  # noqa: PLC0415
-
-    with contextlib.suppress(OSError):  # the book says what is wrong with it
-        options.data.mkdir(parents=True, exist_ok=True)
-    # No user's directory is ever called so: "+" is encoded in names.
-    book = ScheduleBook(options.data / "+schedules.sqlite")
-    try:
-        return run_server(options, toolbox(book), options.agents or AGENTS)
-    finally:
-        book.close()
-
-
-def _token(options: argparse.Namespace) -> int:
-    from kode_lab.server.visitor import new_token, token_entry  # noqa: PLC0415
-
-    token, digest = new_token()
-    # The file that stdout goes to must not hold the token itself.
-    sys.stderr.write(f"the token, shown only now: {token}\n")
-    print(token_entry(options.user, digest, is_operator=options.operator))
-    return 0

@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager, contextmanager
 import aiohttp
 from house import PATIENCE_S, Clerk, World, shelf, until
 
-from kode_lab.server import Board, HttpServer, Limits, app_of
+from kode_lab.server import Board, HttpServer, Limits, app_of, in_thread
 from kode_lab.sessions import JsonStore, SessionManager
 
 JSON = {"Content-Type": "application/json"}
@@ -170,7 +170,7 @@ async def served(path, *, agent=None, limits=None, tokens=None):
         app = app_of(
             scene.manager,
             board=scene.board,
-            sessions_of=scene.store.sessions,
+            sessions_of=in_thread(scene.store.sessions),
             tokens=tokens,
             limits=limits,
         )

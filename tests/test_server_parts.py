@@ -15,7 +15,7 @@ from kode_lab.key import SessionKey
 from kode_lab.message import Request, assistant, user
 from kode_lab.operation import echo_in
 from kode_lab.server.board import BOUNDS_S, LAST_LIMIT, Board, Histogram
-from kode_lab.server.census import Census
+from kode_lab.server.census import Census, in_thread
 from kode_lab.server.events import EventStream
 from kode_lab.server.refusal import Rejected
 from kode_lab.sessions import TurnEvent
@@ -53,7 +53,7 @@ def test_the_census_asks_the_store_once_for_each_user_that_it_remembers():
     async def scenario():
         asked = []
 
-        def sessions_of(user_id):
+        async def sessions_of(user_id):
             asked.append(user_id)
             return [key(user_id, f"old{number}") for number in range(2)]
 
@@ -77,7 +77,7 @@ def test_the_census_asks_the_store_once_for_each_user_that_it_remembers():
 
 def test_users_that_come_together_are_counted_together():
     async def scenario():
-        census = Census(lambda _: [], 5)
+        census = Census(in_thread(lambda _: []), 5)
         admitted = await asyncio.gather(
             *(census.admit(key("ada", f"s{number}")) for number in range(9)),
             return_exceptions=True,

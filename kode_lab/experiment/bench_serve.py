@@ -27,7 +27,7 @@ from kode_lab.experiment.bench_sampling import (
 )
 from kode_lab.experiment.bench_scene import files_limit, instant_model, shelf
 from kode_lab.message import Model, Reply, Request
-from kode_lab.server import Board, HttpServer, Service, app_of
+from kode_lab.server import Board, HttpServer, Service, app_of, in_thread
 from kode_lab.server.run import open_sessions_limit, settle
 from kode_lab.sessions import JsonStore, SessionManager
 
@@ -175,7 +175,7 @@ async def _ours(path: Path, model: Model) -> AsyncIterator[_Ours]:
     async with SessionManager(
         store=store, agents=shelf(path / "agents"), model=model, trace=board.see
     ) as manager:
-        app = app_of(manager, board=board, sessions_of=store.sessions)
+        app = app_of(manager, board=board, sessions_of=in_thread(store.sessions))
         async with HttpServer(app) as server:
             settle()  # which holds for the whole process, and so for both sides
             yield _Ours(server.port, app.state.service)

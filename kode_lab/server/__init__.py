@@ -7,7 +7,11 @@
     service      what all endpoints share; turns as tasks of their own
     visitor      who asks;  census  how many sessions they have;  board  what goes on
     listener     the socket and the end in good order;  connection  its patience
+    storage      what sessions rest in
     run          ``kode-lab serve``
+    workers      several processes behind one port;  place  what one of them is told
+    peers        the way to the one whose session it is;  exchange  a connection on that way
+    joint        the figures of all of them
 
 The only place that imports a web framework.
 """
@@ -16,8 +20,18 @@ from __future__ import annotations
 
 from kode_lab.server.app import app_of
 from kode_lab.server.board import Board
+from kode_lab.server.census import in_thread
 from kode_lab.server.listener import HttpServer
 from kode_lab.server.service import Limits, Service
 from kode_lab.server.visitor import Tokens, tokens_of
 
-__all__ = ["Board", "HttpServer", "Limits", "Service", "Tokens", "app_of", "tokens_of"]
+__all__ = [
+    "Board",
+    "HttpServer",
+    "Limits",
+    "Service",
+    "Tokens",
+    "app_of",
+    "in_thread",
+    "tokens_of",
+]

@@ -6,7 +6,7 @@ sent it. It decides nothing about sessions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from starlette.applications import Starlette
@@ -17,9 +17,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from kode_lab.errors import KodeLabError
-from kode_lab.key import SessionKey
 from kode_lab.server.board import Board
 from kode_lab.server.body import Receive, Scope
+from kode_lab.server.census import SessionsOf
+from kode_lab.server.peers import Peers
 from kode_lab.server.refusal import Problem, Rejected, problem_of
 from kode_lab.server.service import LOG, Limits, Service
 from kode_lab.server.turns import Send, Turns
@@ -44,9 +45,11 @@ def app_of(
     manager: SessionManager,
     *,
     board: Board | None = None,
-    sessions_of: Callable[[str], Iterable[SessionKey]] | None = None,
+    sessions_of: SessionsOf | None = None,
     tokens: Tokens | None = None,
     limits: Limits | None = None,
+    is_ready: Callable[[], bool] = lambda: True,
+    peers: Peers | None = None,
 ) -> Starlette:
     """Give the application that serves this manager's sessions.
 
@@ -55,29 +58,25 @@ def app_of(
     Args:
         board: where the manager's trace goes, as ``board.see``; without it there are no waits,
             holders and steps to see.
-        sessions_of: lists a user's sessions, as ``JsonStore.sessions`` does.
+        sessions_of: lists a user's sessions, as ``PostgresStore.sessions`` does; a store that
+            blocks is asked ``in_thread``.
         tokens: who may come; None is everybody, by a loopback name.
         limits: what it bears.
+        is_ready: whether the store can take turns now.
+        peers: the other workers behind the same port.
     """
-    service = Service(manager, board=board, sessions_of=sessions_of, tokens=tokens, limits=limits)
-    views = Views(service)
-    session = "/v1/sessions/{userId}/{sessionId}/{agentId}"
+    service = Service(
+        manager,
+        board=board,
+        sessions_of=sessions_of,
+        tokens=tokens,
+        limits=limits,
+        is_ready=is_ready,
+        peers=peers,
+    )
     refusal = _Refusal(service)
     app = Starlette(
-        routes=[
-            Route("/v1/turns", Turns(service), methods=["POST"]),
-            Route(f"{session}/messages", views.messages),
-            Route(f"{session}/state", views.state),
-            Route(session, views.delete, methods=["DELETE"]),
-            Route("/v1/users/{userId}/sessions", views.sessions),
-            Route("/v1/statistics", views.statistics),
-            Route("/v1/live", views.live),
-            Route("/healthz", views.health),
-            Route("/readyz", views.ready),
-            Route("/metrics", views.metrics),
-            Route("/openapi.json", views.openapi),
-            Route("/", views.page),
-        ],
+        routes=_routes(service),
         middleware=[Middleware(_Door, service=service)],
         exception_handlers={
             HTTPException: refusal,
@@ -89,6 +88,25 @@ def app_of(
     app.router.redirect_slashes = False
     app.state.service = service
     return app
+
+
+def _routes(service: Service) -> list[Route]:
+    views = Views(service)
+    session = "/v1/sessions/{userId}/{sessionId}/{agentId}"
+    return [
+        Route("/v1/turns", Turns(service), methods=["POST"]),
+        Route(f"{session}/messages", views.messages),
+        Route(f"{session}/state", views.state),
+        Route(session, views.delete, methods=["DELETE"]),
+        Route("/v1/users/{userId}/sessions", views.sessions),
+        Route("/v1/statistics", views.statistics),
+        Route("/v1/live", views.live),
+        Route("/healthz", views.health),
+        Route("/readyz", views.ready),
+        Route("/metrics", views.metrics),
+        Route("/openapi.json", views.openapi),
+        Route("/", views.page),
+    ]
 
 
 class _Door:
@@ -104,7 +122,8 @@ class _Door:
         scope["path"] = scope["raw_path"].decode("ascii")
         try:
             self._check_head(scope)
-            is_open = scope["path"] in _OPEN
+            # Another worker has asked already who comes.
+            is_open = scope["path"] in _OPEN or scope["state"].get("is_inside", False)
             visitor = ANYBODY if is_open else self._service.visitor_of(scope["headers"])
         except Rejected as error:
             await _response(self._service, problem_of(error))(scope, receive, send)

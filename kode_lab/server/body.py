@@ -27,6 +27,7 @@ __all__ = [
     "TurnRequest",
     "accepts_events",
     "is_json",
+    "named",
     "read_body",
     "turn_request",
 ]
@@ -54,6 +55,7 @@ class TurnRequest(NamedTuple):
         is_stream: whether the answer is a stream of events.
         on_disconnect: ``finish`` or ``rollback``.
         deadline_s: None is the agent's own.
+        is_named: whether the client gave the turn its id.
     """
 
     key: SessionKey
@@ -63,6 +65,7 @@ class TurnRequest(NamedTuple):
     is_stream: bool
     on_disconnect: str
     deadline_s: float | None
+    is_named: bool = True
 
 
 async def read_body(scope: Scope, receive: Receive, limit_bytes: int) -> bytes:
@@ -146,7 +149,15 @@ def turn_request(body: bytes, *, is_stream: bool) -> TurnRequest:
         wants_stream,
         policy,
         _deadline_s(fields.get("deadlineS")),
+        "turnId" in fields,
     )
+
+
+def named(body: bytes, request: TurnRequest) -> bytes:
+    """Give the body of a turn with its id in it, for whoever is to take it in our place."""
+    if request.is_named:
+        return body
+    return b'%b,"turnId":"%b"}' % (body[: body.rindex(b"}")], request.turn_id.encode())
 
 
 def _object(body: bytes) -> dict[str, Any]:

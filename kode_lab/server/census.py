@@ -1,38 +1,49 @@
 """Which sessions each user has, so that nobody fills the disk: a limit, checked before acceptance.
 
-The store knows the truth; here it is asked once for each user, in a thread, and remembered for
-the users that were here lately. Another process may add sessions meanwhile, so the limit is one of
-each server, not exact to the last session. It decides nothing about turns.
+The store knows the truth; here it is asked once for each user, and what it says remembered for the
+users that were here lately. Another process may add sessions meanwhile, so the limit is one of each
+process, not exact to the last session. It decides nothing about turns.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
 from kode_lab.key import SessionKey
 from kode_lab.server.refusal import Rejected
 
-__all__ = ["Census"]
+__all__ = ["Census", "SessionsOf", "in_thread"]
+
+SessionsOf = Callable[[str], Awaitable[Iterable[SessionKey]]]
 
 # Some 300 bytes each; whose sessions were forgotten is read again.
 REMEMBERED_LIMIT = 50_000
 _RETRY_AFTER_S = 60.0
 
 
+def in_thread(listed: Callable[[str], Iterable[SessionKey]]) -> SessionsOf:
+    """Give the listing of a store that blocks, as one that does not."""
+
+    async def sessions_of(user_id: str) -> list[SessionKey]:
+        return await asyncio.to_thread(lambda: list(listed(user_id)))
+
+    return sessions_of
+
+
 class Census:
     """The sessions of the users that came lately.
 
     Args:
-        sessions_of: lists a user's sessions; may block.
+        sessions_of: lists a user's sessions.
         limit: sessions of one user.
         remembered_limit: sessions of all users that are remembered at once.
     """
 
     def __init__(
         self,
-        sessions_of: Callable[[str], Iterable[SessionKey]],
+        sessions_of: SessionsOf,
         limit: int,
         *,
         remembered_limit: int = REMEMBERED_LIMIT,
@@ -75,7 +86,7 @@ class Census:
 
     async def sessions(self, user_id: str) -> list[SessionKey]:
         """Give the user's sessions as the store has them now, sorted."""
-        return sorted(await asyncio.to_thread(lambda: list(self._sessions_of(user_id))))
+        return sorted(await self._sessions_of(user_id))
 
     async def _read(self, user_id: str) -> set[SessionKey]:
         found = set(await self.sessions(user_id))

@@ -15,6 +15,7 @@ import os
 import socket
 import time
 from email.utils import formatdate
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,7 +23,7 @@ from kode_lab.errors import InvalidScenario, PortOccupied
 from kode_lab.server.connection import Connection
 from kode_lab.server.service import Limits
 
-__all__ = ["HttpServer", "is_loopback"]
+__all__ = ["HttpServer", "is_loopback", "listening_on", "listening_within"]
 
 _BACKLOG = 2_048
 _PORT_LIMIT = 65_535
@@ -41,6 +42,8 @@ class HttpServer:
         host: str = "127.0.0.1",
         port: int = 0,
         limits: Limits | None = None,
+        listening: socket.socket | None = None,
+        is_inside: bool = False,
     ) -> None:
         """Set it up; nothing is opened before ``async with``.
 
@@ -48,10 +51,14 @@ class HttpServer:
             host: an address of this machine, or ``localhost``.
             port: 0 is any free one.
             limits: what a connection bears.
+            listening: a socket that listens already, instead of ``host`` and ``port``.
+            is_inside: only this server's own processes reach it, which ask who comes themselves.
         """
         self._app = app
         self._host = host
         self.port = port
+        self._listening = listening
+        self._app_state = {"is_inside": is_inside}
         self._limits = limits or Limits()
         self._connections: set[Connection] = set()
         self._listener: asyncio.Server | None = None
@@ -65,8 +72,9 @@ class HttpServer:
             PortOccupied: somebody else listens on the port.
             InvalidScenario: the address or port is none of this machine's, or may not be used.
         """
-        listening = _listening(self._host, self.port)
-        self.port = listening.getsockname()[1]
+        listening = self._listening or listening_on(self._host, self.port)
+        if listening.family != socket.AF_UNIX:
+            self.port = listening.getsockname()[1]
         # Here, so that clients of this package alone need not pay for it.
         import uvicorn  # noqa: PLC0415
         from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol  # noqa: PLC0415
@@ -88,7 +96,7 @@ class HttpServer:
         self._tick()
 
         def protocol() -> Any:
-            inner = HttpToolsProtocol(config, self._state, app_state={})
+            inner = HttpToolsProtocol(config, self._state, app_state=self._app_state)
             inner.logger = _LOG
             inner.access_log = False
             return Connection(inner, self._limits, self._connections)
@@ -163,7 +171,13 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def listening_on(host: str, port: int) -> socket.socket:
+    """Give a socket that listens at this address.
+
+    Raises:
+        PortOccupied: somebody else listens on the port.
+        InvalidScenario: the address or port is none of this machine's, or may not be used.
+    """
     if not 0 <= port <= _PORT_LIMIT:  # getaddrinfo would take it modulo 65,536
         raise InvalidScenario(f"port {port} is none: choose 1 to {_PORT_LIMIT}, or 0 for any")
     try:
@@ -188,5 +202,25 @@ def _listening(host: str, port: int) -> socket.socket:
                 "or choose another port (0 takes any free one)"
             ) from None
         raise InvalidScenario(f"cannot listen on port {port} of {host}: {error}") from None
+    listening.setblocking(False)
+    return listening
+
+
+def listening_within(path: Path) -> socket.socket:
+    """Give a socket that listens at this path; what a dead process left there is removed.
+
+    Raises:
+        InvalidScenario: no socket can be made there.
+    """
+    path.unlink(missing_ok=True)
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listening.bind(str(path))
+        listening.listen(_BACKLOG)
+    except OSError as error:
+        listening.close()
+        raise InvalidScenario(
+            f"no socket can be made in {path.parent}: {error}: set TMPDIR to another directory"
+        ) from None
     listening.setblocking(False)
     return listening

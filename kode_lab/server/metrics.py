@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
@@ -12,11 +12,12 @@ from prometheus_client.core import (
     Metric,
 )
 from prometheus_client.exposition import CONTENT_TYPE_LATEST as CONTENT_TYPE
+from prometheus_client.parser import text_string_to_metric_families
 
 from kode_lab.server.board import BOUNDS_S, Board, Histogram
 from kode_lab.sessions import SessionManager
 
-__all__ = ["CONTENT_TYPE", "exposition"]
+__all__ = ["CONTENT_TYPE", "exposition", "labelled"]
 
 
 def exposition(board: Board, manager: SessionManager) -> bytes:
@@ -24,6 +25,33 @@ def exposition(board: Board, manager: SessionManager) -> bytes:
     registry = CollectorRegistry()
     registry.register(_Figures(board, manager))
     return generate_latest(registry)
+
+
+def labelled(texts: Mapping[int, bytes]) -> bytes:
+    """Give the figures of several workers as one text, a label telling whose each is."""
+    families: dict[str, Metric] = {}
+    for number, text in texts.items():
+        for found in text_string_to_metric_families(text.decode()):
+            family = families.setdefault(
+                found.name, Metric(found.name, found.documentation, found.type)
+            )
+            for sample in found.samples:
+                labels = {**sample.labels, "worker": str(number)}
+                family.add_sample(sample.name, labels, sample.value)
+    registry = CollectorRegistry()
+    registry.register(_Families(families.values()))
+    return generate_latest(registry)
+
+
+class _Families:
+    """Families that are there already, as ``CollectorRegistry`` asks for them."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        """Give them."""
+        return self._families
 
 
 class _Figures:

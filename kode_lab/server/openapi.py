@@ -224,6 +224,7 @@ def _schemas() -> dict[str, Any]:
         ),
         "Sessions": _object(userId=_TEXT, sessions=_list(_object(**key))),
         "Statistics": _object(
+            workers=_COUNT,
             uptimeS=_SECONDS,
             isDraining=_FLAG,
             turnsInFlight=_COUNT,

@@ -35,8 +35,10 @@ from kode_lab.errors import (
     Refused,
     SessionBusy,
     SessionDamaged,
+    StaleLease,
     StepLimitReached,
     StoreError,
+    StoreUnreachable,
     Superseded,
     TurnFailed,
     UnknownAgent,
@@ -125,6 +127,8 @@ _TABLE: tuple[tuple[type[KodeLabError], int, float | None, str | None], ...] = (
     (WrongOwner, 403, None, "this session cannot be used: choose another sessionId"),
     (SessionDamaged, 500, None, "what is stored of this session is damaged: it was left as it is"),
     (NewerFormat, 500, None, "what is stored of this session needs a newer server"),
+    (StaleLease, 503, 1, f"another process took the session over: {_AGAIN}"),
+    (StoreUnreachable, 503, 2, f"the database does not answer now: {_AGAIN}"),
     (StoreError, 503, 2, f"the session's storage cannot be used now: {_AGAIN}"),
 )
 _UNEXPECTED = f"the server made a mistake, and its log says which: {_AGAIN}"

@@ -14,10 +14,12 @@ import gc
 import logging
 import os
 import signal
+import socket
 import sys
 from argparse import Namespace
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +31,21 @@ from kode_lab.errors import CallerError, InvalidScenario, KodeLabError, StoreUnw
 from kode_lab.message import Model, Reply, Request
 from kode_lab.server.app import app_of
 from kode_lab.server.board import Board
-from kode_lab.server.listener import HttpServer, is_loopback
+from kode_lab.server.listener import HttpServer, is_loopback, listening_within
+from kode_lab.server.peers import Peers
+from kode_lab.server.place import Place
 from kode_lab.server.service import LOG, Limits, Service
+from kode_lab.server.storage import opened
 from kode_lab.server.visitor import tokens_of
-from kode_lab.sessions import AgentShelf, JsonStore, SessionManager, Toolbox
+from kode_lab.sessions import AgentShelf, SessionManager, Toolbox
 from kode_lab.span import Span, Trace, span_line
 
 __all__ = ["open_sessions_limit", "run_server", "settle"]
 
 # After the turns have ended: what their answers may take to go out.
 _ANSWERS_S = 5.0
+# A connection between two workers ends with one of them.
+_PEERS_KEEPALIVE_S = 86_400.0
 _INTERRUPTED = 130
 # Agents in memory between their turns, when nobody says how many.
 _RESIDENTS = 10_000
@@ -72,7 +79,8 @@ def run_server(options: Namespace, toolbox: Toolbox, agents: Path) -> int:
 
 
 async def _serve(options: Namespace, toolbox: Toolbox, agents: Path) -> int:
-    told = _signals()
+    place: Place | None = getattr(options, "place", None)
+    told = _signals(is_child=place is not None)
     tokens = None if options.auth is None else tokens_of(options.auth)
     files = _raised_files_limit()
     limits = Limits(
@@ -83,15 +91,11 @@ async def _serve(options: Namespace, toolbox: Toolbox, agents: Path) -> int:
     async with AsyncExitStack() as stack:
         model, said = await _model(options, stack)
         board = Board(stack.enter_context(_trace_to(options.trace)))
-        store = JsonStore(
-            options.data,
-            layout=options.layout,
-            durability=options.durability,
-            open_sessions_limit=min(options.residents or files, open_sessions_limit(files)),
-        )
+        open_sessions = min(options.residents or files, open_sessions_limit(files))
+        storage = await opened(options, stack, open_sessions=open_sessions)
         manager = await stack.enter_async_context(
             SessionManager(
-                store=store,
+                store=storage.store,
                 agents=AgentShelf(agents, toolbox, on_problem=_on_problem),
                 model=model,
                 trace=board.see,
@@ -99,26 +103,63 @@ async def _serve(options: Namespace, toolbox: Toolbox, agents: Path) -> int:
                 residents_limit=options.residents or _RESIDENTS,
             )
         )
-        app = app_of(manager, board=board, sessions_of=store.sessions, tokens=tokens, limits=limits)
-        server = HttpServer(app, host=options.host, port=options.port, limits=limits)
-        await stack.enter_async_context(server)
+        app = app_of(
+            manager,
+            board=board,
+            sessions_of=storage.sessions_of,
+            tokens=tokens,
+            limits=limits,
+            is_ready=storage.is_ready,
+            peers=None if place is None else Peers(place),
+        )
+        server = await _listen(app, options, limits, place, stack)
         settle()
         who = "anybody on this machine" if tokens is None else "whoever has a token"
-        sys.stdout.write(
-            f"kode-lab serves {who} on {server.base_url}; {said}; sessions rest in "
-            f"{options.data}; Ctrl-C ends it\n"
-        )
-        sys.stdout.flush()
+        among = "" if place is None else f", {place.of} processes"
+        _say(f"{who} on {server.base_url}{among}; {said}; sessions rest in {storage.said}")
         await told.get()
-        return await _drain(server, app.state.service, told)
+        return await _drain(server, app.state.service, told, options.drain)
 
 
-async def _drain(server: HttpServer, service: Service, told: asyncio.Queue[int]) -> int:
+def _say(what: str) -> None:
+    sys.stdout.write(f"kode-lab serves {what}; Ctrl-C ends it\n")
+    sys.stdout.flush()
+
+
+async def _listen(
+    app: Any, options: Namespace, limits: Limits, place: Place | None, stack: AsyncExitStack
+) -> HttpServer:
+    """Give the server that clients reach; before it stands the one for other workers, if any."""
+    listening = None
+    if place is not None:
+        path = place.socket(place.number)
+        within = listening_within(path)
+        stack.callback(_leave, path)
+        patient = replace(limits, connections_limit=sys.maxsize, keepalive_s=_PEERS_KEEPALIVE_S)
+        inside = HttpServer(app, limits=patient, listening=within, is_inside=True)
+        await stack.enter_async_context(inside)
+        listening = socket.socket(fileno=place.listening)
+    server = HttpServer(
+        app, host=options.host, port=options.port, limits=limits, listening=listening
+    )
+    return await stack.enter_async_context(server)
+
+
+def _leave(path: Path) -> None:
+    """Remove our socket, and its directory with the last one: the parent may be gone."""
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+        path.parent.rmdir()
+
+
+async def _drain(
+    server: HttpServer, service: Service, told: asyncio.Queue[int], drain_s: float
+) -> int:
     """End in good order; a second signal breaks the turns off, and keeps the order."""
     service.is_draining = True
     server.stop_listening()
     LOG.warning("stopping: %d turns are in flight", service.turns_in_flight)
-    closing = asyncio.create_task(service.manager.aclose())
+    closing = asyncio.create_task(_ended(service, drain_s))
     hurry = asyncio.create_task(told.get())
     await asyncio.wait({closing, hurry}, return_when=asyncio.FIRST_COMPLETED)
     hurry.cancel()
@@ -130,13 +171,27 @@ async def _drain(server: HttpServer, service: Service, told: asyncio.Queue[int])
     return _INTERRUPTED if is_hurried else 0
 
 
-def _signals() -> asyncio.Queue[int]:
-    """Give the signals that ask for an end, as they come."""
+async def _ended(service: Service, drain_s: float) -> None:
+    """Wait for the turns taken here, and for those that other workers take for our clients."""
+    await service.manager.aclose()
+    if service.peers is not None:
+        await service.peers.finish(within_s=drain_s)
+
+
+def _signals(*, is_child: bool) -> asyncio.Queue[int]:
+    """Give the signals that ask for an end, as they come; to a child, the end of its parent too."""
     told: asyncio.Queue[int] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(NotImplementedError):  # Windows
             loop.add_signal_handler(number, told.put_nowait, number)
+    if is_child:
+
+        def parent_ended() -> None:
+            loop.remove_reader(sys.stdin)
+            told.put_nowait(signal.SIGTERM)
+
+        loop.add_reader(sys.stdin, parent_ended)  # nothing but its end ever comes
     return told
 
 

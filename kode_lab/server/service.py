@@ -16,7 +16,8 @@ from kode_lab.errors import CallerError, Refused
 from kode_lab.key import SessionKey
 from kode_lab.server.board import Board, Ticket
 from kode_lab.server.body import TurnRequest
-from kode_lab.server.census import Census
+from kode_lab.server.census import Census, SessionsOf
+from kode_lab.server.peers import Peers
 from kode_lab.server.refusal import Problem, Rejected, problem_of
 from kode_lab.server.visitor import ANYBODY, Tokens, Visitor
 from kode_lab.sessions import SessionManager, TurnEvent, TurnReply
@@ -64,6 +65,8 @@ class Service:
         limits: what it bears.
         tokens: who may come; None is anybody who reaches it.
         census: the sessions of each user; None where the store cannot tell.
+        is_ready: whether turns can be taken now.
+        peers: the other workers behind the same port; None is nobody.
         is_draining: it is about to stop.
     """
 
@@ -72,11 +75,15 @@ class Service:
         manager: SessionManager,
         *,
         board: Board | None = None,
-        sessions_of: Callable[[str], Iterable[SessionKey]] | None = None,
+        sessions_of: SessionsOf | None = None,
         tokens: Tokens | None = None,
         limits: Limits | None = None,
+        is_ready: Callable[[], bool] = lambda: True,
+        peers: Peers | None = None,
     ) -> None:
         self.manager = manager
+        self.is_ready = is_ready
+        self.peers = peers
         self.board = board or Board()
         self.limits = limits or Limits()
         self.tokens = tokens

@@ -22,11 +22,14 @@ from kode_lab.server.body import (
     TurnRequest,
     accepts_events,
     is_json,
+    named,
     read_body,
     turn_request,
 )
 from kode_lab.server.events import EventStream
-from kode_lab.server.refusal import JSON, Problem, Rejected, problem_of
+from kode_lab.server.exchange import Lost
+from kode_lab.server.peers import LOST, Carried, Peers
+from kode_lab.server.refusal import JSON, Problem, Rejected
 from kode_lab.server.service import Service, TurnTask, outcome_of
 from kode_lab.sessions import TurnReply
 
@@ -35,6 +38,7 @@ __all__ = ["Turns", "reply_json"]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _NO_STORE = (b"cache-control", b"no-store")
+_JSON_EVENTS = (JSON, (b"accept", b"text/event-stream"))
 _STREAM_START = {
     "type": "http.response.start",
     "status": 200,
@@ -65,6 +69,10 @@ class Turns:
             return
         request = turn_request(body, is_stream=accepts_events(scope))
         scope["state"]["visitor"].check_user(request.key.user_id)
+        if service.peers is not None and not scope["state"]["is_inside"]:
+            listened = receive if request.is_stream or _is_watched(request) else None
+            if await _taken_at_home(service.peers, request, body, send, listened):
+                return
         await service.admit(request.key)
         watch: asyncio.Task[None] | None = None
         if request.is_stream:
@@ -72,7 +80,7 @@ class Turns:
             task = service.begin(request, events.tell)
         else:
             task = service.begin(request)
-        if request.on_disconnect == "rollback":
+        if _is_watched(request):
             watch = asyncio.create_task(self._watch(request, task, receive))
         try:
             if request.is_stream:
@@ -121,16 +129,41 @@ class Turns:
         await send({"type": "http.response.body", "body": events.take(), "more_body": False})
 
 
-async def _ended(task: TurnTask) -> TurnReply | Problem:
-    """Wait for the turn's end without carrying our own cancellation into it."""
+def _is_watched(request: TurnRequest) -> bool:
+    """Whether the client's leaving means something to the turn."""
+    return request.on_disconnect == "rollback"
+
+
+async def _taken_at_home(
+    peers: Peers, request: TurnRequest, body: bytes, send: Send, receive: Receive | None
+) -> bool:
+    """Let the worker whose session it is take the turn; say whether that is another one."""
+    headers = _JSON_EVENTS if request.is_stream else (JSON,)
+    carried = Carried(b"POST", b"/v1/turns", headers, named(body, request))
     try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        if not task.done():
-            raise
-        return outcome_of(task)
-    except Exception as error:  # noqa: BLE001 - all become problems; the service has logged them
-        return problem_of(error)
+        return await peers.carry(request.key, carried, send, receive)
+    except Lost as lost:
+        # An answer that had begun is cut, and so indeterminate without a word.
+        if not lost.has_begun:
+            await _answer(request, LOST, send)
+        return True
+
+
+async def _ended(task: TurnTask) -> TurnReply | Problem:
+    """Wait for the turn's end without carrying our own cancellation into it.
+
+    Its error is looked at, not raised: its traceback would hold this frame, which holds the task,
+    which holds the error, and with them the whole request until the collector comes.
+    """
+    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def wake(_: TurnTask) -> None:
+        if not ended.done():  # nobody waits any more
+            ended.set_result(None)
+
+    task.add_done_callback(wake)
+    await ended
+    return outcome_of(task)
 
 
 async def _answer(request: TurnRequest, outcome: TurnReply | Problem, send: Send) -> None:

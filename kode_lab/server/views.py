@@ -20,7 +20,10 @@ from starlette.responses import Response
 from kode_lab.key import SessionKey
 from kode_lab.server import openapi, page
 from kode_lab.server.board import Ended, Ticket
-from kode_lab.server.metrics import CONTENT_TYPE, exposition
+from kode_lab.server.exchange import Lost
+from kode_lab.server.joint import joint_live, joint_statistics
+from kode_lab.server.metrics import CONTENT_TYPE, exposition, labelled
+from kode_lab.server.peers import LOST, Carried
 from kode_lab.server.refusal import Rejected
 from kode_lab.server.service import Service
 from kode_lab.server.visitor import Visitor
@@ -48,6 +51,8 @@ class Views:
     async def state(self, request: Request) -> Response:
         """Who holds the session, who waits, and how its latest turn ended."""
         key = _own_key(request)
+        if (answer := await self._at_home(key, request)) is not None:
+            return answer
         line = self._service.board.line(key)
         last = self._service.board.last(key)
         return _json(
@@ -64,6 +69,8 @@ class Views:
     async def delete(self, request: Request) -> Response:
         """Forget the conversation, after the turns that came before; forgetting nothing is fine."""
         key = _own_key(request)
+        if (answer := await self._at_home(key, request)) is not None:
+            return answer
         service = self._service
         is_known = service.census is None or key in await service.census.sessions(key.user_id)
         if is_known or service.board.line(key):
@@ -86,59 +93,68 @@ class Views:
         _visitor(request)
         manager = self._service.manager.statistics()
         board = self._service.board
-        return _json(
-            {
-                "uptimeS": round(time.monotonic() - board.started_s, 3),
-                "isDraining": self._service.is_draining,
-                "turnsInFlight": self._service.turns_in_flight,
-                "sessionsInFlight": manager.sessions,
-                "residents": manager.residents,
-                "lock": {
-                    "held": manager.lock.held,
-                    "waiting": manager.lock.waiting,
-                    "longestQueue": manager.lock.longest_queue,
-                    "handedOver": manager.lock.handed_over,
-                },
-                "outcomes": board.outcomes,
-                "refusals": board.refusals,
-            }
-        )
+        own = {
+            "workers": 1,
+            "uptimeS": round(time.monotonic() - board.started_s, 3),
+            "isDraining": self._service.is_draining,
+            "turnsInFlight": self._service.turns_in_flight,
+            "sessionsInFlight": manager.sessions,
+            "residents": manager.residents,
+            "lock": {
+                "held": manager.lock.held,
+                "waiting": manager.lock.waiting,
+                "longestQueue": manager.lock.longest_queue,
+                "handedOver": manager.lock.handed_over,
+            },
+            "outcomes": board.outcomes,
+            "refusals": board.refusals,
+        }
+        others = await self._others(request)
+        return _json(joint_statistics([own, *map(orjson.loads, others.values())]))
 
     async def live(self, request: Request) -> Response:
         """What the page shows: the busiest sessions by name, and the latest turns."""
         _visitor(request).check_operator()
         board, now_s = self._service.board, time.monotonic()
         lines = sorted(board.lines(), key=len, reverse=True)
-        return _json(
-            {
-                "sessions": [_line_shown(line, now_s) for line in lines[:SHOWN_SESSIONS_LIMIT]],
-                "notShown": max(0, len(lines) - SHOWN_SESSIONS_LIMIT),
-                "recent": [
-                    {
-                        "agoS": round(now_s - ended.ended_s, 3),
-                        "waitedS": round(ended.waited_s, 4),
-                        "tookS": round(ended.took_s, 4),
-                        "outcome": ended.outcome,
-                    }
-                    for ended in board.recent
-                ],
-            }
-        )
+        own = {
+            "sessions": [_line_shown(line, now_s) for line in lines[:SHOWN_SESSIONS_LIMIT]],
+            "notShown": max(0, len(lines) - SHOWN_SESSIONS_LIMIT),
+            "recent": [
+                {
+                    "agoS": round(now_s - ended.ended_s, 3),
+                    "waitedS": round(ended.waited_s, 4),
+                    "tookS": round(ended.took_s, 4),
+                    "outcome": ended.outcome,
+                }
+                for ended in board.recent
+            ],
+        }
+        others = await self._others(request)
+        told = [own, *map(orjson.loads, others.values())]
+        return _json(joint_live(told, limit=SHOWN_SESSIONS_LIMIT))
 
     async def health(self, request: Request) -> Response:  # noqa: ARG002 - Starlette gives it
         """Whether the process answers at all."""
         return _json({"status": "ok"})
 
     async def ready(self, request: Request) -> Response:  # noqa: ARG002 - Starlette gives it
-        """Whether new turns are taken: not while the server drains."""
+        """Whether new turns are taken: not while the server drains, or its database is away."""
         if self._service.is_draining:
             raise Rejected(503, "Draining", "the server is shutting down", retry_after_s=5.0)
+        if not self._service.is_ready():
+            said = "the database does not answer: come again"
+            raise Rejected(503, "StoreUnreachable", said, retry_after_s=2.0)
         return _json({"status": "ready"})
 
     async def metrics(self, request: Request) -> Response:
         """The figures for Prometheus."""
         _visitor(request).check_operator()
         body = exposition(self._service.board, self._service.manager)
+        peers = self._service.peers
+        if peers is not None and not request.scope["state"]["is_inside"]:
+            others = await self._others(request)
+            body = labelled({peers.number: body, **others})
         return Response(body, headers={"content-type": CONTENT_TYPE, **_NO_STORE})
 
     async def openapi(self, request: Request) -> Response:  # noqa: ARG002 - Starlette gives it
@@ -151,6 +167,29 @@ class Views:
     async def page(self, request: Request) -> Response:  # noqa: ARG002 - Starlette gives it
         """The live page, without any data: it asks for these itself, with the visitor's token."""
         return Response(page.html(), headers=page.headers())
+
+    async def _at_home(self, key: SessionKey, request: Request) -> Response | None:
+        """Give the answer of the worker whose session it is; None where that is this one."""
+        peers = self._service.peers
+        if peers is None or request.scope["state"]["is_inside"]:
+            return None
+        carried = Carried(request.method.encode(), request.scope["raw_path"])
+        try:
+            answer = await peers.ask(key, carried)
+        except Lost:
+            raise Rejected(*LOST[:3], retry_after_s=LOST.retry_after_s) from None
+        if answer is None:
+            return None
+        response = Response(answer.body, answer.status)
+        response.raw_headers = answer.headers
+        return response
+
+    async def _others(self, request: Request) -> dict[int, bytes]:
+        """Give what the other workers answer to the same question, by their numbers."""
+        peers = self._service.peers
+        if peers is None or request.scope["state"]["is_inside"]:
+            return {}
+        return await peers.figures(request.scope["raw_path"])
 
 
 def _own_key(request: Request) -> SessionKey:

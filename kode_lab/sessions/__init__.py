@@ -6,6 +6,7 @@
     open_turn    what a turn has done so far, so that another holder can go on
     store        the promise: hold, load, journal, append, peek
     json_store   the promise kept on a directory of JSON files
+    postgres_store   the promise kept in a database, for many processes and machines
 
 Source of the idea that the right to write is a value: Kleppmann's fencing tokens
 (https://martin.kleppmann.com/2016/02/08/how-to-do-distributed-locking.html).
@@ -14,6 +15,7 @@ Source of the idea that the right to write is a value: Kleppmann's fencing token
 from kode_lab.sessions.agent import AgentConfig, AgentShelf
 from kode_lab.sessions.json_store import JsonStore
 from kode_lab.sessions.manager import SessionManager
+from kode_lab.sessions.postgres_store import PostgresStore
 from kode_lab.sessions.session import TurnEvent
 from kode_lab.sessions.store import Lease, Store
 from kode_lab.sessions.tool import Tool, Toolbox, ToolContext
@@ -24,6 +26,7 @@ __all__ = [
     "AgentShelf",
     "JsonStore",
     "Lease",
+    "PostgresStore",
     "SessionManager",
     "Store",
     "Tool",

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
+from urllib.parse import unquote
 
 from kode_lab.errors import InvalidConfig, StoreError, StoreUnreachable, StoreUnwritable
 
@@ -82,10 +84,10 @@ class PostgresLink:
                     return await self._fetch_once(query, arguments)
                 except Exception as error:
                     if not _is_broken(error):
-                        raise explained(error) from error
+                        raise explained(error, self._dsn) from error
                     self.cut()
                     if time.monotonic() + pause_s > until_s:
-                        raise explained(error) from error
+                        raise explained(error, self._dsn) from error
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
@@ -166,11 +168,24 @@ _REFUSED = {
 }
 
 
-def explained(error: Exception) -> StoreError | InvalidConfig:
-    """Give the error that says what the database said, and what to do."""
+def _secrets(dsn: str) -> list[str]:
+    """Give the pieces of a DSN that may be its password, as it stands there and as it is meant.
+
+    A DSN with a typing error is cut elsewhere than its writer thought, and a part of the password
+    comes back as a port that is no number; so everything before the last @ is looked at.
+    """
+    pieces = re.split(r"[:/@?#&=]", dsn.rpartition("@")[0].partition("://")[2])[1:]
+    pieces += re.findall(r"password=([^&]*)", dsn)
+    return [each for piece in pieces if piece for each in {piece, unquote(piece)}]
+
+
+def explained(error: Exception, dsn: str) -> StoreError | InvalidConfig:
+    """Give the error that says what the database said, and what to do, without the password."""
     if isinstance(error, StoreError | InvalidConfig):
         return error
     said = str(error).partition("\n")[0] or type(error).__name__
+    if any(secret in said for secret in _secrets(dsn)):
+        said = type(error).__name__
     if _is_broken(error):
         return StoreUnreachable(
             f"PostgreSQL does not answer ({said}): whether the last step was saved is not known; "

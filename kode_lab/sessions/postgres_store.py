@@ -28,12 +28,12 @@ from kode_lab.sessions.postgres_leases import PostgresLeases
 from kode_lab.sessions.postgres_line import Line
 from kode_lab.sessions.postgres_link import PostgresLink
 from kode_lab.sessions.postgres_rows import Known, Row, step_row, stored_of, text, turn_row, untext
-from kode_lab.sessions.postgres_schema import SCHEMA
+from kode_lab.sessions.postgres_schema import SCHEMA, migrate
 from kode_lab.sessions.postgres_worker import PostgresWorker
 from kode_lab.sessions.session_format import decode
 from kode_lab.sessions.store import Lease, Stored
 
-__all__ = ["PostgresStore"]
+__all__ = ["PostgresStore", "migrate_database"]
 
 _WARM_SESSIONS = 10_000
 
@@ -97,6 +97,11 @@ class PostgresStore:
     def worker_id(self) -> int:
         """The number of this worker in the database, 0 before it is open."""
         return self._worker.id
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the database answers, as far as this side knows."""
+        return self._worker.is_sure
 
     async def hold(self, key: SessionKey, *, queue_limit: int) -> Lease:
         """Give the lease of the session, after everyone who asked before, in any process.
@@ -261,6 +266,26 @@ class PostgresStore:
         return answers
 
 
+async def migrate_database(dsn: str, *, schema: str = SCHEMA, ttl_s: float | None = None) -> str:
+    """Make the schema in the database, or bring it up to date, and give a sentence that says so.
+
+    Raises:
+        InvalidConfig: the DSN, the schema's name or ``ttl_s`` cannot be used.
+        StoreError: the database does not answer, refuses, or was made by a newer kode_lab.
+    """
+    said: list[str] = []
+
+    async def prepare(connection: Any) -> None:
+        said.append(await migrate(connection, schema=schema, ttl_s=ttl_s))
+
+    link = PostgresLink(dsn, schema=schema, prepare=prepare)
+    try:
+        await link.fetch("SELECT")
+    finally:
+        await link.aclose()
+    return said[-1]
+
+
 def _stale(lease: Lease) -> StaleLease:
     return StaleLease(
         f"{lease.key}: the lease was released, or somebody held the session since (fence "
@@ -286,4 +311,6 @@ _PEEK = """
 _SESSIONS = """
     SELECT s.user_id, s.session_id, c.agent_id FROM session s
     JOIN conversation c ON c.session = s.id
-    WHERE $1::text IS NULL OR (md5(s.user_id) = md5($1) AND s.user_id = $1)"""
+    WHERE ($1::text IS NULL OR (md5(s.user_id) = md5($1) AND s.user_id = $1))
+        AND (EXISTS (SELECT FROM turn t WHERE t.conversation = c.id)
+            OR EXISTS (SELECT FROM step t WHERE t.conversation = c.id))"""

@@ -28,6 +28,7 @@ from kode_lab.message import Model
 from kode_lab.schedule_assistant import AGENTS, ScheduleBook, toolbox
 from kode_lab.server.app import app_of
 from kode_lab.server.board import Board
+from kode_lab.server.census import in_thread
 from kode_lab.server.listener import HttpServer
 from kode_lab.server.service import Limits
 from kode_lab.sessions import AgentShelf, JsonStore, SessionManager, Toolbox
@@ -118,7 +119,7 @@ async def _serve(fault: Fault, options: Namespace, tools: Toolbox) -> None:
         stack.push_async_callback(site.end_tasks)
         stack.push_async_callback(manager.aclose)
         limits = Limits()
-        app = app_of(manager, board=board, sessions_of=store.sessions, limits=limits)
+        app = app_of(manager, board=board, sessions_of=in_thread(store.sessions), limits=limits)
         server = HttpServer(app, host="127.0.0.1", port=options.port, limits=limits)
         await stack.enter_async_context(server)
         sys.stdout.write(f"kode-lab serves {server.base_url}, WRONG on purpose: {fault.about}\n")
