@@ -117,6 +117,9 @@ class Connection:
         if self in self._open:
             self._open.discard(self)
             self._inner.connection_lost(error)
+        # What holds it in circles, where it would stay until the collector comes.
+        del self._inner.send_400_response
+        self._inner.cycle = self._inner.parser = None
 
     # ---- what the server calls
 

@@ -150,6 +150,7 @@ class SessionManager:
         finally:
             timer.cancel()
             ticket.ran_out()  # it may have ended in another way all the same
+            ticket.task = None  # which holds the error, whose traceback holds the ticket
             del line[ticket]
             if not line:
                 del self._lines[key[:2]]
