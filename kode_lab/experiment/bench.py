@@ -99,6 +99,7 @@ BENCHES: dict[str, Bench] = {
     "anatomy": Bench("where a turn's microseconds go", f"{_HERE}.bench_anatomy:anatomy"),
     "collector": Bench("what the collector takes", f"{_HERE}.bench_anatomy:collector"),
     "concurrent": Bench("10,000 sessions at once", f"{_HERE}.bench_turns:concurrent"),
+    "postgres": Bench("a turn in PostgreSQL, all in", f"{_HERE}.bench_postgres:postgres"),
     "memory": Bench("what an idle session weighs", f"{_HERE}.bench_memory:memory"),
     "visits": Bench("100,000 sessions, twice", f"{_HERE}.bench_memory:visits"),
     "client": Bench("the model client under load", f"{_HERE}.bench_client:client"),

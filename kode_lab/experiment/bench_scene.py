@@ -16,7 +16,7 @@ from typing import Any
 
 from kode_lab.key import SessionKey
 from kode_lab.message import Model, Reply, Request, Usage, assistant, user
-from kode_lab.sessions import AgentShelf, JsonStore, SessionManager, Toolbox
+from kode_lab.sessions import AgentShelf, JsonStore, SessionManager, Store, Toolbox
 from kode_lab.sessions.open_turn import OpenTurn
 from kode_lab.span import Span, Trace
 
@@ -94,7 +94,7 @@ async def service(
     model: Model = instant_model,
     *,
     trace: Trace | None = spans_to_nowhere,
-    store: JsonStore | None = None,
+    store: Store | None = None,
     residents_limit: int = 10_000,
 ) -> AsyncIterator[SessionManager]:
     """Give a manager of sessions below the directory, all of it as it would be in production."""
