@@ -1,0 +1,1 @@
+"""Several workers on one PostgreSQL, and what is done to them while clients watch."""
