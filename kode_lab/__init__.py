@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from kode_lab.check import Verdict
     from kode_lab.claude import Claude, Profile, SimulatedClaude
     from kode_lab.errors import KodeLabError
+    from kode_lab.experiment import lab
+    from kode_lab.experiment.comparison import Comparison
     from kode_lab.experiment.run import Run
+    from kode_lab.experiment.scenario import Scenario
     from kode_lab.key import SessionKey
     from kode_lab.sessions import (
         AgentShelf,
@@ -28,11 +31,13 @@ if TYPE_CHECKING:
 __all__ = [
     "AgentShelf",
     "Claude",
+    "Comparison",
     "JsonStore",
     "KodeLabError",
     "PostgresStore",
     "Profile",
     "Run",
+    "Scenario",
     "SessionKey",
     "SessionManager",
     "SimulatedClaude",
@@ -41,6 +46,7 @@ __all__ = [
     "TurnReply",
     "Verdict",
     "__version__",
+    "lab",
 ]
 
 __version__ = "0.1.0"
@@ -49,7 +55,10 @@ _ROOMS = {
     "kode_lab.check": ("Verdict",),
     "kode_lab.claude": ("Claude", "Profile", "SimulatedClaude"),
     "kode_lab.errors": ("KodeLabError",),
+    "kode_lab.experiment.comparison": ("Comparison",),
+    "kode_lab.experiment.lab": ("lab",),
     "kode_lab.experiment.run": ("Run",),
+    "kode_lab.experiment.scenario": ("Scenario",),
     "kode_lab.key": ("SessionKey",),
     "kode_lab.sessions": (
         "AgentShelf",
@@ -68,7 +77,9 @@ def __getattr__(name: str) -> Any:
     room = _ROOM_OF.get(name)
     if room is None:
         raise AttributeError(f"kode_lab has no {name!r}; it has {', '.join(__all__)}")
-    value = getattr(import_module(room), name)
+    module = import_module(room)
+    # A room can be offered whole.
+    value = module if room.endswith(f".{name}") else getattr(module, name)
     globals()[name] = value
     return value
 

@@ -23,6 +23,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from kode_lab.errors import InvalidScenario
+from kode_lab.experiment.exports import export
 from kode_lab.experiment.load_report import write_report
 from kode_lab.experiment.load_services import Service
 from kode_lab.experiment.run import RunRecorder
@@ -109,6 +110,7 @@ def run_load(options: Namespace) -> int:
         finally:
             recorder.close()
     run = recorder.finish(status, exit_status=code)
+    export(run)
     pictures = 0 if options.no_pictures else write_report(run)
     where = f"run {run.path}" + (f", report.html with {pictures} pictures" if pictures else "")
     sys.stderr.write(f"kode-lab: {where}\n")

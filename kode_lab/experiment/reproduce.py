@@ -31,11 +31,11 @@ from kode_lab.experiment.documented import (
     DocumentedTurn,
 )
 from kode_lab.experiment.evidence import evidence_of, stored_files, turn_id
+from kode_lab.experiment.exports import export
 from kode_lab.experiment.lab import Handle, start
 from kode_lab.experiment.live import Card, Pace, Progress, Row, card_for
 from kode_lab.experiment.perfetto import chrome_trace
 from kode_lab.experiment.run import RESULTS, Run, RunRecorder
-from kode_lab.experiment.timeline import timeline
 from kode_lab.operation import echo_in, marker_of
 from kode_lab.schedule_assistant import AGENTS, ScheduleBook, toolbox
 from kode_lab.sessions import AgentShelf, JsonStore, SessionManager
@@ -223,7 +223,7 @@ async def _client(
     row: Row,
 ) -> None:
     """Ask one turn, and write down what a client can know of it."""
-    id_, marker = turn_id(test, turn), marker_of(turn.key, 0)
+    id_, marker = turn_id(test, turn), marker_of(turn.key, test.turns.index(turn))
     row.began_ns, row.doing = time.monotonic_ns(), "sent"
     recorder.history.invoke(turn.key, id_, row.began_ns, marker=marker, turn_id=id_)
     outcome, read, error = "info", None, ""
@@ -271,7 +271,8 @@ def _judged(recorder: RunRecorder, status: str, *, is_drawn: bool) -> Reproducti
         table = [asdict(claim) for claim in claims]
         recorder.write_json("claims.json", {"verdict": verdict_of(claims), "claims": table})
         recorder.write_json("trace.perfetto.json", chrome_trace(run.spans()))
-        timeline(run).save(run.path / "timeline.html")
+        recorder.write_json("verdict.json", run.verdict().to_json())
+        export(run)
         if is_drawn:
             _draw(run)
     finally:

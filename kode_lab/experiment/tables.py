@@ -13,23 +13,16 @@ from typing import Any, Final
 
 import pandas as pd
 
-from kode_lab.experiment.turn_view import Recorded, TurnView, turns_of
+from kode_lab.experiment.turn_row import TURN_COLUMNS, TURN_COUNTS, TURN_TEXTS, turn_row
+from kode_lab.experiment.turn_view import Recorded, turns_of
 from kode_lab.key import SessionKey
 from kode_lab.operation import Operation
-from kode_lab.span import STEPS, Span
+from kode_lab.span import Span
 
 __all__ = ["events_table", "sessions_table", "tool_calls_table", "turns_table"]
 
 _IDS = ("user_id", "session_id", "agent_id")
 _COUNTS: Final = "Int64"  # pandas' integers that can be missing
-_TOKENS = ("gen_ai.usage.input_tokens", "gen_ai.usage.output_tokens")
-_STEP_COLUMNS = {
-    "wait": "waited_s",
-    "load": "load_s",
-    "ask": "model_s",
-    "tool": "tools_s",
-    "commit": "commit_s",
-}
 
 
 def turns_table(
@@ -45,53 +38,8 @@ def turns_table(
     """
     spans, history = _evidence(recorded, operations)
     origin_ns = _origin_ns(spans, history)
-    rows = [_turn_row(turn, origin_ns) for turn in turns_of(spans, history)]
-    counts = (
-        *("model_calls", "tool_calls", "input_tokens", "output_tokens", "attempts"),
-        *("queue_length", "fence"),
-    )
-    names = [
-        *(*_IDS, "turn_id", "outcome", "sent_s", "latency_s", *_STEP_COLUMNS.values()),
-        *(*counts, "config_version", "marker", "error"),
-    ]
-    texts = (*_IDS, "turn_id", "outcome", "config_version", "marker", "error")
-    return _table(rows, names, texts=texts, counts=counts)
-
-
-def _turn_row(turn: TurnView, origin_ns: int) -> tuple[Any, ...]:
-    took = dict.fromkeys(STEPS, 0)
-    called = dict.fromkeys(STEPS, 0)
-    tokens: list[int | None] = [None, None]
-    queue: int | None = None
-    for span in turn.steps:
-        took[span.step] += span.end_ns - span.start_ns
-        called[span.step] += 1
-        if span.step == "ask":
-            for place, name in enumerate(_TOKENS):
-                used = span.attributes.get(name)
-                if used is not None:
-                    tokens[place] = (tokens[place] or 0) + used
-        elif span.step == "wait":
-            queue = span.attributes.get("kode_lab.queue.length")
-    is_traced = bool(turn.steps or turn.whole)
-    facts = turn.whole.attributes if turn.whole else {}
-    version = facts.get("kode_lab.config.version")
-    return (
-        *turn.key,
-        turn.turn_id,
-        turn.outcome,
-        (turn.start_ns - origin_ns) / 1e9,
-        None if turn.is_open else turn.latency_ns / 1e9,
-        *((took[step] / 1e9 if is_traced else None) for step in _STEP_COLUMNS),
-        *((called[step] if is_traced else None) for step in ("ask", "tool")),
-        *tokens,
-        len(turn.operations) or None,
-        queue,
-        facts.get("kode_lab.fence"),
-        None if version is None else str(version),
-        turn.operations[0].marker if turn.operations else None,
-        turn.error or None,
-    )
+    rows = [turn_row(turn, origin_ns) for turn in turns_of(spans, history)]
+    return _table(rows, TURN_COLUMNS, texts=TURN_TEXTS, counts=TURN_COUNTS)
 
 
 def tool_calls_table(

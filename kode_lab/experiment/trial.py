@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from kode_lab.check import Verdict, check
 from kode_lab.check.face import headline
 from kode_lab.errors import CallerError, KodeLabError, Refused, Superseded
+from kode_lab.experiment.exports import export
 from kode_lab.experiment.live import Progress, Row
 from kode_lab.experiment.run import Run, RunRecorder
 from kode_lab.experiment.scenario import Ask, Client, Scenario
@@ -62,6 +63,7 @@ def _judged(recorder: RunRecorder, status: str) -> Run:
     try:
         verdict = check(run.operations(), run.spans() or None)
         recorder.write_json("verdict.json", verdict.to_json())
+        export(run)
     finally:
         said = {} if verdict is None else {"finding": headline(verdict)}
         word = "unknown" if verdict is None else verdict.status
