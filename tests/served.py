@@ -9,6 +9,7 @@ that it is there, and do something to its client.
 
 import asyncio
 import json
+import os
 import re
 import subprocess
 import sys
@@ -230,13 +231,17 @@ def command(path, *options):
 
 
 @contextmanager
-def serving(path, *options, ttft_s=0.0):
+def serving(path, *options, ttft_s=0.0, **environment):
     """Give a running server whose model takes so long for each call."""
     (path / "profile.toml").write_text(f"ttft_s = {ttft_s}\n")
     options = ("--profile", str(path / "profile.toml"), *options)
     with (path / "stderr").open("ab") as stderr:
         process = subprocess.Popen(
-            command(path, *options), stdout=subprocess.PIPE, stderr=stderr, text=True
+            command(path, *options),
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            env=os.environ | environment,
         )
     try:
         ready = process.stdout.readline()

@@ -20,10 +20,10 @@ from kode_lab.sessions import SessionManager
 __all__ = ["CONTENT_TYPE", "exposition", "labelled"]
 
 
-def exposition(board: Board, manager: SessionManager) -> bytes:
+def exposition(board: Board, manager: SessionManager, *, carried: int = 0) -> bytes:
     """Give all figures in Prometheus's text format."""
     registry = CollectorRegistry()
-    registry.register(_Figures(board, manager))
+    registry.register(_Figures(board, manager, carried))
     return generate_latest(registry)
 
 
@@ -57,7 +57,8 @@ class _Families:
 class _Figures:
     """What ``CollectorRegistry`` asks."""
 
-    def __init__(self, board: Board, manager: SessionManager) -> None:
+    def __init__(self, board: Board, manager: SessionManager, carried: int) -> None:
+        self._carried = carried
         self._board = board
         self._manager = manager
 
@@ -75,6 +76,9 @@ class _Figures:
             yield GaugeMetricFamily(f"kode_lab_{name}", about, value)
         yield CounterMetricFamily(
             "kode_lab_lock_handed_over", "Locks handed to a waiter.", now.lock.handed_over
+        )
+        yield CounterMetricFamily(
+            "kode_lab_carried", "Requests passed on to another worker.", self._carried
         )
         yield _counts("kode_lab_turns", "Turns that ended.", "outcome", board.outcomes)
         yield _counts("kode_lab_refusals", "Requests never accepted.", "type", board.refusals)

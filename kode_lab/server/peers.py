@@ -71,10 +71,16 @@ class Answer(NamedTuple):
 
 
 class Peers:
-    """The workers, as one of them sees them."""
+    """The workers, as one of them sees them.
+
+    Attributes:
+        number: its own.
+        carried: how many requests went to another one.
+    """
 
     def __init__(self, place: Place) -> None:
         self.number = place.number
+        self.carried = 0
         self._paths: list[Path] = [place.socket(number) for number in range(place.of)]
         self._idle: list[list[Exchange]] = [[] for _ in self._paths]
         self._under_way = 0
@@ -156,6 +162,7 @@ class Peers:
             exchange = await self._exchange(number)
             if exchange is not None:
                 exchange.begin(carried.head() + carried.body)
+                self.carried += 1
                 return number, exchange
         return None
 

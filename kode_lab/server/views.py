@@ -150,8 +150,9 @@ class Views:
     async def metrics(self, request: Request) -> Response:
         """The figures for Prometheus."""
         _visitor(request).check_operator()
-        body = exposition(self._service.board, self._service.manager)
         peers = self._service.peers
+        carried = 0 if peers is None else peers.carried
+        body = exposition(self._service.board, self._service.manager, carried=carried)
         if peers is not None and not request.scope["state"]["is_inside"]:
             others = await self._others(request)
             body = labelled({peers.number: body, **others})

@@ -99,13 +99,12 @@ class _Workers:
             asyncio.create_task(self._keep(number, ready))
             for number, ready in zip(numbers, said, strict=True)
         ]
-        serving = asyncio.gather(*said)
-        awaited: list[asyncio.Future[Any]] = [serving, *keepers]
-        await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
-        if serving.done():
-            return said[0].result()
-        serving.cancel()
-        return b""
+        for ready in said:
+            awaited: list[asyncio.Future[Any]] = [ready, *keepers]
+            await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
+            if not ready.done():
+                return b""
+        return said[0].result()
 
     async def _keep(self, number: int, ready: asyncio.Future[bytes]) -> int:
         """Have this worker run until all of them stop; give its last exit status.

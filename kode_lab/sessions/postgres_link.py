@@ -72,31 +72,32 @@ class PostgresLink:
         """Give the rows; the query may be sent more than once.
 
         Raises:
-            StoreUnreachable: no answer within ``patience_s``; whether it was done is not known.
+            StoreUnreachable: no answer within ``patience_s``; it says whether anything was sent.
             StoreUnwritable: the database refuses to write.
             StoreError: it answered something else that is an error.
         """
         async with self._free:
             until_s = time.monotonic() + self._patience_s
             pause_s = _FIRST_PAUSE_S
+            was_sent = False
             while True:
                 try:
-                    return await self._fetch_once(query, arguments)
+                    if not self.is_up:
+                        self._connection = await self._connected()
+                    was_sent = True
+                    async with asyncio.timeout(self._answer_s):
+                        rows: list[Any] = await self._connection.fetch(query, *arguments)
                 except Exception as error:
-                    if not _is_broken(error):
-                        raise explained(error, self._dsn) from error
-                    self.cut()
-                    if time.monotonic() + pause_s > until_s:
-                        raise explained(error, self._dsn) from error
+                    is_hopeless = not _is_broken(error)
+                    if not is_hopeless:
+                        self.cut()
+                        is_hopeless = time.monotonic() + pause_s > until_s
+                    if is_hopeless:
+                        raise explained(error, self._dsn, was_sent=was_sent) from error
+                else:
+                    return rows
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-
-    async def _fetch_once(self, query: str, arguments: tuple[Any, ...]) -> list[Any]:
-        if not self.is_up:
-            self._connection = await self._connected()
-        async with asyncio.timeout(self._answer_s):
-            rows: list[Any] = await self._connection.fetch(query, *arguments)
-        return rows
 
     async def _connected(self) -> Any:
         connection = await _asyncpg().connect(
@@ -179,7 +180,7 @@ def _secrets(dsn: str) -> list[str]:
     return [each for piece in pieces if piece for each in {piece, unquote(piece)}]
 
 
-def explained(error: Exception, dsn: str) -> StoreError | InvalidConfig:
+def explained(error: Exception, dsn: str, *, was_sent: bool) -> StoreError | InvalidConfig:
     """Give the error that says what the database said, and what to do, without the password."""
     if isinstance(error, StoreError | InvalidConfig):
         return error
@@ -187,11 +188,12 @@ def explained(error: Exception, dsn: str) -> StoreError | InvalidConfig:
     if any(secret in said for secret in _secrets(dsn)):
         said = type(error).__name__
     if _is_broken(error):
+        known = "whether the last step was saved is not known" if was_sent else "nothing was begun"
         return StoreUnreachable(
-            f"PostgreSQL does not answer ({said}): whether the last step was saved is not known; "
-            "see that it runs, then send the turn again with the same turnId"
+            f"PostgreSQL does not answer ({said}): {known}; see that it runs, then send it again "
+            "with the same turnId"
         )
-    if isinstance(error, _asyncpg().ClientConfigurationError | ValueError):
+    if isinstance(error, _asyncpg().ClientConfigurationError | ValueError | OverflowError):
         return InvalidConfig(f"the DSN cannot be used ({said}): postgresql://user@host/database")
     state = str(getattr(error, "sqlstate", None) or "")
     for prefix, hint in _REFUSED.items():
