@@ -179,7 +179,10 @@ def _add_faults(commands: Any) -> None:
         "faults", help="make mistakes on purpose, and see whether the judge convicts them"
     )
     add = command.add_argument
-    add("names", nargs="*", metavar="NAME", help="only these (default: all); or: serve NAME")
+    add(
+        "names", nargs="*", metavar="NAME",
+        help="only these (default: all); or: serve NAME; or: postgres [NAME ...]",
+    )  # fmt: skip
     add("--list", action="store_true", help="say what there is")
     add("--seeds", type=int, default=10, help="schedules of each fault and its twin (default: 10)")
     add("--replay", type=int, metavar="SEED", help="play this schedule again, and tell the witness")
@@ -194,10 +197,21 @@ def _add_faults(commands: Any) -> None:
     add("--data", type=Path, default=Path(".kode"), help="where sessions rest (default: .kode)")
     add("--model-url", help="ask the Messages API at this address (default: simulated, no HTTP)")
     add("--profile", help="latencies of the simulation: instant (default), report, a TOML file")
+    storm = command.add_argument_group("with postgres: what happens to workers and database")
+    add = storm.add_argument
+    add("--turns", type=int, help="the least that is asked (default: the storm's own)")
+    add("--sessions", type=int, help="(default: 240)")
+    add("--workers", type=int, help="processes (default: 4)")
+    add("--times", type=int, help="how often each fault comes (default: the storm's own)")
+    add("--seed", type=int, help="of what is drawn (default: 0)")
     command.set_defaults(run=_faults)
 
 
 def _faults(options: argparse.Namespace) -> int:
+    if options.names[:1] == ["postgres"]:
+        from kode_lab.experiment.fleet.command import run_storms  # noqa: PLC0415
+
+        return run_storms(options)
     if options.names[:1] == ["serve"]:
         from kode_lab.experiment.faults.serving import serve_fault  # noqa: PLC0415
 

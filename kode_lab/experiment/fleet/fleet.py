@@ -118,7 +118,8 @@ class Worker:
             raise Refused(f"worker {self.name} is gone: nothing was sent")
         self._number += 1
         number = self._number
-        answer = self._answers[number] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._answers[number] = answer
         try:
             self._writer.write(json.dumps({"n": number, **order}).encode() + b"\n")
             return await answer
@@ -178,7 +179,8 @@ class Fleet:
         Raises:
             InvalidScenario: it does not come.
         """
-        coming = self._expected[name] = asyncio.get_running_loop().create_future()
+        coming: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
+        self._expected[name] = coming
         assert self._mother.stdin is not None
         self._mother.stdin.write(f"{name} {dsn}\n".encode())
         try:
@@ -222,7 +224,8 @@ class Fleet:
                 env=environment,
                 cwd=self._home,  # else the directory of this code would come before PYTHONPATH
             )
-        assert self._mother.stdin is not None and self._mother.stdout is not None
+        assert self._mother.stdin is not None
+        assert self._mother.stdout is not None
         self._mother.stdin.write(json.dumps(self._post._asdict()).encode() + b"\n")
         line = b""
         with suppress(TimeoutError):

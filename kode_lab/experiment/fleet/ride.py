@@ -70,10 +70,15 @@ class Outcome(NamedTuple):
     complaints: str
 
     @property
+    def is_harmed(self) -> bool:
+        """Something was lost, doubled or accepted too late, or a worker broke."""
+        is_stale = self.stale.accepted + self.stale.backward > 0
+        return self.verdict.status == "invalid" or is_stale or bool(self.complaints)
+
+    @property
     def is_well(self) -> bool:
-        """Nothing was lost, doubled or accepted too late."""
-        is_refused = self.stale.accepted == self.stale.backward == 0
-        return self.verdict.status == "valid" and is_refused and not self.complaints
+        """Nothing was, and there is evidence enough to say so."""
+        return self.verdict.status == "valid" and not self.is_harmed
 
 
 @dataclass(slots=True)

@@ -65,7 +65,7 @@ _INSTALL = (
             WHERE w.place = ANY (refused) OR EXISTS (SELECT FROM session s
                 WHERE s.id = w.session AND s.fence / {FENCES} > w.fence / {FENCES});
         RETURN QUERY SELECT unnest(refused);
-    END $$""",
+    END $$""",  # noqa: S608 - words of this module
 )
 _WATCHED = """
     SELECT

@@ -172,7 +172,7 @@ def _main() -> None:
     # For what these import: no worker has to do that again.
     AgentShelf(AGENTS, toolbox(book)).current("schedule-assistant")
     book.close()
-    print("ready", flush=True)
+    os.write(1, b"ready\n")
     pids: set[int] = set()
     for line in iter(sys.stdin.readline, ""):
         pids -= {pid for pid in pids if os.waitpid(pid, os.WNOHANG)[0]}

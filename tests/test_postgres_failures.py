@@ -1,0 +1,257 @@
+"""Workers on one PostgreSQL are killed, stopped and cut off; their clients' history is judged.
+
+Small storms here, the same as ``kode-lab faults postgres`` with fewer turns; and the store broken
+on purpose, in the workers alone, each mutant convicted by the judge or by the database's rows.
+"""
+
+import asyncio
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import kode_lab
+from kode_lab.check import check_path
+from kode_lab.cli import main
+from kode_lab.errors import InvalidScenario, PostgresMissing
+from kode_lab.experiment.fleet.ride import ride
+from kode_lab.experiment.fleet.storm import FAULTS, STORMS, Dice, Storm
+from kode_lab.postgres import find_binaries
+
+HOME = Path(kode_lab.__file__).parent
+# Far more than any honest run has shown (13), and far less than last in, first out gives.
+OVERTAKING_LIMIT = 30
+
+
+@pytest.fixture(autouse=True)
+def needs_postgres():
+    try:
+        find_binaries()
+    except PostgresMissing as error:
+        pytest.skip(f"needs PostgreSQL: {error}")
+
+
+def small(name, **changes):
+    """Give a storm of a few seconds."""
+    given = {"turns": 250, "sessions": 30, "hot": 4, "hot_share": 0.5, "workers": 3, "clients": 16}
+    return replace(STORMS[name], **{**given, **changes})
+
+
+def ridden(storm, path, code=None):
+    return asyncio.run(ride(storm, path, code=code))
+
+
+def assert_well(outcome):
+    """Nothing was lost, doubled or accepted too late, and there was enough to say so."""
+    assert outcome.is_well, f"{outcome.verdict}\n{outcome.stale}\n{outcome.complaints}"
+    evidence = outcome.verdict.evidence
+    assert evidence.turns >= outcome.storm.turns
+    assert evidence.concurrent_pairs > 100
+    assert evidence.effects > evidence.turns // 8
+    assert evidence.acknowledged > 0.95 * evidence.turns
+    assert not outcome.verdict.counts
+
+
+def test_without_a_fault_turns_come_in_one_order_for_all_workers(tmp_path):
+    outcome = ridden(small("calm", hot=1), tmp_path)
+    assert_well(outcome)
+    assert outcome.stale == (0, 0, 0)
+    evidence = outcome.verdict.evidence
+    assert evidence.acknowledged == evidence.turns == evidence.requests
+    verdict = check_path(outcome.run.path, overtaking_limit=OVERTAKING_LIMIT)
+    assert verdict.status == "valid", verdict
+
+
+def test_killed_workers_lose_nothing_and_others_take_their_sessions_at_once(tmp_path):
+    outcome = ridden(small("kill", times=6), tmp_path)
+    assert_well(outcome)
+    assert outcome.verdict.evidence.crashes == outcome.kills == 6
+    # The TTL alone would take 30 s; how few milliseconds it takes is for a quiet machine to say.
+    assert outcome.handovers_ms
+    assert max(outcome.handovers_ms) < outcome.storm.ttl_s * 1000 / 2
+
+
+def test_a_worker_stopped_past_its_time_writes_nothing_when_it_goes_on(tmp_path):
+    outcome = ridden(small("pause", times=3, ttl_s=0.5), tmp_path)
+    assert_well(outcome)
+    assert outcome.zombies > 0
+    assert outcome.stale.refused > 0
+
+
+def test_a_database_killed_under_load_loses_nothing_that_was_acknowledged(tmp_path):
+    outcome = ridden(small("restart", times=2), tmp_path)
+    assert_well(outcome)
+    assert outcome.kills == 2
+
+
+def test_connections_cut_in_the_middle_of_a_message_lose_and_double_nothing(tmp_path):
+    assert_well(ridden(small("cut", times=10), tmp_path))
+
+
+def test_a_database_that_answers_late_or_not_for_a_while_loses_nothing(tmp_path):
+    assert_well(ridden(small("slow", times=4, ttl_s=0.5), tmp_path))
+
+
+# ---- the store broken on purpose
+
+
+def broken(path, module, was, now):
+    """Give where a copy of the package lies in which one sentence says something else."""
+    shutil.copytree(HOME, path / "kode_lab", ignore=shutil.ignore_patterns("figures"))
+    source = path / "kode_lab" / "sessions" / f"{module}.py"
+    text = source.read_text(encoding="utf-8")
+    assert text.count(was) == 1, f"{module} says {text.count(was)} times: {was}"
+    source.write_text(text.replace(was, now), encoding="utf-8")
+    return path
+
+
+HOT = {"hot": 1, "sessions": 6, "hot_share": 0.5}
+PAUSE = small("pause", times=3, ttl_s=0.5)
+# Each: what it is, the module, what stands there, what the mutant says, the storm, what convicts.
+MUTANTS = [
+    (
+        "the fence is not looked at when a turn is saved",
+        "postgres_schema",
+        (
+            "SELECT w.* FROM w JOIN held ON held.id = w.session\n"
+            "            AND w.fence / @FENCES@ = held.fence / @FENCES@"
+        ),
+        "SELECT w.* FROM w JOIN held ON held.id = w.session",
+        PAUSE,
+        "accepted",
+    ),
+    (
+        "a write that was refused is acknowledged",
+        "postgres_store",
+        "answers[place - 1] = StaleLease()",
+        "pass",
+        PAUSE,
+        "lost write|lost update|fork",
+    ),
+    (
+        "the next holder gets the fence of the last one",
+        "postgres_schema",
+        "fence = (fence / @FENCES@ + 1) * @FENCES@\n            WHERE id = which",
+        "fence = greatest(fence, @FENCES@)\n            WHERE id = which",
+        PAUSE,
+        "lost write|lost update|fork|stale read|backward",
+    ),
+    (
+        "a session is granted while its holder lives",
+        "postgres_schema",
+        "OR (s.holder IS DISTINCT FROM me AND is_gone(s.holder))) THEN",
+        "OR s.holder IS DISTINCT FROM me) THEN",
+        small("calm", **HOT),
+        "refused",
+    ),
+    (
+        "the newest ticket is next",
+        "postgres_schema",
+        "WHERE session = which ORDER BY place LOOP",
+        "WHERE session = which ORDER BY place DESC LOOP",
+        small("calm", hot=1, hot_share=1.0, clients=40, turns=400),
+        "overtaking",
+    ),
+    (
+        "a turn does not end its steps",
+        "postgres_schema",
+        "WHERE g.turn_id IS NOT NULL AND g.steps > 0\n",
+        "WHERE g.turn_id IS NULL AND g.steps > 0\n",
+        small("calm", **HOT),
+        "duplicate|fork|lost update",
+    ),
+    (
+        "steps are not kept",
+        "postgres_schema",
+        "FROM good g WHERE g.turn_id IS NULL ON CONFLICT DO NOTHING",
+        "FROM good g WHERE false ON CONFLICT DO NOTHING",
+        small("kill", times=10, turns=300, ttft_s=0.02),
+        "effect twice",
+    ),
+    (
+        "a turn that is sent again is not known",
+        "manager",
+        "if saved is not None:",
+        "if saved is not None and saved.first < 0:",
+        small("restart", times=4, clients=32),
+        "duplicate",
+    ),
+    (
+        "a turn is acknowledged before it is saved",
+        "postgres_store",
+        (
+            "row = turn_row(line.id, lease.fence, known, turn)\n"
+            "        await self._saved(lease, line, self._saves.do(row))"
+        ),
+        "row = turn_row(line.id, lease.fence, known, turn)\n        self._saves.put(row)",
+        small("calm", **HOT),
+        "lost write|lost update|fork|stale read",
+    ),
+    (
+        "an agent in memory is taken for good whoever held the session since",
+        "residents",
+        "if agent is None or agent.fence != lease.fence - 1:",
+        "if agent is None:",
+        small("calm", **HOT),
+        "lost update|fork|stale read|lost write",
+    ),
+    (
+        "users share the sessions of one name",
+        "postgres_desk",
+        "_Ask(text(slot[0]), text(slot[1]),",
+        '_Ask("", text(slot[1]),',
+        small("calm", sessions=32),
+        "cross-session leak",
+    ),
+]
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=[mutant[0] for mutant in MUTANTS])
+def test_a_broken_store_is_convicted(mutant, tmp_path):
+    _, module, was, now, storm, convicts = mutant
+    code = broken(tmp_path / "code", module, was, now)
+    outcome = ridden(storm, tmp_path / "results", code)
+    verdict = check_path(outcome.run.path, overtaking_limit=OVERTAKING_LIMIT)
+    seen = {name for name, count in outcome.stale._asdict().items() if count}
+    found = {*(name for name, count in verdict.counts.items() if count), *seen}
+    assert any(re.fullmatch(convicts, name) for name in found), f"{found}\n{verdict}"
+
+
+# ---- the storm itself
+
+
+def test_the_turns_of_a_storm_are_drawn_from_its_seed_and_their_markers_are_unique():
+    def drawn(seed):
+        dice = Dice(replace(STORMS["all"], seed=seed))
+        return [dice.ask() for _ in range(500)]
+
+    assert drawn(1) == drawn(1) != drawn(2)
+    assert len({ask.marker for ask in drawn(1)}) == 500
+
+
+def test_a_storm_that_cannot_be_is_refused_in_a_sentence(capsys):
+    for wrong in ({"faults": ("rain",)}, {"turns": 0}, {"workers": 65}, {"hot": 9, "sessions": 4}):
+        with pytest.raises(InvalidScenario):
+            Storm("wrong", **wrong)
+    assert main(["faults", "postgres", "rain"]) == 3
+    assert "no storm 'rain': choose of calm, kill" in capsys.readouterr().err
+
+
+def test_the_command_lists_its_storms_and_each_fault_has_one(capsys):
+    assert main(["faults", "postgres", "--list"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed and about in listed for name, about in FAULTS.items())
+
+
+def test_the_command_keeps_the_table_and_the_run_can_be_judged_again(tmp_path, capsys):
+    words = ["faults", "postgres", "kill", "--turns", "120", "--sessions", "12", "--workers", "2"]
+    told = main([*words, "--times", "2", "--results", str(tmp_path), "--save"])
+    kept = (tmp_path / "faults" / "postgres-kill.md").read_text()
+    table = capsys.readouterr().out
+    assert told == 0, table
+    assert "PASS" in table
+    assert table in kept
+    assert "kode-lab faults postgres kill --turns 120" in kept
+    assert check_path(tmp_path / "latest").status == "valid"
