@@ -28,12 +28,14 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 
 import orjson
 
 from kode_lab.errors import StoreUnwritable
 from kode_lab.sessions.disk import Disk
+from kode_lab.sessions.session_directory import MESSAGES, TURNS
 from kode_lab.sessions.session_files import SessionFiles, Tail
 
 __all__ = ["JOURNAL_BYTES", "PowerJournal"]
@@ -45,6 +47,9 @@ _BLANK = bytes(64 * 1024)
 # The sessions' own files follow after this, or when this much waits for one of them.
 _CATCH_UP_S = 0.2
 _DELAYED_BYTES = 256 * 1024
+# A disk takes many syncs in the time of one; with 128 busy sessions, one by one, it would stand
+# still for a quarter of a second each time the journal is full.
+_SYNCS_AT_ONCE = 16
 
 
 class _Waiting:
@@ -155,10 +160,11 @@ class PowerJournal:
             self._flusher = None
 
     def _acknowledge(self, batch: list[_Waiting]) -> None:
+        behind = self._behind
         for waiting in batch:
             files = waiting.files
-            self._behind[files.place.path] = files
-            if max([files.delay(tail) for tail in waiting.tails]) > _DELAYED_BYTES:
+            behind[files.place.path] = files
+            if max(map(files.delay, waiting.tails)) > _DELAYED_BYTES:
                 files.flush()
             waiting.is_down = True
             if not waiting.done.done():
@@ -299,7 +305,7 @@ def _apply(directory: Path, tails: Sequence[Tail], disk: Disk) -> None:
         try:
             disk.write(fd, tail.data, tail.offset)
             disk.truncate(fd, tail.offset + len(tail.data))
-            if tail.name == "turns.jsonl":
+            if tail.name == TURNS:
                 disk.write(fd, header.data, 0)
         finally:
             disk.close(fd)
@@ -307,25 +313,33 @@ def _apply(directory: Path, tails: Sequence[Tail], disk: Disk) -> None:
 
 def _sync_all(directories: set[str], root: Path, disk: Disk) -> None:
     """Sync both files of each session, then every directory on the way up to the root."""
+    there = [path for path in map(Path, directories) if path.is_dir()]  # some were moved away
+    if len(there) <= _SYNCS_AT_ONCE:
+        for path in there:
+            _sync_session(path, disk)
+    else:
+        with ThreadPoolExecutor(_SYNCS_AT_ONCE, thread_name_prefix="kode-lab-sync") as threads:
+            for _ in threads.map(_sync_session, there, repeat(disk)):
+                pass  # the first error ends it here, after all of them ended
     above: set[Path] = set()
-    for directory in map(Path, directories):
-        if not directory.is_dir():  # somebody moved the session away
-            continue
-        for name in ("turns.jsonl", "messages.json"):
-            try:
-                fd = disk.open(directory / name, create=False)
-            except FileNotFoundError:
-                continue
-            try:
-                disk.sync(fd)
-            finally:
-                disk.close(fd)
-        place = directory
+    for place in there:
         while place != root and place not in above:
             above.add(place)
-            place = place.parent
+            place = place.parent  # noqa: PLW2901 - on the way up
     for place in [*sorted(above, key=lambda p: len(p.parts), reverse=True), root]:
         disk.sync_directory(place)
+
+
+def _sync_session(path: Path, disk: Disk) -> None:
+    for name in (TURNS, MESSAGES):
+        try:
+            fd = disk.open(path / name, create=False)
+        except FileNotFoundError:
+            continue
+        try:
+            disk.sync(fd)
+        finally:
+            disk.close(fd)
 
 
 def _sum(payload: bytes, generation: int, sequence: int) -> int:

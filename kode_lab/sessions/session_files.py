@@ -153,7 +153,8 @@ class SessionFiles:
             )
         # It is new, or its maker died in the middle of this very line.
         header = header_of(self.key, 0)
-        self.disk.truncate(fd, 0)
+        if line:
+            self.disk.truncate(fd, 0)
         self.disk.write(fd, header, 0)
         self.header = header
         return 0
@@ -311,12 +312,13 @@ class SessionFiles:
 
     def delay(self, tail: Tail) -> int:
         """Take one tail that is logged elsewhere; give the bytes that wait for ``flush``."""
-        start, data = self._delayed.get(tail.name) or (tail.offset, bytearray())
-        if tail.offset < start:
-            start, data = tail.offset, bytearray()
-        data[tail.offset - start :] = tail.data
-        self._delayed[tail.name] = (start, data)
-        return len(data)
+        delayed = self._delayed.get(tail.name)
+        if delayed is None or tail.offset < delayed[0]:
+            delayed = self._delayed[tail.name] = (tail.offset, bytearray(tail.data))
+        else:
+            start, data = delayed
+            data[tail.offset - start :] = tail.data
+        return len(delayed[1])
 
     def flush(self) -> None:
         """Write what was delayed."""
