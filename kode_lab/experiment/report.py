@@ -31,7 +31,7 @@ from kode_lab.span import Span
 if TYPE_CHECKING:
     from kode_lab.experiment.figures import Picture
 
-__all__ = ["Report", "report"]
+__all__ = ["Report", "figure_of", "heading_of", "page_of", "report"]
 
 _WITNESS_LIMIT = 5
 _SLOWEST = 10
@@ -112,11 +112,15 @@ def report(run: Run) -> Report:
         *_tables_part(records),
         *_repeat_part(run),
     ]
+    return Report(title, status, page_of(f"{title[:120]} ({run.id})", parts))
+
+
+def page_of(title: str, parts: Iterable[str]) -> str:
+    """Give the whole page with these parts as its body: for a phone, the dark, and paper."""
     page = resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8")
-    page = page.replace("<!--TITLE-->", escape(f"{title[:120]} ({run.id})"))
-    before, _, after = page.partition("<!--BODY-->")
+    before, _, after = page.replace("<!--TITLE-->", escape(title)).partition("<!--BODY-->")
     body = "\n".join(parts).encode("utf-8", "backslashreplace").decode()
-    return Report(title, status, f"{before}{body}{after}")
+    return f"{before}{body}{after}"
 
 
 def _records(run: Run) -> _Records:
@@ -143,15 +147,19 @@ def _records(run: Run) -> _Records:
 
 
 def _head(records: _Records, title: str, status: str, said: str) -> Iterator[str]:
+    yield from heading_of(records.run, title, status, said)
+    yield from (f'<p class="note">{escape(note)}</p>' for note in records.notes)
+
+
+def heading_of(run: Run, title: str, status: str, said: str) -> Iterator[str]:
+    """Give the top of a run's page: which run, the verdict, and what is said below it."""
     word, colon, rest = title.partition(":")
     shown = f'<b class="{status}">{escape(word)}</b>{colon}{escape(rest)}' if colon else title
-    facts = records.run.facts
-    started = str(facts.get("started_at", ""))[:16].replace("T", " ")
-    yield f'<p class="soft">{escape(records.run.id)} · {escape(started)} UTC</p>'
+    started = str(run.facts.get("started_at", ""))[:16].replace("T", " ")
+    yield f'<p class="soft">{escape(run.id)} · {escape(started)} UTC</p>'
     yield f"<h1>{shown}</h1>"
     if said:
         yield f'<p class="soft">{escape(said)}</p>'
-    yield from (f'<p class="note">{escape(note)}</p>' for note in records.notes)
 
 
 def _verdict_part(verdict: Verdict) -> Iterator[str]:
@@ -223,8 +231,13 @@ def _figure(draw: Callable[[], Picture]) -> Iterator[str]:
     except KodeLabError as error:
         yield f'<p class="soft">A picture is missing: {escape(str(error))}</p>'
         return
+    yield figure_of(picture)
+
+
+def figure_of(picture: Picture) -> str:
+    """Give the picture as a part of the page, with all its bytes."""
     data = base64.b64encode(picture.png()).decode()
-    yield (
+    return (
         f"<figure><figcaption>{escape(picture.title)}"
         f"<span>{escape(picture.reading)}</span></figcaption>"
         f'<div class="wide"><img alt="{escape(picture.title)}" '
@@ -281,14 +294,15 @@ def _claims_part(claims: Mapping[str, Any]) -> Iterator[str]:
     css = {"holds": "word valid", "violated": "word invalid"}
     yield "<h2>The report's claims, number by number</h2>"
     yield _table(
-        ("test", "claim", "reported", "measured", "verdict"),
+        # The verdict before the figures: a phone shows no more than three columns at once.
+        ("test", "claim", "verdict", "reported", "measured"),
         [
             (
-                claim["test"],
+                (claim["test"], "name"),
                 claim["what"],
+                (claim["verdict"], css.get(claim["verdict"], "word")),
                 claim["reported"],
                 claim["measured"],
-                (claim["verdict"], css.get(claim["verdict"], "word")),
             )
             for claim in claims["claims"]
         ],
