@@ -14,6 +14,7 @@ import os
 import pickle
 import signal
 import sys
+from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -95,12 +96,16 @@ class Child:
 
         Raises:
             Broken: it ended, or said nothing.
+            Skipped: there it cannot import what makes the store.
         """
         assert self._process is not None
         assert self._process.stdout is not None
         line = await self._scene.soon(self._process.stdout.readline(), "a word of the process")
         demand(line, "the process that used the store ended by itself; its stderr says why")
-        return json.loads(line)
+        word = json.loads(line)
+        if isinstance(word, dict):
+            raise Skipped(f"make_store cannot be used in another process: {word['unusable']}")
+        return word
 
     async def rest(self) -> list[Any]:
         """Give all its words that are left, after it was killed."""
@@ -112,7 +117,11 @@ class Child:
 
 def main() -> None:
     """Do as ordered."""
-    order = pickle.loads(base64.b64decode(sys.stdin.readline()))  # noqa: S301 - from our parent
+    try:
+        order = pickle.loads(base64.b64decode(sys.stdin.readline()))  # noqa: S301 - from our parent
+    except (AttributeError, ImportError) as error:  # a class of a script or a notebook
+        _tell({"unusable": str(error)})
+        return
     asyncio.run(_write(order) if order.is_writing else _wait(order))
 
 
@@ -140,13 +149,13 @@ async def _wait(order: Order) -> None:
     # Beside the loop, which may have to say that it lives.
     while await asyncio.to_thread(sys.stdin.readline):
         for name, call in (
-            ("journal", store.journal(lease, turn, entries[1])),
-            ("append", store.append(lease, turn, entries[1:])),
-            ("discard", store.discard(lease)),
-            ("delete", store.delete(lease)),
+            ("journal", partial(store.journal, lease, turn, entries[1])),
+            ("append", partial(store.append, lease, turn, entries[1:])),
+            ("discard", partial(store.discard, lease)),
+            ("delete", partial(store.delete, lease)),
         ):
             try:
-                await call
+                await call()
             except KodeLabError as error:
                 _tell([name, type(error).__name__])
             else:

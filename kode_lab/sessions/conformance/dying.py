@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import time
 
 from kode_lab.sessions.conformance.child import Child
 from kode_lab.sessions.conformance.contract import Contract
@@ -63,11 +62,11 @@ async def _paused_holder(scene: Scene) -> None:
     async with Child(scene, key) as child:
         fence = await child.hear()
         child.send(signal.SIGSTOP)
-        start_s = time.monotonic()
-        lease = await store.hold(key, queue_limit=1)
-        waited_s = time.monotonic() - start_s
+        waiting = scene.begin(store.hold(key, queue_limit=1))
         limit_s = ttl_s + scene.claims.patience_s
-        demand(waited_s < limit_s, f"the next one waited {waited_s:.1f} s, with ttl_s={ttl_s:g}")
+        await asyncio.wait([waiting], timeout=limit_s)
+        demand(waiting.done(), f"the next one waits {limit_s:g} s already, with ttl_s={ttl_s:g}")
+        lease = waiting.result()
         demand(lease.fence > fence, f"the paused holder had fence {fence}, the next {lease.fence}")
         await scene.soon(store.load(lease), "load")
         child.send(signal.SIGCONT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from kode_lab.errors import KodeLabError, StaleLease, WaitingRoomFull
 from kode_lab.key import SessionKey
@@ -213,14 +214,14 @@ async def _void(scene: Scene) -> None:
 async def _void_everywhere(scene: Scene, store: Store, lease: Lease, why: str) -> None:
     turn, entries = scene.turn("stale")
     for name, call in (
-        ("load", store.load(lease)),
-        ("journal", store.journal(lease, turn, entries[0])),
-        ("append", store.append(lease, turn, entries)),
-        ("discard", store.discard(lease)),
-        ("delete", store.delete(lease)),
+        ("load", partial(store.load, lease)),
+        ("journal", partial(store.journal, lease, turn, entries[0])),
+        ("append", partial(store.append, lease, turn, entries)),
+        ("discard", partial(store.discard, lease)),
+        ("delete", partial(store.delete, lease)),
     ):
         try:
-            await scene.soon(call, name)
+            await scene.soon(call(), name)
         except StaleLease:
             continue
         demand(False, f"{name} took a lease although {why}")

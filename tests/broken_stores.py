@@ -1,0 +1,386 @@
+"""Stores that break one promise each, as small changes of a store that keeps them all."""
+
+import asyncio
+from collections import deque
+
+from kode_lab.errors import StaleLease, StoreUnwritable, WaitingRoomFull
+from kode_lab.key import SessionKey
+from kode_lab.sessions import JsonStore
+from kode_lab.sessions.keyed_lock import KeyedLock
+from kode_lab.sessions.open_turn import Finished, OpenTurn
+from kode_lab.sessions.store import Lease
+
+PLENTY = 100
+
+
+class Around:
+    """A store around another one, with leases of its own. It breaks nothing."""
+
+    def __init__(self, root):
+        self.root = root
+        self.inner = JsonStore(root)
+        self.leases = {}
+
+    def key(self, key):
+        return key
+
+    def fence(self, fence):
+        return fence
+
+    async def hold(self, key, *, queue_limit):
+        inner = await self.inner.hold(self.key(key), queue_limit=queue_limit)
+        lease = Lease(key, self.fence(inner.fence))
+        self.leases[lease] = inner
+        return lease
+
+    def release(self, lease):
+        self.inner.release(self.leases[lease])
+
+    async def load(self, lease):
+        return await self.inner.load(self.leases[lease])
+
+    async def journal(self, lease, turn, entry):
+        await self.inner.journal(self.leases[lease], turn, entry)
+
+    async def append(self, lease, turn, entries):
+        return await self.inner.append(self.leases[lease], turn, entries)
+
+    async def discard(self, lease):
+        await self.inner.discard(self.leases[lease])
+
+    async def delete(self, lease):
+        await self.inner.delete(self.leases[lease])
+
+    async def peek(self, key):
+        return await self.inner.peek(self.key(key))
+
+    def statistics(self):
+        return self.inner.statistics()
+
+    async def aclose(self):
+        await self.inner.aclose()
+
+
+# --- who holds -------------------------------------------------------------------------------
+
+
+class OpenLock(KeyedLock):
+    def try_hold(self, _key):
+        return True
+
+    def release(self, key):
+        pass
+
+
+class OpenFileLocks:
+    def place_of(self, _name):
+        return (0, 0)
+
+    def try_hold(self, _place):
+        return True
+
+    def release(self, place):
+        pass
+
+    def close(self):
+        pass
+
+
+def without_lock(root):
+    store = without_file_lock(root)
+    store._lock = OpenLock()
+    return store
+
+
+def without_file_lock(root):
+    store = JsonStore(root)
+    store._locks = OpenFileLocks()
+    return store
+
+
+class OneLockForAll(Around):
+    def __init__(self, root):
+        super().__init__(root)
+        self.lock = KeyedLock()
+
+    async def hold(self, key, *, queue_limit):
+        await self.lock.hold("all", queue_limit=queue_limit)
+        return await super().hold(key, queue_limit=queue_limit)
+
+    def release(self, lease):
+        super().release(lease)
+        self.lock.release("all")
+
+
+class LastComesFirst(KeyedLock):
+    def release(self, key):
+        (self._queues[key] or deque()).rotate(1)
+        super().release(key)
+
+
+def last_comes_first(root):
+    store = JsonStore(root)
+    store._lock = LastComesFirst()
+    return store
+
+
+class LastComesFirstOfAll(Around):
+    """The handles of one process share a queue that is none."""
+
+    queues = {}  # noqa: RUF012 - shared is what it is for
+
+    async def hold(self, key, *, queue_limit):
+        queue = self.queues.setdefault(self.root, LastComesFirst())
+        await queue.hold(key, queue_limit=queue_limit)
+        return await super().hold(key, queue_limit=queue_limit)
+
+    def release(self, lease):
+        super().release(lease)
+        self.queues[self.root].release(lease.key)
+
+
+class Looking(Around):
+    """Looks now and then whether the session is free, instead of waiting in a queue."""
+
+    async def hold(self, key, *, queue_limit):
+        while True:
+            try:
+                return await super().hold(key, queue_limit=0)
+            except WaitingRoomFull:
+                if queue_limit == 0:
+                    raise
+                await asyncio.sleep(0.002)
+
+
+class EndlessRoom(Around):
+    async def hold(self, key, *, queue_limit):
+        return await super().hold(key, queue_limit=PLENTY if queue_limit else 0)
+
+
+class AlwaysWaiting(Around):
+    async def hold(self, key, *, queue_limit):
+        return await super().hold(key, queue_limit=max(queue_limit, 1))
+
+
+class LosingLock(KeyedLock):
+    """Who gives up in the moment of the hand-over takes the lock away with him."""
+
+    async def hold(self, key, *, queue_limit):
+        queue = self._queues.get(key)
+        if queue is None:
+            queue = self._queues[key] = deque()
+        if len(queue) >= queue_limit:
+            raise WaitingRoomFull("full")
+        turn = asyncio.get_running_loop().create_future()
+        queue.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn in queue:
+                queue.remove(turn)
+            raise
+
+
+def losing_lock(root):
+    store = JsonStore(root)
+    store._lock = LosingLock()
+    return store
+
+
+class SameFenceTwice(Around):
+    def fence(self, fence):
+        return fence // 2
+
+
+class NeverVoid(Around):
+    """Takes a new lease where an old one is refused."""
+
+    async def append(self, lease, turn, entries):
+        try:
+            return await super().append(lease, turn, entries)
+        except StaleLease:
+            again = await self.hold(lease.key, queue_limit=0)
+            await self.load(again)
+            try:
+                return await super().append(again, turn, entries)
+            finally:
+                self.release(again)
+
+
+class WritingOn(Around):
+    """Writes on after it was closed, past the lock."""
+
+    is_closed = False
+
+    async def append(self, lease, turn, entries):
+        if not self.is_closed:
+            return await super().append(lease, turn, entries)
+        late = without_file_lock(self.root)
+        again = await late.hold(lease.key, queue_limit=0)
+        await late.load(again)
+        try:
+            return await late.append(again, turn, entries)
+        finally:
+            await late.aclose()
+
+    async def aclose(self):
+        self.is_closed = True
+        await super().aclose()
+
+
+class NeverIdle(Around):
+    def statistics(self):
+        found = super().statistics()
+        return found._replace(held=max(found.held, 1))
+
+
+# --- what is kept ----------------------------------------------------------------------------
+
+
+class ForgettingEnds(Around):
+    async def load(self, lease):
+        return (await super().load(lease))._replace(finished={})
+
+
+class TornAppend(Around):
+    """Writes the turn in two halves."""
+
+    async def append(self, lease, turn, entries):
+        half = OpenTurn(turn.turn_id, turn.messages[0], turn.version)
+        half.messages = turn.messages[:2]
+        await super().append(lease, half, [])
+        await asyncio.sleep(0)
+        half.messages = turn.messages[2:]
+        return await super().append(lease, half, entries)
+
+
+class PeekingEarly(Around):
+    looks = 0
+
+    async def peek(self, key):
+        self.looks += 1
+        messages = await super().peek(key)
+        return messages[: -(self.looks % 5 == 0) or None]
+
+
+class PeekingLate(Around):
+    async def peek(self, key):
+        lease = await self.hold(key, queue_limit=PLENTY)
+        try:
+            return (await self.load(lease)).messages
+        finally:
+            self.release(lease)
+
+
+class WithoutJournal(Around):
+    async def journal(self, lease, turn, entry):
+        pass
+
+
+class NeverDiscarding(Around):
+    async def discard(self, lease):
+        pass
+
+
+class NeverDeleting(Around):
+    async def delete(self, lease):
+        pass
+
+
+class LosingNul(Around):
+    async def append(self, lease, turn, entries):
+        prompt = turn.messages[0]["content"]
+        if isinstance(prompt, list):
+            texts = [{**block, "text": block["text"].replace("\0", "")} for block in prompt]
+            turn.messages[0] = {**turn.messages[0], "content": texts}
+        else:
+            turn.messages[0] = {**turn.messages[0], "content": prompt.replace("\0", "")}
+        return await super().append(lease, turn, entries)
+
+
+class SmallOnly(Around):
+    async def append(self, lease, turn, entries):
+        if sum(len(str(message)) for message in turn.messages) > 1_000_000:
+            raise StoreUnwritable("too big")
+        return await super().append(lease, turn, entries)
+
+
+class OneList(Around):
+    """Gives its own list away."""
+
+    def __init__(self, root):
+        super().__init__(root)
+        self.lists = {}
+
+    async def load(self, lease):
+        found = await super().load(lease)
+        mine = self.lists.setdefault(lease.key, found.messages)
+        mine.extend(found.messages[len(mine) :])
+        return found._replace(messages=mine)
+
+
+class FewOnly(Around):
+    async def hold(self, key, *, queue_limit):
+        if self.inner.statistics().held >= PLENTY:
+            raise StoreUnwritable("too many")
+        return await super().hold(key, queue_limit=queue_limit)
+
+
+# --- what is apart, and what survives --------------------------------------------------------
+
+
+class FoldingCase(Around):
+    def key(self, key):
+        return SessionKey(key.user_id, key.session_id.lower(), key.agent_id)
+
+
+class OneAgent(Around):
+    def key(self, key):
+        return SessionKey(key.user_id, key.session_id, "a")
+
+
+class ForgettingSteps(Around):
+    async def load(self, lease):
+        return (await super().load(lease))._replace(open=None)
+
+
+class WritingLater(Around):
+    """Acknowledges a turn, and writes it with the next hold."""
+
+    def __init__(self, root):
+        super().__init__(root)
+        self.owed = {}
+
+    async def load(self, lease):
+        found = await super().load(lease)
+        if (owed := self.owed.pop(lease.key, None)) is None:
+            return found
+        await super().append(lease, *owed)
+        return await super().load(lease)
+
+    async def append(self, lease, turn, entries):
+        self.owed[lease.key] = (turn, entries)
+        return Finished(turn.turn_id, 0, len(turn.messages) - 1, False, turn.usage, turn.version)
+
+
+class WithoutFence(Around):
+    """Lets everyone in, and whoever was overtaken write on."""
+
+    def __init__(self, root):
+        super().__init__(root)
+        self.inner._locks = OpenFileLocks()
+
+    async def append(self, lease, turn, entries):
+        return await self._anyhow(lease, lambda: super(WithoutFence, self).append, turn, entries)
+
+    async def journal(self, lease, turn, entry):
+        return await self._anyhow(lease, lambda: super(WithoutFence, self).journal, turn, entry)
+
+    async def _anyhow(self, lease, method, *arguments):
+        try:
+            return await method()(lease, *arguments)
+        except StaleLease:
+            self.release(lease)
+            inner = self.leases[lease] = await self.inner.hold(lease.key, queue_limit=0)
+            await self.inner.load(inner)
+            return await method()(lease, *arguments)

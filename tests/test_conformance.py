@@ -1,0 +1,156 @@
+"""Every store keeps the contracts; and each contract convicts a store that breaks it."""
+
+import asyncio
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import broken_stores as broken
+import pytest
+
+from kode_lab.sessions import JsonStore
+from kode_lab.sessions.conformance import Claims, Outcome, Report, conform, contracts
+from kode_lab.sessions.postgres_store import PostgresStore
+
+TTL_S = 1.0
+IMPATIENT = Claims(patience_s=1.0)
+
+# Store, the promise that it breaks, and how that is told.
+BROKEN = [
+    (broken.without_lock, "In one handle, at most one", "came in while"),
+    (broken.without_file_lock, "In two handles too", "came in while"),
+    (broken.OneLockForAll, "Different sessions", "WaitingRoomFull"),
+    (broken.last_comes_first, "In one handle, the session is handed", "came in the order [5, "),
+    (broken.LastComesFirstOfAll, "In whichever handle, who", "came in the order [5, "),
+    (broken.Looking, "Beside a handle that", "did not end"),
+    (broken.EndlessRoom, "queue_limit wait at most", "did not end"),
+    (broken.AlwaysWaiting, "A queue_limit of 0", "did not end"),
+    (broken.losing_lock, "Who gives up while waiting", "did not end"),
+    (broken.SameFenceTwice, "The fence grows", "the fences of one session were ["),
+    (broken.NeverVoid, "A lease that was released", "append took a lease although"),
+    (broken.WritingOn, "A lease of a handle that was closed", "a closed handle appended"),
+    (broken.NeverIdle, "When nobody holds", "nothing held"),
+    (broken.ForgettingEnds, "What was appended is loaded", "load says that the turns ended as []"),
+    (broken.TornAppend, "An append that is cancelled", "the conversation should be"),
+    (broken.PeekingEarly, "Who peeks sees", "the conversation should be"),
+    (broken.PeekingLate, "peek does not wait", "did not end"),
+    (broken.WithoutJournal, "The journalled steps", "are gone"),
+    (broken.NeverDiscarding, "A turn that was discarded", "is open again"),
+    (broken.NeverDeleting, "delete forgets", "after delete there is"),
+    (broken.LosingNul, "Any text comes back", "the conversation should be"),
+    (broken.SmallOnly, "Messages of two megabytes", "too big"),
+    (broken.OneList, "What load and peek give", "never said"),
+    (broken.FewOnly, "Three hundred sessions", "too many"),
+    (broken.FoldingCase, "Sessions whose ids look alike", "WaitingRoomFull"),
+    (broken.OneAgent, "Each agent of a session", "the conversation should be"),
+    (broken.ForgettingSteps, "When its holder is killed", "had journalled is gone"),
+    (broken.WritingLater, "What was acknowledged survives", "was acknowledged before the kill"),
+    (broken.WithoutFence, "A holder paused past its time", "by the overtaken holder gave leave"),
+    (JsonStore, "A holder paused past its time", "the next one waits"),
+]
+
+
+def contract_of(beginning):
+    [found] = [one for one in contracts() if one.sentence.startswith(beginning)]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("store", "sentence", "why"), BROKEN, ids=[getattr(row[0], "__name__", "") for row in BROKEN]
+)
+def test_a_store_that_breaks_a_promise_is_convicted_of_it(store, sentence, why, tmp_path):
+    claims = Claims(apart_s=0.01, ttl_s=0.1, patience_s=1.0)
+    if "killed" in sentence or "paused" in sentence or "survives" in sentence:
+        claims = claims._replace(patience_s=5.0)  # in which a process starts
+    outcome = asyncio.run(contract_of(sentence).check(partial(store, tmp_path), claims))
+    assert outcome.status == "broken", outcome
+    assert why in outcome.why
+
+
+def test_each_contract_convicts_somebody():
+    convicting = {contract_of(sentence) for _, sentence, _ in BROKEN}
+    assert [one.sentence for one in contracts() if one not in convicting] == []
+
+
+def names(report, status):
+    return [one.sentence for one in report.outcomes if one.status == status]
+
+
+@pytest.mark.parametrize("store", [JsonStore, broken.Around])
+def test_the_json_store_keeps_every_contract_also_inside_another(store, tmp_path):
+    report = asyncio.run(conform(partial(store, tmp_path)))
+    assert report.is_conformant, str(report)
+    # It claims no order between processes, and overtakes nobody who lives.
+    assert len(names(report, "skipped")) == 2, str(report)
+
+
+def test_the_json_store_for_power_keeps_every_contract_of_one_handle(tmp_path):
+    make_store = partial(JsonStore, tmp_path, durability="power")
+    report = asyncio.run(conform(make_store, Claims(is_shared=False)))
+    assert report.is_conformant, str(report)
+    assert len(names(report, "kept")) == 23
+
+
+def test_the_postgres_store_keeps_every_contract_and_none_is_skipped(postgres, postgres_schema):
+    make_store = partial(PostgresStore, postgres, schema=postgres_schema, ttl_s=TTL_S)
+    report = asyncio.run(conform(make_store, Claims(apart_s=0.25, ttl_s=TTL_S)))
+    assert report.is_conformant, str(report)
+    assert names(report, "skipped") == []
+
+
+def test_a_handle_may_be_awaited_and_what_cannot_be_sent_to_a_process_is_skipped(tmp_path):
+    async def made():
+        return JsonStore(tmp_path)
+
+    report = [asyncio.run(one.check(made)) for one in contracts() if "killed" in one.sentence]
+    assert [one.status for one in report] == ["skipped"]
+    assert "cannot be sent to a process" in report[0].why
+    assert asyncio.run(contract_of("Different sessions").check(made)).status == "kept"
+
+
+def test_a_contract_leaves_nothing_behind_when_it_is_broken(tmp_path):
+    """A lease that a conviction left out is given back with its handle."""
+
+    async def scenario():
+        make_store = partial(broken.EndlessRoom, tmp_path)
+        outcome = await contract_of("queue_limit wait at most").check(make_store, IMPATIENT)
+        assert outcome.status == "broken"
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(scenario())
+
+
+def test_the_report_is_data_first_and_prose_second():
+    kept, skipped = Outcome("A is so.", "kept"), Outcome("B is so.", "skipped", "no B")
+    report = Report((kept, Outcome("C is so.", "broken", "it is not"), skipped))
+    assert not report.is_conformant
+    assert Report((kept, skipped)).is_conformant
+    assert not Report((skipped,)).is_conformant
+    assert report.to_json()[1] == {"sentence": "C is so.", "status": "broken", "why": "it is not"}
+    assert str(report).splitlines() == [
+        "kept     A is so.",
+        "BROKEN   C is so.",
+        "          it is not",
+        "skipped  B is so.",
+        "          no B",
+        "1 kept, 1 broken, 1 skipped",
+    ]
+
+
+def test_the_suite_needs_no_test_framework():
+    script = "import sys, kode_lab.sessions.conformance; print('pytest' in sys.modules)"
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert ended.stdout == "False\n"
+
+
+def test_the_page_shows_code_that_runs(tmp_path):
+    page = Path(__file__).parent.parent / "docs" / "stores.md"
+    code = page.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines()[-1] == "27 kept, 0 broken, 2 skipped"
