@@ -21,8 +21,8 @@ _EVERY_S = 1.0
 # After this share of a run the server has met everything that it keeps.
 WARM_SHARE, SAMPLE_SHARE = 0.2, 0.1
 GROWTH_LIMIT = 1.05
-# Connections come and go; more than so many files on top are a leak.
-FILES_LIMIT = 1.5
+# Connections come and go, a few at a time; more than so many files on top are a leak.
+FILES_LIMIT = 1.1
 _LEAST_SAMPLES = 20
 _PAGE_BYTES, _TICKS = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
 

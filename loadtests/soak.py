@@ -2,8 +2,11 @@
 
     kode-lab load soak --for 10m
 
-Memory when a fifth of the run is over is compared with memory at its end; more than a twentieth on
-top makes the exit status 4.
+Memory and open files when a fifth of the run is over are compared with those at its end; a
+twentieth more memory, or a tenth more files, makes the exit status 4. What a server keeps up to a
+limit (agents in memory, open sessions, files of locks) fills slowly under few people and would look
+like a leak for as long. So each user first opens a session with every turn, and the server's limits
+are small (``kode-lab load`` gives it ``--residents 64``): what grows afterwards grows for ever.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ from kode_lab.key import SessionKey
 __all__ = ["Soak"]
 
 SESSIONS = 5
+# Of each user; the minute of a ten-minute run in which ten users meet all 256 files of locks.
+OPENING_TURNS = 120
 # A conversation lasts half a minute, so that its length is the same at any time of the run.
 EPOCH_S = 30
 
@@ -28,9 +33,18 @@ class Soak(SessionUser):
     rate_per_s = 2.0
     double_share = 0.1
 
+    def on_start(self) -> None:
+        """Begin knowing no session."""
+        super().on_start()
+        self.opened = 0
+
     def session(self) -> SessionKey:
-        """Give one of this user's conversations of now."""
-        talk = f"{int(time.monotonic()) // EPOCH_S}-{self.draw.randrange(SESSIONS)}"
+        """Give a session that is new, and later one of this user's conversations of now."""
+        if self.opened < OPENING_TURNS:
+            self.opened += 1
+            talk = f"opening-{self.opened}"
+        else:
+            talk = f"{int(time.monotonic()) // EPOCH_S}-{self.draw.randrange(SESSIONS)}"
         return self.key(f"regular-{self.recorder.worker}-{self.number}", talk)
 
 

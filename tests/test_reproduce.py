@@ -1,15 +1,18 @@
 """The documented tests done again: what is recorded, and which claims a real cause violates."""
 
+import io
 import json
 import math
 import shutil
 from dataclasses import asdict
 
 import pytest
+from rich.console import Console
 
 from kode_lab.claude import Plan, Profile
 from kode_lab.errors import InvalidRecord, InvalidScenario
 from kode_lab.experiment.claims import (
+    Claim,
     allowance_s,
     claims_of,
     verdict_of,
@@ -19,6 +22,7 @@ from kode_lab.experiment.evidence import Evidence, Turn, evidence_of, stored_fil
 from kode_lab.experiment.live import Progress
 from kode_lab.experiment.reproduce import reproduce
 from kode_lab.experiment.run import Run, RunRecorder
+from kode_lab.experiment.summary import print_summary
 from kode_lab.operation import Operation, Read
 from kode_lab.span import Span
 
@@ -273,8 +277,31 @@ def test_at_another_speed_the_reports_seconds_are_scaled_and_shown_so():
 
 
 def test_a_turn_may_take_one_per_cent_more_than_its_model_or_fifty_milliseconds():
-    assert allowance_s(16.73) == pytest.approx(0.1673)
-    assert allowance_s(2.19) == 0.05
+    assert allowance_s(16.73, speed=1.0) == pytest.approx(0.1673)
+    assert allowance_s(2.19, speed=1.0) == 0.05
+
+
+def test_what_is_not_the_models_is_allowed_as_much_at_any_speed():
+    for speed in (1.0, 10.0, 50.0):
+        assert allowance_s(16.73 / speed, speed=speed) == pytest.approx(0.1673)
+        assert allowance_s(2.19 / speed, speed=speed) == 0.05
+    one, two = TEST_1.turns
+    late = evidence(turn_of(one, 0.219, 1), turn_of(two, 1.86, 8), speed=10.0)
+    assert "session 2 answered in" in violated(late)
+
+
+@pytest.mark.parametrize(("load", "is_said"), [(6.6, True), (1.9, False), (None, False)])
+def test_a_miss_on_a_busy_machine_says_how_busy_it_was(tmp_path, load, is_said):
+    facts = {
+        "id": "one",
+        "parameters": {"is_simulated": True, "speed": 1.0, "tests": []},
+        "machine": {"cores": 2, "load_at_start": load},
+    }
+    said = io.StringIO()
+    missed = Claim("test-1", "the requests arrive", "< 1 ms apart", "3 ms", "violated", "clients")
+    print_summary(Run(tmp_path, facts), (missed,), Console(file=said, width=200))
+    assert ("busy when it began (load 6.6, 2 cores)" in said.getvalue()) is is_said
+    assert "VIOLATED" in said.getvalue()
 
 
 def test_nothing_judged_is_unknown():

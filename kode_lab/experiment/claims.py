@@ -5,7 +5,8 @@ nothing else: it asks no clock and touches no running system, so a run can be ju
 later, and a measured value can come from nowhere but the record.
 
 Times are judged in real seconds. The model's share is scaled by the run's speed, everything else
-is not, so the allowance for everything else (``allowance_s``) is not scaled either.
+is not (nine model calls and eight tools take their milliseconds at any speed), so the allowance for
+everything else (``allowance_s``) is that of the report's own speed at any speed.
 
 Idea: the two columns *reported | measured* of a replication study.
 """
@@ -54,9 +55,14 @@ class Claim:
     how: str
 
 
-def allowance_s(critical_path_s: float) -> float:
-    """Give how much longer than its model's own time a turn may take."""
-    return max(_ALLOWED_SHARE * critical_path_s, _ALLOWED_S)
+def allowance_s(critical_path_s: float, *, speed: float) -> float:
+    """Give how much longer than its model's own time a turn may take.
+
+    Args:
+        critical_path_s: the model's own time in this run.
+        speed: of this run.
+    """
+    return max(_ALLOWED_SHARE * critical_path_s * speed, _ALLOWED_S)
 
 
 def claims_of(evidence: Evidence) -> tuple[Claim, ...]:
@@ -90,7 +96,8 @@ def _arrival(evidence: Evidence) -> Claim:
 
 def _about_one(evidence: Evidence, turn: Turn) -> Iterator[Claim]:
     asked, name, alone = turn.asked, turn.asked.name, (turn,)
-    slack_s = allowance_s((asked.answered_s or 0) / evidence.speed)
+    speed = evidence.speed
+    slack_s = allowance_s((asked.answered_s or 0) / speed, speed=speed)
     if (reported_s := asked.answered_s) is not None:
 
         def answered() -> tuple[str, bool]:
@@ -166,7 +173,7 @@ def _serial(evidence: Evidence) -> Claim:
         work_s = [(end - start) / 1e9 for start, end in (turn.work_ns for turn in evidence.turns)]
         took_s = max(_since_first_arrival_s(evidence, turn) for turn in evidence.turns)
         told = f"{_s(sum(work_s))} -> {_s(took_s)}"
-        return told, took_s <= max(work_s) + allowance_s(max(work_s))
+        return told, took_s <= max(work_s) + allowance_s(max(work_s), speed=evidence.speed)
 
     times_s = [turn.asked.answered_s for turn in evidence.turns]
     known_s = [time_s / evidence.speed for time_s in times_s if time_s is not None]
@@ -179,7 +186,9 @@ def _serial(evidence: Evidence) -> Claim:
 def _beyond(evidence: Evidence) -> Claim:
     def measure() -> tuple[str, bool]:
         beyond_s = [(turn.took_s - turn.critical_path_s) for turn in evidence.turns]
-        allowed_s = [allowance_s(turn.critical_path_s) for turn in evidence.turns]
+        allowed_s = [
+            allowance_s(turn.critical_path_s, speed=evidence.speed) for turn in evidence.turns
+        ]
         told = " and ".join(_ms(time_s) for time_s in beyond_s)
         return told, all(b <= a for b, a in zip(beyond_s, allowed_s, strict=True))
 

@@ -223,7 +223,8 @@ def claims_of_replay(run: Run, turns: tuple[ReportedTurn, ...]) -> tuple[Claim, 
         values: Mapping[str, tuple[str, str, bool]] = {}
         if view is not None and view.outcome == "ok":
             took_s, tools = view.latency_ns / 1e9, len(view.steps_named("tool"))
-            holds = abs(took_s - reported_s) <= allowance_s(reported_s)
+            slack_s = allowance_s(reported_s, speed=scenario.speed)
+            holds = abs(took_s - reported_s) <= slack_s
             values = {
                 "answered in": (f"{reported_s:.3f} s", f"{took_s:.3f} s", holds),
                 "tool calls": (str(turn.tool_calls), str(tools), tools == turn.tool_calls),

@@ -44,7 +44,7 @@ def finding(claims: Sequence[Claim]) -> str:
 def print_summary(run: Run, claims: Sequence[Claim], console: Console) -> None:
     """Print all that a reproduction came to."""
     console.print(Text(finding(claims), style="bold"))
-    for line in _provenance(run.parameters):
+    for line in (*_provenance(run.parameters), *_excuse(run, claims)):
         console.print(line, markup=False)
     files = stored_files(run)
     titles = {test["name"]: test["title"] for test in run.parameters["tests"]}
@@ -69,6 +69,16 @@ def _provenance(parameters: Any) -> list[str]:
         f"Simulated: the model. Its times are the report's{scaled}; a script picks the tools.",
         "Measured: everything else, through the real anthropic client over HTTP on loopback.",
     ]
+
+
+def _excuse(run: Run, claims: Sequence[Claim]) -> list[str]:
+    """Say where a missed time may come from: other work takes the cores that the turns need."""
+    machine = run.facts.get("machine") or {}
+    load, cores = machine.get("load_at_start") or 0.0, machine.get("cores") or 1
+    if verdict_of(claims) != "violated" or load <= cores:
+        return []
+    told = f"The machine was busy when it began (load {load:.1f}, {cores} cores)"
+    return [f"{told}: a time missed by little may be its own. Run it again when it rests."]
 
 
 def _table(claims: Sequence[Claim], *, wide: bool) -> Table:
