@@ -1,6 +1,7 @@
 """Stores that break one promise each, as small changes of a store that keeps them all."""
 
 import asyncio
+import contextlib
 from collections import deque
 
 from kode_lab.errors import StaleLease, StoreUnwritable, WaitingRoomFull
@@ -143,13 +144,15 @@ class Looking(Around):
     """Looks now and then whether the session is free, instead of waiting in a queue."""
 
     async def hold(self, key, *, queue_limit):
-        while True:
-            try:
-                return await super().hold(key, queue_limit=0)
-            except WaitingRoomFull:
-                if queue_limit == 0:
-                    raise
-                await asyncio.sleep(0.002)
+        while (lease := await self.perhaps(key)) is None:
+            if queue_limit == 0:
+                raise WaitingRoomFull(f"{key} is held")
+            await asyncio.sleep(0.002)
+        return lease
+
+    async def perhaps(self, key):
+        with contextlib.suppress(WaitingRoomFull):
+            return await super().hold(key, queue_limit=0)
 
 
 class EndlessRoom(Around):
