@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from kode_lab.sessions.group_commit import GroupCommit
 from kode_lab.sessions.postgres_link import PostgresLink
+from kode_lab.sessions.postgres_rows import text
 
 __all__ = ["Asked", "PostgresDesk"]
 
@@ -78,7 +79,7 @@ class PostgresDesk:
             limit: how many may have drawn one before; 0 does not wait for a turn.
             may_be_ours: this worker holds it, or another ticket may bring it in this moment.
         """
-        return self._orders.put(_Ask(slot[0], slot[1], number, limit, may_be_ours))
+        return self._orders.put(_Ask(text(slot[0]), text(slot[1]), number, limit, may_be_ours))
 
     def pass_on(self, session: int, fence: int, *, is_leaving: bool) -> asyncio.Future[bool]:
         """Let whoever waits have the session; give whether it is still ours, as nobody does.

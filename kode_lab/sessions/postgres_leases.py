@@ -118,6 +118,7 @@ class PostgresLeases:
     async def aclose(self) -> None:
         """Pass on what others wait for; the rest is free with the end of the worker."""
         for line in list(self._lines.values()):
+            line.lease = None  # void: a late write must not connect again
             if line.fence and line.wishes and not line.passing:
                 self._pass_on(line)
         with contextlib.suppress(StoreError):
