@@ -26,7 +26,7 @@ from house import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kode_lab.errors import Draining
+from kode_lab.errors import Draining, UnknownAgent
 from kode_lab.key import SessionKey
 from kode_lab.message import Reply, assistant, user
 from kode_lab.sessions import JsonStore, SessionManager, Toolbox
@@ -276,6 +276,25 @@ def test_a_deletion_waits_for_the_turns_before_it_and_those_after_begin_anew(tmp
             await deletion
             await after
             assert prompts(await manager.history(ADA)) == ["after"]
+
+    run(scenario())
+
+
+def test_a_conversation_can_be_deleted_when_its_agent_is_gone_and_nothing_is_made_by_it(tmp_path):
+    async def scenario():
+        async with managing(tmp_path) as manager:
+            await manager.turn(ADA, "old")
+        async with managing(tmp_path) as manager:
+            (tmp_path / "agents" / f"{ADA.agent_id}.toml").unlink()
+            with pytest.raises(UnknownAgent):
+                await manager.turn(ADA, "new")
+            await manager.delete(ADA)
+            assert await manager.history(ADA) == []
+            there = sorted((tmp_path / "store").rglob("*"))
+            for key in (ADA, BOB):
+                with pytest.raises(UnknownAgent):
+                    await manager.delete(key)
+            assert sorted((tmp_path / "store").rglob("*")) == there
 
     run(scenario())
 

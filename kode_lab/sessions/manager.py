@@ -18,8 +18,10 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from kode_lab.errors import (
+    CallerError,
     DeadlineExceeded,
     Draining,
+    InvalidPrompt,
     SessionBusy,
     Superseded,
     TurnFailed,
@@ -42,6 +44,8 @@ __all__ = ["ManagerStatistics", "SessionManager", "TurnEvent", "TurnReply"]
 
 # A hold that took longer than this had to wait, for another task or another process.
 _INSTANT_NS = 1_000_000
+# For a deletion whose agent no longer says how many may wait: what agents say by themselves.
+_QUEUE_LIMIT = 100
 _INTERRUPTED = "(This turn was interrupted before its answer.)"
 _BROKEN_OFF = "(This turn was broken off before its answer.)"
 
@@ -170,10 +174,21 @@ class SessionManager:
         return await self._store.peek(key)
 
     async def delete(self, key: SessionKey) -> None:
-        """Forget the conversation, after the turns that came before."""
+        """Forget the conversation, after the turns that came before.
+
+        It can be forgotten when its agent's configuration is gone or broken, too.
+
+        Raises:
+            UnknownAgent: there is no such agent, and no conversation with it.
+        """
         if self._is_closing:
             raise Draining(f"{key}: the manager is closing: nothing was deleted")
-        queue_limit = self._agents.current(key.agent_id).queue_limit
+        try:
+            queue_limit = self._agents.current(key.agent_id).queue_limit
+        except CallerError:
+            if not await self._store.peek(key):  # a hold would make what was never there
+                raise
+            queue_limit = _QUEUE_LIMIT
         lease = await self._store.hold(key, queue_limit=queue_limit)
         try:
             self._residents.drop(key)
@@ -262,6 +277,7 @@ class SessionManager:
         agent = await self._agent(lease, ticket)
         saved = agent.finished.get(ticket.turn_id)
         if saved is not None:
+            _check_prompt(ticket, agent.messages[saved.first])
             self._residents.keep(agent)
             return reply_of(agent, saved, is_replay=True)
         turn = await self._open(lease, agent, ticket)
@@ -303,6 +319,7 @@ class SessionManager:
         """Give the turn to take: the one that was left open, if it is this one, else a new one."""
         left = agent.open
         if left is not None and left.turn_id == ticket.turn_id:
+            _check_prompt(ticket, left.messages[0])
             return left
         if left is not None:
             entries = [] if left.is_answered else left.seal(_BROKEN_OFF)
@@ -330,3 +347,12 @@ class SessionManager:
         if self._trace is not None:
             end_ns = time.monotonic_ns()
             self._trace(Span(ticket.key, ticket.turn_id, step, start_ns, end_ns, attributes, error))
+
+
+def _check_prompt(ticket: Ticket, taken: Message) -> None:
+    """Refuse the id of another prompt's turn: its reply would answer what nobody asks."""
+    if taken != user(ticket.prompt):
+        raise InvalidPrompt(
+            f"{ticket.key}: turnId {ticket.turn_id!r:.60} belongs to another prompt: send that "
+            "prompt again, or give this one an id of its own"
+        )
