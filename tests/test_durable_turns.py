@@ -22,7 +22,7 @@ from house import (
     until,
 )
 
-from kode_lab.errors import ModelUnavailable, Superseded
+from kode_lab.errors import InvalidPrompt, ModelUnavailable, Superseded
 
 PLAIN = "hello"
 TOOLS = "note:2 thread:1"
@@ -119,6 +119,37 @@ def test_a_finished_turn_sent_again_gives_the_saved_reply_without_a_model_call(t
         assert len(model.requests) == asked
         assert len(world.runs) == 3
         assert first.usage == (4, 2)
+
+    run(scenario())
+
+
+def test_a_turn_id_with_another_prompt_is_refused_and_changes_nothing(tmp_path):
+    async def scenario():
+        def watch(event):
+            if event.kind == "tool_result":
+                raise LookupError
+
+        world = World()
+        async with managing(tmp_path, world=world) as manager:
+            done = await manager.turn(ADA, "hello", turn_id="done")
+            with pytest.raises(LookupError):
+                await manager.turn(ADA, "note:1", turn_id="open", on_event=watch)
+        # A manager that remembers nothing is no different.
+        for _ in range(2):
+            async with managing(tmp_path, world=world) as manager:
+                for turn_id in ("done", "open"):
+                    for _ in range(2):
+                        with pytest.raises(InvalidPrompt, match=f"{turn_id}'.*another prompt"):
+                            await manager.turn(ADA, "another", turn_id=turn_id)
+                assert_idle(manager)
+                assert prompts(await manager.history(ADA)) == ["hello"]
+        async with managing(tmp_path, world=world) as manager:
+            again = await manager.turn(ADA, "hello", turn_id="done")
+            assert (again.is_replay, again[:5]) == (True, done[:5])
+            reply = await manager.turn(ADA, "note:1", turn_id="open")
+            assert not reply.is_replay
+            assert len(world.runs) == 1, "it goes on after the tool that had ended"
+            assert prompts(await manager.history(ADA)) == ["hello", "note:1"]
 
     run(scenario())
 

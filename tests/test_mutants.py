@@ -437,7 +437,9 @@ async def interrupts(lab, path):
         assert_legal(messages)
         assert prompts(messages) == ["note:2", "new"]
     async with _busy(lab, path / "two") as (manager, busy, world):
-        again = asyncio.create_task(manager.turn(ADA, "x", turn_id="busy", strategy="interrupt"))
+        again = asyncio.create_task(
+            manager.turn(ADA, "note:2", turn_id="busy", strategy="interrupt")
+        )
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         world.gates["note:2 0.1"].set()

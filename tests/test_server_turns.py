@@ -338,6 +338,32 @@ def test_health_and_readiness_differ_while_the_server_drains(tmp_path):
     run(scenario())
 
 
+def test_a_turn_id_of_another_prompt_is_422_and_the_right_prompt_still_gets_its_reply(tmp_path):
+    async def scenario():
+        async with served(tmp_path) as house:
+            _, first, _ = await house.post("hello", turnId="t")
+            status, told, _ = await house.post("another", turnId="t")
+            assert (status, told["error"]["type"]) == (422, "InvalidPrompt")
+            assert (await house.stream("another", turnId="t"))[0] == 422
+            status, again, _ = await house.post("hello", turnId="t")
+            assert (status, again) == (200, first | {"isReplay": True})
+            assert prompts(await house.history()) == ["hello"]
+
+    run(scenario())
+
+
+def test_a_wrong_turn_of_a_session_that_is_there_makes_no_room_for_another_one(tmp_path):
+    async def scenario():
+        async with served(tmp_path, limits=Limits(sessions_per_user_limit=1)) as house:
+            assert (await house.post("hello", turnId="t"))[0] == 200
+            for wrong in ({"turnId": "t"}, {"strategy": "shout"}):
+                assert (await house.post("another", **wrong))[0] == 422
+            status, told, _ = await house.post("hello", sessionId="s2")
+            assert (status, told["error"]["type"]) == (429, "TooManySessions")
+
+    run(scenario())
+
+
 def test_what_never_became_a_session_does_not_count_as_one(tmp_path):
     async def scenario():
         async with served(tmp_path, limits=Limits(sessions_per_user_limit=1)) as house:

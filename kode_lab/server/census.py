@@ -54,8 +54,11 @@ class Census:
         self._users: OrderedDict[str, set[SessionKey]] = OrderedDict()
         self._remembered = 0
 
-    async def admit(self, key: SessionKey) -> None:
-        """Let the session in if the user has it already, or may have one more.
+    async def admit(self, key: SessionKey) -> bool:
+        """Let the session in if the user has it already, or may have one more; say which.
+
+        Returns:
+            whether it is one more.
 
         Raises:
             Rejected: the user has as many sessions as the limit allows (429).
@@ -64,7 +67,7 @@ class Census:
         if known is None:
             known = await self._read(key.user_id)
         if key in known:
-            return
+            return False
         if len(known) >= self._limit:
             raise Rejected(
                 429,
@@ -76,6 +79,7 @@ class Census:
         known.add(key)
         if self._users.get(key.user_id) is known:  # not forgotten meanwhile
             self._remembered += 1
+        return True
 
     def forget(self, key: SessionKey) -> None:
         """Count the session no more: it was deleted, or never came to be."""

@@ -93,6 +93,8 @@ class Service:
         self.is_draining = False
         # The loop itself keeps only weak references to tasks.
         self._tasks: dict[TurnTask, Ticket] = {}
+        # Those whose session was not there before.
+        self._counted: set[TurnTask] = set()
         self._others: set[asyncio.Task[None]] = set()
 
     @property
@@ -108,8 +110,11 @@ class Service:
         """
         return ANYBODY if self.tokens is None else self.tokens.visitor_of(headers)
 
-    async def admit(self, key: SessionKey) -> None:
+    async def admit(self, key: SessionKey) -> bool:
         """Let one more turn of this session in, or say no before anything is accepted.
+
+        Returns:
+            whether the session was counted with it; ``begin`` wants to know.
 
         Raises:
             Rejected: a limit is reached (429).
@@ -122,11 +127,14 @@ class Service:
                 f"{len(self._tasks)} turns are in flight, turns_limit={limit}: send it again later",
                 retry_after_s=1.0,
             )
-        if self.census is not None:
-            await self.census.admit(key)
+        return self.census is not None and await self.census.admit(key)
 
     def begin(
-        self, request: TurnRequest, on_event: Callable[[TurnEvent], None] | None = None
+        self,
+        request: TurnRequest,
+        on_event: Callable[[TurnEvent], None] | None = None,
+        *,
+        is_counted: bool = False,
     ) -> TurnTask:
         """Take the turn in a task of its own, which goes on whatever becomes of its client."""
         ticket = self.board.accept(request.key, request.turn_id)
@@ -141,6 +149,8 @@ class Service:
             )
         )
         self._tasks[task] = ticket
+        if is_counted:
+            self._counted.add(task)
         task.add_done_callback(self._ended)
         return task
 
@@ -163,12 +173,15 @@ class Service:
 
     def _ended(self, task: TurnTask) -> None:
         ticket = self._tasks.pop(task)
+        is_counted = task in self._counted
+        self._counted.discard(task)
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
         if error is None:
             self.board.end(ticket, "replay" if task.result().is_replay else "ok")
             return
         self.board.end(ticket, type(error).__name__)
-        if isinstance(error, CallerError) and self.census is not None:
+        # A wrong call makes no session; one that is there stays counted, however wrong the call.
+        if isinstance(error, CallerError) and is_counted and self.census is not None:
             self.census.forget(ticket.key)
         if isinstance(error, (Refused, CallerError, asyncio.CancelledError)):
             return

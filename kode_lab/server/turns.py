@@ -73,13 +73,13 @@ class Turns:
             listened = receive if request.is_stream or _is_watched(request) else None
             if await _taken_at_home(service.peers, request, body, send, listened):
                 return
-        await service.admit(request.key)
+        is_counted = await service.admit(request.key)
         watch: asyncio.Task[None] | None = None
         if request.is_stream:
             events = EventStream(request.turn_id, asyncio.get_running_loop())
-            task = service.begin(request, events.tell)
+            task = service.begin(request, events.tell, is_counted=is_counted)
         else:
-            task = service.begin(request)
+            task = service.begin(request, is_counted=is_counted)
         if _is_watched(request):
             watch = asyncio.create_task(self._watch(request, task, receive))
         try:
