@@ -73,6 +73,14 @@ def parent(*arguments, environ=None):
     )  # fmt: skip
 
 
+@pytest.fixture
+def open_place():
+    """A directory that the server's user can reach, which pytest's own may not be."""
+    with tempfile.TemporaryDirectory(prefix="kode-kept-", ignore_cleanup_errors=True) as place:
+        Path(place).chmod(0o755)
+        yield Path(place)
+
+
 @needs_postgres
 def test_it_answers_by_its_socket_and_by_tcp_only_when_asked_and_leaves_nothing():
     with ThrowawayPostgres() as silent, ThrowawayPostgres(port=0) as open_one:
@@ -179,8 +187,8 @@ def test_two_processes_make_one_template_at_once_and_a_half_made_one_is_not_take
 
 
 @needs_postgres
-def test_a_template_cut_short_is_made_again(tmp_path):
-    with parent(tmp_path) as running:
+def test_a_template_cut_short_is_made_again(tmp_path, open_place):
+    with parent(tmp_path, environ={"TMPDIR": str(open_place)}) as running:
         until(lambda: any(tmp_path.iterdir()), "the draft is begun")
         running.kill()
     assert not [path for path in tmp_path.iterdir() if (path / "PG_VERSION").exists()]
@@ -208,14 +216,6 @@ def test_an_occupied_port_is_told_with_its_number():
         port = occupier.getsockname()[1]
         with pytest.raises(PortOccupied, match=rf"port {port} .*name another, or 0"):
             ThrowawayPostgres(port=port).start()
-
-
-@pytest.fixture
-def open_place():
-    """A directory that the server's user can reach, which pytest's own may not be."""
-    with tempfile.TemporaryDirectory(prefix="kode-kept-") as place:
-        Path(place).chmod(0o755)
-        yield Path(place)
 
 
 @needs_postgres

@@ -45,9 +45,9 @@ def template(binaries: Binaries, account: Account | None, cache: Path | None = N
     """
     root = _cache() if cache is None else cache
     whole = root / f"postgres-{binaries.version}-uid{os.geteuid()}-{_FORM}"
-    if whole.is_dir():
-        return whole
     try:
+        if whole.is_dir():
+            return whole
         root.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f"{whole.name}.", dir=root))
         try:

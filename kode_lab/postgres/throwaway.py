@@ -204,6 +204,7 @@ class ThrowawayPostgres:
         return self._home
 
     def _move_in(self) -> None:
+        source = template(self.binaries, self._account, self._cache)
         home = Path(tempfile.mkdtemp(prefix="kode-pg-"))
         if len(os.fsencode(home / "s/.s.PGSQL.65535")) > _SOCKET_PATH_LIMIT_BYTES:
             home.rmdir()
@@ -212,24 +213,26 @@ class ThrowawayPostgres:
         (home / "s").mkdir()
         (home / "log").touch()
         own(home, self._account)
-        source = template(self.binaries, self._account, self._cache)
-        if (self.data / "PG_VERSION").exists():
+        if self._is_ours():
             self._take_over(self.data)
         else:
-            self._refuse_others_files()
             copy(source, self.data, self._account)
         self._password = (self.data / PASSWORD).read_text()
 
-    def _refuse_others_files(self) -> None:
+    def _is_ours(self) -> bool:
+        """Whether PostgreSQL's data are there already; what else is there is not touched."""
         try:
-            is_foreign = self._kept is not None and self._kept.exists() and any(self.data.iterdir())
+            if (self.data / "PG_VERSION").exists():
+                return True
+            is_free = not self.data.exists() or not any(self.data.iterdir())
         except OSError as error:
             raise StoreUnwritable(f"{str(self.data)!r} cannot be used: {error.strerror}") from error
-        if is_foreign:
+        if not is_free:
             raise StoreUnwritable(
                 f"{str(self.data)!r} is not empty and holds no PostgreSQL data: name another "
                 "directory, or empty this one"
             )
+        return False
 
     def _take_over(self, data: Path) -> None:
         """Check that the data that is there can be used by these binaries."""
