@@ -37,9 +37,9 @@ from kode_lab.sessions.postgres_link import PostgresLink
 
 __all__ = ["Outcome", "ride"]
 
-# Sendings of one turn, and how long each may take.
+# Sendings of one turn, and how long the last of a session may take.
 ATTEMPTS_LIMIT = 100
-TIMEOUT_S = 60.0
+PROBE_LIMIT_S = 60.0
 _AGAIN_AFTER_S = 0.01
 # A run whose faults never end must end all the same.
 _TURNS_FACTOR_LIMIT = 20
@@ -56,6 +56,7 @@ class Outcome(NamedTuple):
         handovers_ms: from a kill to the next holder's grant, sorted.
         stale: writes of overtaken holders, as the database tells of them.
         zombies: turns whose worker answered that it was overtaken.
+        is_stuck: it did not come to its end within its limit.
         complaints: what the workers wrote on stderr.
     """
 
@@ -68,12 +69,14 @@ class Outcome(NamedTuple):
     zombies: int
     took_s: float
     complaints: str
+    is_stuck: bool
 
     @property
     def is_harmed(self) -> bool:
-        """Something was lost, doubled or accepted too late, or a worker broke."""
+        """Something was lost, doubled, accepted too late or stuck, or a worker broke."""
         is_stale = self.stale.accepted + self.stale.backward > 0
-        return self.verdict.status == "invalid" or is_stale or bool(self.complaints)
+        is_broken = self.is_stuck or bool(self.complaints)
+        return self.verdict.status == "invalid" or is_stale or is_broken
 
     @property
     def is_well(self) -> bool:
@@ -151,7 +154,7 @@ async def ride(
     try:
         async with AsyncExitStack() as stack:
             clients, server = await _opened(storm, recorder, stack, code, told)
-            await _done(clients)
+            is_stuck = await _is_stuck(clients)
             stale = await _watched(server)
             complaints = clients.fleet.complaints()
         status = "complete"
@@ -166,7 +169,16 @@ async def ride(
     handovers_ms = tuple(sorted(ns / 1e6 for ns in nemesis.handovers_ns))
     took_s = time.monotonic() - began_s
     return Outcome(
-        storm, run, verdict, nemesis.kills, handovers_ms, stale, clients.zombies, took_s, complaints
+        storm,
+        run,
+        verdict,
+        nemesis.kills,
+        handovers_ms,
+        stale,
+        clients.zombies,
+        took_s,
+        complaints,
+        is_stuck,
     )
 
 
@@ -218,6 +230,16 @@ async def _watched(server: ThrowawayPostgres) -> Watched:
         await link.aclose()
 
 
+async def _is_stuck(clients: _Clients) -> bool:
+    """Do it all, and give whether it had to be broken off."""
+    try:
+        async with asyncio.timeout(clients.storm.limit_s):
+            await _done(clients)
+    except TimeoutError:
+        return True
+    return False
+
+
 async def _done(clients: _Clients) -> None:
     async with asyncio.TaskGroup() as group:
         if clients.storm.faults:
@@ -234,7 +256,8 @@ async def _ask_all(clients: _Clients, name: str) -> None:
         await asyncio.sleep(ask.pause_s)
         for _ in range(ATTEMPTS_LIMIT):
             process = f"{name}.{lives}" if lives else name
-            outcome, is_closed = await _turn(clients, await clients.anyone(), process, ask)
+            worker, timeout_s = await clients.anyone(), clients.storm.timeout_s
+            outcome, is_closed = await _turn(clients, worker, process, ask, timeout_s)
             lives += outcome == "info"
             if outcome == "ok" or is_closed:
                 break
@@ -242,7 +265,9 @@ async def _ask_all(clients: _Clients, name: str) -> None:
         clients.end()
 
 
-async def _turn(clients: _Clients, worker: Worker, process: str, ask: Ask) -> tuple[str, bool]:
+async def _turn(
+    clients: _Clients, worker: Worker, process: str, ask: Ask, timeout_s: float
+) -> tuple[str, bool]:
     """Ask one turn of one worker, and write down what its client can know of it.
 
     Gives the outcome, and whether the turn is closed, so that asking again is useless.
@@ -251,7 +276,7 @@ async def _turn(clients: _Clients, worker: Worker, process: str, ask: Ask) -> tu
     history = clients.history
     history.invoke(ask.key, process, time.monotonic_ns(), marker=ask.marker, turn_id=ask.turn_id)
     try:
-        async with asyncio.timeout(TIMEOUT_S):
+        async with asyncio.timeout(timeout_s):
             answer = await worker.turn(ask)
         outcome = "ok"
     except Refused as refused:
@@ -261,7 +286,7 @@ async def _turn(clients: _Clients, worker: Worker, process: str, ask: Ask) -> tu
         error = str(failure)
         clients.zombies += error.startswith("StaleLease")
     except TimeoutError:
-        error = f"no answer within {TIMEOUT_S=:g}"
+        error = f"no answer within {timeout_s=:g}"
     finally:
         told = {} if answer is None else answer._asdict()
         history.complete(process, time.monotonic_ns(), outcome, error=error, **told)
@@ -275,7 +300,7 @@ async def _probe(clients: _Clients, fresh: Worker) -> None:
     async with asyncio.TaskGroup() as probes:
         for number, key in enumerate(clients.keys):
             ask = clients.storm.probe(key)
-            probes.create_task(_turn(clients, fresh, f"probe-{number}", ask))
+            probes.create_task(_turn(clients, fresh, f"probe-{number}", ask, PROBE_LIMIT_S))
     for number, key in enumerate(clients.keys):
         process = f"reader-{number}"
         clients.history.invoke(key, process, time.monotonic_ns(), f="read")

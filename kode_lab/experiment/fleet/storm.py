@@ -49,6 +49,8 @@ class Storm:
         hot: sessions that get ``hot_share`` of the turns.
         ttft_s: the least that a call of the simulated model takes, on the average.
         ttl_s: after which a silent worker is taken for gone.
+        timeout_s: how long a client waits for an answer, before it sends the turn again.
+        limit_s: a run that is not over by then is stuck, and judged as it stands.
     """
 
     name: str
@@ -62,6 +64,8 @@ class Storm:
     clients: int = 48
     ttft_s: float = 0.004
     ttl_s: float = 30.0
+    timeout_s: float = 60.0
+    limit_s: float = 1800.0
     seed: int = 0
 
     def __post_init__(self) -> None:

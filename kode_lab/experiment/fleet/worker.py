@@ -41,6 +41,8 @@ __all__ = ["LINE_LIMIT_BYTES", "Post"]
 
 # The final read of a hot session has some thousand markers.
 LINE_LIMIT_BYTES = 16 * 1024 * 1024
+# Nobody waits for a worker that leaves.
+_LEAVE_S = 10.0
 
 
 class Post(NamedTuple):
@@ -140,8 +142,9 @@ async def _work(post: Post, name: str, dsn: str) -> None:
     await store.open()
     say(writer, {"worker": name, "pid": os.getpid()})
     await _Worker(manager, fences, writer).serve(reader)
-    with suppress(KodeLabError):
-        await manager.aclose()
+    with suppress(KodeLabError, TimeoutError):
+        async with asyncio.timeout(_LEAVE_S):
+            await manager.aclose()
 
 
 async def _make_schema(post: Post) -> None:
@@ -166,6 +169,8 @@ def _become(post: Post, name: str, dsn: str) -> None:
 
 
 def _main() -> None:
+    # Ctrl-C is for who started it; the end of its stdin says so here, and workers end first.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     post = Post(**json.loads(sys.stdin.readline()))
     asyncio.run(_make_schema(post))
     book = ScheduleBook(Path(post.book))
