@@ -30,7 +30,7 @@ class Spec(NamedTuple):
 def differences(spec, check):
     """Give what a judge says of a drawing that the specification does not."""
     found, told = [], []
-    for engine in ("python", "numpy"):
+    for engine in ("rules", "python", "numpy"):
         history = drawn(spec.picture)
         verdict = check(history, None, spec.guarantees, overtaking_limit=spec.limit, engine=engine)
         if verdict.status != spec.expected:
@@ -41,7 +41,7 @@ def differences(spec, check):
             found.append(f"{engine}: {verdict.evidence.most_overtaken} overtook, not {spec.most}")
         found += [f.reason for f in verdict.findings if "the rule failed" in f.reason]
         told.append(verdict)
-    return found if told[0] == told[1] else [*found, "the engines differ"]
+    return found if told[0] == told[1] == told[2] else [*found, "the engines differ"]
 
 
 BOTH_FIRST = (
@@ -889,6 +889,63 @@ SPECS = {
         ada:1   |--c--|   -> a c
         ada:1             |-=-|   -> a c
         ada:1             |-world-|  did 7 create a ada did 8 create/2 a ada
+        """,
+        {},
+    ),
+    "a refused turn was shown to one that was given up": Spec(
+        """
+        ada:1  |-r-x
+        ada:1  |--a--|                    -> a
+        ada:1    |--b--|                  -> a b
+        ada:1           |--c--?           -> a b r
+        ada:1                   |-=-|     -> a b
+        """,
+        {"aborted read": 1},
+    ),
+    "a refused turn beside one that was given up, both in the list": Spec(
+        """
+        ada:1  |--a--|                    -> a
+        ada:1    |--b--|                  -> a b
+        ada:1        |--r--x
+        ada:1        |--c--?
+        ada:1                   |-=-|     -> a b r c
+        """,
+        {"aborted read": 1},
+    ),
+    "garbage beside a turn that was given up": Spec(
+        """
+        ada:1  |--a--|                    -> a
+        ada:1    |--b--|                  -> a b
+        ada:1                   |-=-|     -> a b z
+        ada:1        |--c--?
+        """,
+        {"garbage read": 1},
+    ),
+    "two orders of the same turns beside one that was given up": Spec(
+        """
+        ada:1  |--a--|                    -> a
+        ada:1   |--b--|                   -> a b
+        ada:1    |--d--?
+        ada:1     |--c--|                 -> b a c
+        ada:1                   |-=-|     -> a b c d
+        """,
+        {"fork": 1},
+    ),
+    "an earlier read, told after the last one, misses a turn": Spec(
+        """
+        ada:1  |--a--|                    -> a
+        ada:1    |--b--|                  -> a b
+        ada:1                   |-=-|     -> a b
+        ada:1            |-=-|            -> a
+        """,
+        {"stale read": 1},
+    ),
+    "a session that only was read": Spec(
+        """
+        ada:1  |--a--|                    -> a
+        ada:1    |--b--|                  -> a b
+        ada:1             |-=-|           -> a b
+        bob:1             |-=-|           ->
         """,
         {},
     ),

@@ -230,11 +230,11 @@ def test_a_file_heard_in_portions_gives_the_verdict_of_the_whole(tmp_path_factor
     effects = tuple(Effect("7", "create", o.marker, "nobody") for o in (victim, owner))
     run.append(Operation(victim.key, "effects", "w", "ok", 10**12, 10**12 + 1, effects=effects))
     path = write(tmp_path_factory.mktemp("run") / "history.jsonl", run)
-    whole = check_path(path, engine="python")
+    whole = check_path(path, engine="rules")
     size = path.stat().st_size
     for limit in (size // 9, size // 2):
         claimed = check_path(path, overtaking_limit=1, memory_limit_bytes=limit)
-        assert claimed.counts == check_path(path, overtaking_limit=1, engine="python").counts
+        assert claimed.counts == check_path(path, overtaking_limit=1, engine="rules").counts
         portions = check_path(path, memory_limit_bytes=limit)
         assert (portions.status, portions.counts) == (whole.status, whole.counts)
         assert portions.evidence == whole.evidence._replace(unread_in=portions.evidence.unread_in)

@@ -18,15 +18,16 @@ from kode_lab.check.drawn import drawn
 from kode_lab.check.generate import random_history, valid_run
 from kode_lab.check.selftest import is_searchable
 from kode_lab.digest import digest_of
+from kode_lab.errors import InvalidRecord
 from kode_lab.key import SessionKey
-from kode_lab.operation import Operation, Read
+from kode_lab.operation import NEMESIS, Operation, Read
 from kode_lab.span import Span
 
 HOME = Path(kode_lab.check.__file__).parent
 # What the verdict depends on, each after those that it imports.
 MODULES = (
     *("guarantee", "case", "overtaking", "rules", "service_rules", "trace_rules"),
-    *("verdict", "fast", "judge"),
+    *("verdict", "columns", "plain", "fast", "judge"),
 )
 NAME = "mutant_check"
 
@@ -73,7 +74,7 @@ def disagrees_with_the_search(check):
         seed
         for seed in range(400)
         for history in [random_history(seed)]
-        if is_searchable(history) == bool(check(history, engine="python").anomalies)
+        if is_searchable(history) == bool(check(history, engine="rules").anomalies)
     ]
 
 
@@ -81,7 +82,7 @@ def accuses_right_runs(check):
     return [
         seed
         for seed in range(12)
-        for engine in ("python", "numpy")
+        for engine in ("rules", "python", "numpy")
         if check(valid_run(seed), engine=engine).status != "valid"
     ]
 
@@ -92,8 +93,9 @@ def engines_differ(check):
         for seed in range(60)
         for history in (random_history(seed), valid_run(seed, turns=12)[:-3])
         for limit in (None, 1)
-        if check(history, overtaking_limit=limit, engine="python")
-        != check(history, overtaking_limit=limit, engine="numpy")
+        for rules in [check(history, overtaking_limit=limit, engine="rules")]
+        for engine in ("python", "numpy")
+        if check(history, overtaking_limit=limit, engine=engine) != rules
     ]
 
 
@@ -141,15 +143,48 @@ def counts_who_was_sent_at_once_as_overtaking(check):
         for at, m in enumerate(order)
     ]
     history = [*turns, Operation(ADA, "read", "r", "ok", 10, 11, markers=order)]
-    found = [check(history, engine=e).evidence.most_overtaken for e in ("python", "numpy")]
-    return [] if found == [100, 100] else found
+    engines = ("rules", "python", "numpy")
+    found = [check(history, engine=engine).evidence.most_overtaken for engine in engines]
+    return [] if found == [100, 100, 100] else found
 
 
 def claims_the_lock_without_a_trace(check):
     return [] if check(FINE, None, ["lock"]).status == "unknown" else ["no trace"]
 
 
+def accepts_what_is_no_evidence(check, history):
+    """Tell which engines do not refuse a history that must not be judged."""
+    accepted = []
+    for engine in ("rules", "python", "numpy"):
+        try:
+            check(history, engine=engine)
+        except InvalidRecord:
+            continue
+        accepted.append(engine)
+    return accepted
+
+
+def accepts_turns_that_end_before_they_begin(check):
+    ended = FINE[0]._replace(complete_ns=FINE[0].invoke_ns - 1)
+    return accepts_what_is_no_evidence(check, [ended, *FINE[1:]])
+
+
+def accepts_a_marker_of_two_sessions(check):
+    theirs = [o._replace(key=o.key._replace(session_id="2")) for o in FINE]
+    return accepts_what_is_no_evidence(check, [*FINE, *theirs])
+
+
+def hears_a_fault_as_a_turn(check):
+    """The nemesis acts on no session; where a history says so, all engines say the same of it."""
+    fault = Operation(FINE[0].key, "kill", NEMESIS, "info", 1, 1)
+    first, *others = (check([*FINE, fault], engine=e) for e in ("rules", "python", "numpy"))
+    return [verdict for verdict in others if verdict != first]
+
+
 KILLERS = {
+    "turns that end before they begin": accepts_turns_that_end_before_they_begin,
+    "a marker of two sessions": accepts_a_marker_of_two_sessions,
+    "a fault within a session": hears_a_fault_as_a_turn,
     "times below zero": tells_no_time_from_no_sign,
     "an unsent marker of the session": counts_unsent_markers_of_the_session,
     "tools of a killed turn": sees_through_tools_of_a_killed_turn,

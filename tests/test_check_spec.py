@@ -181,7 +181,7 @@ def test_invalid_beats_unknown_beats_valid():
 def test_a_guarantee_or_an_engine_that_does_not_exist_is_refused_with_those_that_do():
     with pytest.raises(InvalidScenario, match="no guarantee 'G9': name some of G1, apart, G2"):
         check(FINE, None, ["G9"])
-    with pytest.raises(InvalidScenario, match="name one of auto, python, numpy"):
+    with pytest.raises(InvalidScenario, match="name one of auto, rules, python, numpy"):
         check(FINE, engine="quantum")
     with pytest.raises(InvalidScenario, match="overtaking_limit=-1 is below 0"):
         check(FINE, overtaking_limit=-1)
@@ -211,7 +211,7 @@ def test_a_rule_that_throws_leaves_its_guarantee_unknown_and_never_hides_what_ot
 
 def test_the_same_marker_for_two_turns_is_no_evidence():
     one, other = drawn("ada:1 |--a--|"), drawn("bob:1 |--a--|")
-    for engine in ("python", "numpy"):
+    for engine in ("rules", "python", "numpy"):
         with pytest.raises(InvalidRecord, match="marker 'a' is sent in "):
             check([*one, *other], engine=engine)
         again = one[0]._replace(turn_id="another", process="q")
@@ -224,7 +224,7 @@ def test_the_same_marker_for_two_turns_is_no_evidence():
 
 def test_an_operation_that_ends_before_it_begins_is_no_evidence():
     turn = FINE[0]._replace(complete_ns=FINE[0].invoke_ns - 1)
-    for engine in ("python", "numpy"):
+    for engine in ("rules", "python", "numpy"):
         with pytest.raises(InvalidRecord, match="completes before it was invoked"):
             check([turn, *FINE[1:]], engine=engine)
         late = FINE[-1]._replace(complete_ns=0, invoke_ns=5)

@@ -11,6 +11,7 @@ system nor the model, so it cannot be persuaded by them.
 
 from __future__ import annotations
 
+from kode_lab.check.columns import History, history_of
 from kode_lab.check.guarantee import ANOMALIES, GUARANTEES, SAFETY, Anomaly, Guarantee, breaks
 from kode_lab.check.judge import check
 from kode_lab.check.stream import check_path, main
@@ -25,11 +26,13 @@ __all__ = [
     "Evidence",
     "Finding",
     "Guarantee",
+    "History",
     "Verdict",
     "breaks",
     "check",
     "check_path",
     "explain",
+    "history_of",
     "main",
     "reads_of",
     "sentences",

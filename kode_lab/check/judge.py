@@ -18,7 +18,9 @@ from dataclasses import dataclass, field
 from itertools import repeat
 from operator import attrgetter, lt
 
+from kode_lab.check import plain
 from kode_lab.check.case import Case, case_of
+from kode_lab.check.columns import Columns, History, Screened, history_of
 from kode_lab.check.guarantee import ANOMALIES, Anomaly
 from kode_lab.check.overtaking import most_overtaken, overtakings
 from kode_lab.check.rules import RULES
@@ -36,15 +38,14 @@ __all__ = ["NUMPY_FROM_OPERATIONS", "WITNESS_LIMIT", "Hearing", "check"]
 NUMPY_FROM_OPERATIONS = 20_000
 # How many anomalies of one name are kept with their witnesses; all are counted.
 WITNESS_LIMIT = 20
-_PORTION = 1_024
 _process, _invoke, _complete, _read, _config, _effects = map(
     attrgetter, ("process", "invoke_ns", "complete_ns", "read", "config", "effects")
 )
-ENGINES = ("auto", "python", "numpy")
+ENGINES = ("auto", "rules", "python", "numpy")
 
 
 def check(
-    history: Iterable[Operation],
+    history: Iterable[Operation] | History,
     trace: Iterable[Span] | None = None,
     guarantees: Collection[str] | None = None,
     *,
@@ -54,13 +55,14 @@ def check(
     """Give the verdict on a history, and on a trace where there is one.
 
     Args:
-        history: operations in any order.
+        history: operations in any order; ``history_of`` has their columns already.
         guarantees: names or codes (``apart``, ``G1``, ...) of what is claimed; None claims G1 to G4
             and whatever else there is evidence of.
         overtaking_limit: claims ``ordered``, and beyond it that of the turns sent after one was, no
             more than so many stand before it; None claims nothing of that kind.
-        engine: ``python`` hears every session by the rules; ``numpy`` first clears those that
-            cannot break any, at once; ``auto`` does so for large histories where numpy is there.
+        engine: ``rules`` hears every session; ``python`` first clears those that cannot break any,
+            one by one, ``numpy`` all at once; ``auto`` is ``numpy`` for large histories where it
+            is there, else ``python``.
 
     Raises:
         InvalidRecord: two turns share a marker, or an operation ends before it begins.
@@ -70,13 +72,15 @@ def check(
         raise InvalidScenario(f"no engine {engine!r}: name one of {', '.join(ENGINES)}")
     if overtaking_limit is not None and overtaking_limit < 0:
         raise InvalidScenario(f"overtaking_limit={overtaking_limit} is below 0")
-    operations = history if isinstance(history, Sequence) else list(history)
     with _collector_paused():
-        hearing = Hearing(_faults_of(operations), overtaking_limit)
-        rest: Iterable[Operation] = operations
-        if engine == "numpy" or (engine == "auto" and len(operations) >= NUMPY_FROM_OPERATIONS):
-            rest = _screened(hearing, operations, engine)
+        if not isinstance(history, History):
+            history = History(list(history), None) if engine == "rules" else history_of(history)
+        hearing = Hearing(_faults_of(history), overtaking_limit)
+        rest: Iterable[Operation] = history.operations
+        if engine != "rules" and history.columns is not None:
+            rest = _screened(hearing, history.operations, history.columns, engine)
         hearing.hear(rest)
+        operations = history.operations
         hearing.settle(lambda markers: (o for o in operations if o.marker in markers))
         if trace is not None:
             hearing.hear_trace(trace)
@@ -98,32 +102,36 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _faults_of(operations: Sequence[Operation]) -> list[Operation]:
-    faults: list[Operation] = []
-    for start in range(0, len(operations), _PORTION):
-        portion = operations[start : start + _PORTION]
-        if NEMESIS in map(_process, portion):
-            faults += [operation for operation in portion if operation.process == NEMESIS]
-    return faults
+def _faults_of(history: History) -> list[Operation]:
+    if history.columns is not None:
+        return history.columns.faults
+    return [operation for operation in history.operations if operation.process == NEMESIS]
 
 
 def _screened(
-    hearing: Hearing, operations: Sequence[Operation], engine: str
+    hearing: Hearing, operations: list[Operation], columns: Columns, engine: str
 ) -> Iterable[Operation]:
-    try:
-        from kode_lab.check.fast import screen  # noqa: PLC0415 - numpy is not always there
-    except ImportError:
-        if engine == "numpy":
-            raise InvalidScenario("engine numpy needs numpy: pip install numpy") from None
-        return operations
-    screened = screen(operations, hearing.overtaking_limit)
+    screen = _screen_of(engine, len(operations))
+    screened = screen(columns, hearing.overtaking_limit)
     if screened is None:
         return operations
     hearing.evidence = hearing.evidence.plus(screened.evidence)
     suspects = screened.suspects
-    if not screened.is_plain or quiet_ns(hearing.faults) < math.inf:
+    if not columns.is_plain or quiet_ns(hearing.faults) < math.inf:
         hearing.note([o for o in operations if o.key not in suspects] if suspects else operations)
     return [o for o in operations if o.key in suspects] if suspects else ()
+
+
+def _screen_of(engine: str, size: int) -> Callable[[Columns, int | None], Screened | None]:
+    if engine == "python" or (engine == "auto" and size < NUMPY_FROM_OPERATIONS):
+        return plain.screen
+    try:
+        from kode_lab.check import fast  # noqa: PLC0415 - numpy is not always there
+    except ImportError:
+        if engine == "numpy":
+            raise InvalidScenario("engine numpy needs numpy: pip install numpy") from None
+        return plain.screen
+    return fast.screen
 
 
 @dataclass(slots=True)

@@ -6,18 +6,21 @@ Each function gives what was found and the bar that it must reach; the suite run
 
 from __future__ import annotations
 
+import json
 import math
 import pickle
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import product
+from operator import itemgetter
 from typing import NamedTuple
 
+from kode_lab.check.columns import History, history_of
 from kode_lab.check.generate import large_history, random_history, valid_run
 from kode_lab.check.judge import check
 from kode_lab.check.search import Model, search
 from kode_lab.digest import digest_of
-from kode_lab.operation import Operation
+from kode_lab.operation import Operation, read_operations
 
 __all__ = [
     "SESSION",
@@ -84,7 +87,7 @@ def disagreements(count: int, *, seed: int = 0, size: int = 5) -> tuple[list[int
     for number in range(seed, seed + count):
         history = random_history(number, size=size)
         found = is_searchable(history)
-        verdict = check(history, engine="python")
+        verdict = check(history, engine="rules")
         valid += bool(found)
         if found is None or found == bool(verdict.anomalies):
             wrong.append(number)
@@ -92,11 +95,11 @@ def disagreements(count: int, *, seed: int = 0, size: int = 5) -> tuple[list[int
 
 
 def false_alarms(count: int, *, seed: int = 0) -> list[int]:
-    """Give the seeds of right runs that the judge does not call valid, by either engine."""
+    """Give the seeds of right runs that the judge does not call valid, by any engine."""
     return [
         number
         for number in range(seed, seed + count)
-        for engine in ("python", "numpy")
+        for engine in ("rules", "python", "numpy")
         if check(valid_run(number), engine=engine).status != "valid"
     ]
 
@@ -122,24 +125,64 @@ def speed_figures(
 ) -> list[Figure]:
     """Give operations per CPU-second for both engines, and how they change with size and doubt.
 
-    Histories are laid out in memory as a file leaves them. Sure and doubtful ones take turns, and
-    the best of the repeats counts: a shared machine only ever makes code slower.
+    What is inside: everything from a history in memory, with its columns, to the verdict. Reading
+    it and filling the columns, which is done on the way, are rows of their own. Histories are laid
+    out in memory as a file leaves them. Sure and doubtful ones take turns, and the best of the
+    repeats counts: a shared machine only ever makes code slower.
     """
     bars = {"python": PYTHON_BAR, "numpy": NUMPY_BAR}
     for engine in bars:
         check(large_history(1_000), engine=engine)  # imports are not the judge's speed
     costs_ns: dict[tuple[str, int, int], float] = {}
+    figures = [_reading(min(sizes), clock)]
     for size in sizes:
-        histories = [_laid_out(large_history(size, indeterminate=share)) for share in (0.0, 0.2)]
+        histories: list[History] = []
+        for share in (0.0, 0.2):
+            operations = _laid_out(large_history(size, indeterminate=share))
+            began = clock()
+            histories.append(history_of(operations))
+            filled_ns = 1e9 * (clock() - began) / len(operations)
+            filled = f"columns, {size:,} operations" + (", 20 % indeterminate" if share else "")
+            figures.append(Figure(filled, filled_ns, "CPU-ns an operation"))
         # As many operations for every size, so that each has its chance of a quiet moment.
         for _ in range(repeats * max(1, max(sizes) // (10 * size))):
             for engine, (at, history) in product(bars, enumerate(histories)):
-                cost_ns = 1e9 * _cost_s(history, engine, clock) / len(history)
+                cost_ns = 1e9 * _cost_s(history, engine, clock) / len(history.operations)
                 name = engine, size, at
                 costs_ns[name] = min(cost_ns, costs_ns.get(name, math.inf))
-    return [
-        figure for engine, bar in bars.items() for figure in _speeds(engine, bar, sizes, costs_ns)
-    ]
+    for engine, bar in bars.items():
+        figures += _speeds(engine, bar, sizes, costs_ns)
+    return figures
+
+
+def _reading(size: int, clock: Callable[[], float]) -> Figure:
+    """Give how fast lines become a history with its columns."""
+    lines = _lines_of(large_history(size))
+    began = clock()
+    read = history_of(read_operations(lines))
+    cost_s = clock() - began
+    assert read.columns is not None
+    name = f"reading lines, columns filled, {size:,} operations"
+    return Figure(name, len(read.operations) / cost_s, "operations/CPU-s")
+
+
+def _lines_of(history: Sequence[Operation]) -> list[str]:
+    """Give what the clients would have written."""
+    timed: list[tuple[float, str]] = []
+    for number, o in enumerate(history):
+        own = {"process": f"p{number}"}
+        begun = own | {"type": "invoke", "f": o.f, "time_ns": o.invoke_ns, **o.key.to_json()}
+        if o.marker:
+            begun |= {"marker": o.marker, "turn_id": o.turn_id}
+        ended: dict[str, object] = own | {"type": o.type, "time_ns": o.complete_ns}
+        if o.read is not None:
+            shown = {"position": o.read.position, "digest": f"{o.read.digest:016x}"}
+            ended["read"] = shown | {"tail": o.read.tail}
+        if o.markers is not None:
+            ended["markers"] = o.markers
+        timed += [(o.invoke_ns, json.dumps(begun)), (o.complete_ns, json.dumps(ended))]
+    timed.sort(key=itemgetter(0))
+    return [line for _, line in timed]
 
 
 def _speeds(
@@ -159,10 +202,14 @@ def _speeds(
 
 def _laid_out(history: list[Operation]) -> list[Operation]:
     copied: list[Operation] = pickle.loads(pickle.dumps(history))  # noqa: S301 - our own bytes
-    return copied
+    # A line that was read has its own words, also those that other lines have too.
+    return [
+        o if o.markers is None else o._replace(markers=tuple(json.loads(json.dumps(o.markers))))
+        for o in copied
+    ]
 
 
-def _cost_s(history: list[Operation], engine: str, clock: Callable[[], float]) -> float:
+def _cost_s(history: History, engine: str, clock: Callable[[], float]) -> float:
     began = clock()
     verdict = check(history, engine=engine)
     cost_s = clock() - began

@@ -18,6 +18,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from kode_lab.check.columns import history_of
 from kode_lab.check.judge import Hearing, check
 from kode_lab.check.verdict import Verdict
 from kode_lab.errors import InvalidRecord
@@ -82,10 +83,8 @@ def check_path(
         except InvalidRecord as error:
             raise InvalidRecord(f"{trace.name}: {error}") from None
     if size_bytes <= memory_limit_bytes:
-        operations = list(_unambiguous(numbered_operations(lines_of(history))))
-        return check(
-            operations, spans, guarantees, overtaking_limit=overtaking_limit, engine=engine
-        )
+        read = history_of(_unambiguous(numbered_operations(lines_of(history))))
+        return check(read, spans, guarantees, overtaking_limit=overtaking_limit, engine=engine)
     portions = min(PORTION_LIMIT, 1 + 2 * size_bytes // memory_limit_bytes)
     with tempfile.TemporaryDirectory(prefix="kode-lab-check-") as spool:
         hearing = _heard_in_portions(history, Path(spool), int(portions), overtaking_limit)
