@@ -23,6 +23,7 @@ SMALLER = {
     "06-how-many": "SESSIONS = [4, 16, 64]",
     "07-kill-9": "KILLS = 2",
     "08-locust": "USERS, SECONDS, FAULT = 30, 4, ''",
+    "09-two-servers": "SPEED = 3.0",  # a pause must meet a turn
 }
 
 
@@ -97,6 +98,8 @@ def all_ran(tmp_path_factory):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_to_its_end_with_clean_stderr(path, all_ran):
     outputs = all_ran[path]
+    if isinstance(outputs, CellExecutionError) and "PostgresMissing" in str(outputs):
+        pytest.skip("needs PostgreSQL: there is none here")
     if isinstance(outputs, BaseException):
         raise outputs
     kinds = {kind for output in outputs for kind in output.get("data", {})}

@@ -252,13 +252,14 @@ def test_the_command_lists_its_storms_and_each_fault_has_one(capsys):
     assert all(name in listed and about in listed for name, about in FAULTS.items())
 
 
-def test_the_command_keeps_the_table_and_the_run_can_be_judged_again(tmp_path, capsys):
+def test_the_command_keeps_the_table_and_the_run_can_be_judged_again(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # workers have a directory of their own
     words = ["faults", "postgres", "kill", "--turns", "120", "--sessions", "12", "--workers", "2"]
-    told = main([*words, "--times", "2", "--results", str(tmp_path), "--save"])
-    kept = (tmp_path / "faults" / "postgres-kill.md").read_text()
+    told = main([*words, "--times", "2", "--save"])
+    kept = Path("results/faults/postgres-kill.md").read_text()
     table = capsys.readouterr().out
     assert told == 0, table
     assert "PASS" in table
     assert table in kept
     assert "kode-lab faults postgres kill --turns 120" in kept
-    assert check_path(tmp_path / "latest").status == "valid"
+    assert check_path(Path("results/latest")).status == "valid"

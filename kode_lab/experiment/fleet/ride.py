@@ -197,7 +197,7 @@ async def _opened(
         str(home / "fleet"),
         server.dsn,
         _SCHEMA,
-        str(recorder.path / "schedules.sqlite3"),
+        str((recorder.path / "schedules.sqlite3").absolute()),
         storm.ttl_s,
         storm.ttft_s,
         _PATIENCE_S,
