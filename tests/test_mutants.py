@@ -38,6 +38,7 @@ from kode_lab.errors import (
     DeadlineExceeded,
     Draining,
     ForeignHost,
+    InvalidPrompt,
     ModelGarbage,
     NewerFormat,
     SessionBusy,
@@ -239,6 +240,23 @@ async def kills(lab, path):
                         asked = len(model.requests)
                         assert (await manager.turn(ADA, prompt, turn_id="t")).is_replay
                         assert len(model.requests) == asked
+
+
+async def names(lab, path):
+    """A turn id names one prompt's turn, whether it has ended or rests in its journal."""
+
+    def watch(event):
+        if event.kind == "tool_result":
+            raise LookupError
+
+    async with managing(path, Clerk(), World(lab), lab=lab) as manager:
+        await manager.turn(ADA, "hello", turn_id="done")
+        with pytest.raises(LookupError):
+            await manager.turn(ADA, "note:1", turn_id="open", on_event=watch)
+        for turn_id in ("open", "done"):
+            with pytest.raises(InvalidPrompt):
+                await manager.turn(ADA, "another", turn_id=turn_id)
+        assert prompts(await manager.history(ADA)) == ["hello"]
 
 
 async def _moments(lab, path, prompt, stride):
@@ -695,6 +713,20 @@ MUTANTS = [
         "manager",
         "saved = agent.finished.get(ticket.turn_id)",
         "saved = None",
+    ),
+    Mutant(
+        "a finished turn answers any prompt",
+        names,
+        "manager",
+        "_check_prompt(ticket, agent.messages[saved.first])",
+        "pass",
+    ),
+    Mutant(
+        "an open turn goes on for any prompt",
+        names,
+        "manager",
+        "_check_prompt(ticket, left.messages[0])",
+        "pass",
     ),
     Mutant(
         "no idempotency key",
