@@ -23,7 +23,7 @@ SMALLER = {
     "06-how-many": "SESSIONS = [4, 16, 64]",
     "07-kill-9": "KILLS = 2",
     "08-locust": "USERS, SECONDS, FAULT = 30, 4, ''",
-    "09-two-servers": "SPEED = 3.0",  # a pause must meet a turn
+    "09-two-servers": "SPEED = 1.0",  # a pause must meet a turn
 }
 
 

@@ -39,6 +39,10 @@ def small(name, **changes):
     return replace(STORMS[name], **{**given, "limit_s": 60.0, **changes})
 
 
+# Calls long enough that a worker is stopped in one, and few sessions, so that others want its own.
+PAUSE = small("pause", times=4, ttl_s=0.5, ttft_s=0.02, hot=3, hot_share=0.8)
+
+
 def ridden(storm, path, code=None):
     return asyncio.run(ride(storm, path, code=code))
 
@@ -80,7 +84,7 @@ def test_killed_workers_lose_nothing_and_others_take_their_sessions_at_once(tmp_
 
 
 def test_a_worker_stopped_past_its_time_writes_nothing_when_it_goes_on(tmp_path):
-    outcome = ridden(small("pause", times=3, ttl_s=0.5), tmp_path)
+    outcome = ridden(PAUSE, tmp_path)
     assert_well(outcome)
     assert outcome.zombies > 0
     assert outcome.stale.refused > 0
@@ -114,7 +118,6 @@ def broken(path, module, was, now):
 
 
 HOT = {"hot": 1, "sessions": 6, "hot_share": 0.5}
-PAUSE = small("pause", times=3, ttl_s=0.5)
 # Each: what it is, the module, what stands there, what the mutant says, the storm, what convicts.
 MUTANTS = [
     (
@@ -133,7 +136,7 @@ MUTANTS = [
         "postgres_store",
         "answers[place - 1] = StaleLease()",
         "pass",
-        small("pause", times=6, ttl_s=0.5, hot=3, hot_share=0.9),
+        PAUSE,
         "lost write|lost update|fork|effect twice",
     ),
     (

@@ -95,7 +95,10 @@ def _words(options: Namespace) -> str:
 
 
 def _about(storm: Storm) -> str:
-    return "; ".join(FAULTS[name] for name in storm.faults) or "no fault: who overtakes whom?"
+    if set(storm.faults) == set(FAULTS):
+        return "all of these, mixed"
+    told = "; ".join(FAULTS[name] for name in storm.faults)
+    return told or "nothing is done: the figure is who overtakes whom"
 
 
 def _teller(storm: Storm) -> Any:
