@@ -35,7 +35,7 @@ def needs_postgres():
 
 def small(name, **changes):
     """Give a storm of a few seconds."""
-    given = {"turns": 250, "sessions": 30, "hot": 4, "hot_share": 0.5, "workers": 3, "clients": 16}
+    given = {"turns": 160, "sessions": 30, "hot": 4, "hot_share": 0.5, "workers": 3, "clients": 16}
     return replace(STORMS[name], **{**given, "limit_s": 60.0, **changes})
 
 
@@ -52,7 +52,7 @@ def assert_well(outcome):
     assert outcome.is_well, f"{outcome.verdict}\n{outcome.stale}\n{outcome.complaints}"
     evidence = outcome.verdict.evidence
     assert evidence.turns >= outcome.storm.turns
-    assert evidence.concurrent_pairs > 100
+    assert evidence.concurrent_pairs > 60
     assert evidence.effects > evidence.turns // 8
     assert evidence.acknowledged > 0.95 * evidence.turns
     assert not outcome.verdict.counts
@@ -68,10 +68,11 @@ def test_without_a_fault_turns_come_in_one_order_for_all_workers(tmp_path):
     assert verdict.status == "valid", verdict
 
 
-def test_impatient_clients_who_send_a_turn_again_elsewhere_have_it_once(tmp_path):
-    outcome = ridden(small("calm", timeout_s=0.02), tmp_path)
-    assert outcome.is_well, f"{outcome.verdict}\n{outcome.stale}\n{outcome.complaints}"
-    assert outcome.verdict.evidence.requests > outcome.verdict.evidence.turns
+def test_a_turn_that_is_sent_again_after_its_answer_is_answered_alike_and_happens_once(tmp_path):
+    outcome = ridden(small("calm", again_share=0.3), tmp_path)
+    assert_well(outcome)
+    evidence = outcome.verdict.evidence
+    assert evidence.requests > 1.2 * evidence.turns
 
 
 def test_killed_workers_lose_nothing_and_others_take_their_sessions_at_once(tmp_path):
@@ -122,7 +123,7 @@ HOT = {"hot": 1, "sessions": 6, "hot_share": 0.5}
 MUTANTS = [
     (
         "the fence is not looked at when a turn is saved",
-        "postgres_schema",
+        "postgres_sql",
         (
             "SELECT w.* FROM w JOIN held ON held.id = w.session\n"
             "            AND w.fence / @FENCES@ = held.fence / @FENCES@"
@@ -141,7 +142,7 @@ MUTANTS = [
     ),
     (
         "the next holder gets the fence of the last one",
-        "postgres_schema",
+        "postgres_sql",
         "fence = (fence / @FENCES@ + 1) * @FENCES@\n            WHERE id = which",
         "fence = greatest(fence, @FENCES@)\n            WHERE id = which",
         PAUSE,
@@ -149,7 +150,7 @@ MUTANTS = [
     ),
     (
         "every worker is taken for gone",
-        "postgres_schema",
+        "postgres_sql",
         "RETURN pg_try_advisory_xact_lock_shared(@CLASS@, who);",
         "RETURN true;",
         small("calm", **HOT),
@@ -157,7 +158,7 @@ MUTANTS = [
     ),
     (
         "the newest ticket is next",
-        "postgres_schema",
+        "postgres_sql",
         "WHERE session = which ORDER BY place LOOP",
         "WHERE session = which ORDER BY place DESC LOOP",
         small("calm", hot=1, hot_share=1.0, clients=40, turns=400),
@@ -165,7 +166,7 @@ MUTANTS = [
     ),
     (
         "a turn does not end its steps",
-        "postgres_schema",
+        "postgres_sql",
         "WHERE g.turn_id IS NOT NULL AND g.steps > 0\n",
         "WHERE g.turn_id IS NULL AND g.steps > 0\n",
         small("calm", **HOT),
@@ -173,10 +174,10 @@ MUTANTS = [
     ),
     (
         "steps are not kept",
-        "postgres_schema",
+        "postgres_sql",
         "FROM good g WHERE g.turn_id IS NULL ON CONFLICT DO NOTHING",
         "FROM good g WHERE false ON CONFLICT DO NOTHING",
-        small("kill", times=10, turns=300, ttft_s=0.02),
+        small("kill", times=20, turns=200, ttft_s=0.03),
         "effect twice",
     ),
     (
@@ -184,7 +185,7 @@ MUTANTS = [
         "manager",
         "if saved is not None:",
         "if saved is not None and saved.first < 0:",
-        small("calm", timeout_s=0.1, turns=120),
+        small("calm", again_share=0.3, turns=100),
         "duplicate",
     ),
     (

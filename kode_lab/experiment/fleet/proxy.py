@@ -36,8 +36,17 @@ class Door:
         self.open = asyncio.Event()
         self.open.set()
         self.links: set[_Link] = set()
+        self._closing = asyncio.Event()
         self._upstream = upstream
         self._random = random
+
+    def close(self) -> None:
+        """Let nothing pass any more."""
+        self._closing.set()
+        self.open.set()
+        for link in list(self.links):
+            link.here.transport.abort()
+            link.there.transport.abort()
 
     async def passage(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Carry what one connection has to say, both ways, to its end."""
@@ -55,13 +64,13 @@ class Door:
         except* OSError:
             pass
         finally:
-            self.links.discard(link)
             writer.transport.abort()
-            if not link.is_half:
-                there_out.transport.abort()
-            else:  # the database does not hear of it before long
-                loop = asyncio.get_running_loop()
-                loop.call_later(_HALF_S, there_out.transport.abort)
+            if link.is_half:  # the database does not hear of it before long
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_HALF_S):
+                        await self._closing.wait()
+            there_out.transport.abort()
+            self.links.discard(link)
 
     async def _carry(
         self,
@@ -162,7 +171,4 @@ class Proxy:
         for server in self._servers:
             server.close()
         for door in self.doors.values():
-            door.open.set()
-            for link in list(door.links):
-                link.here.transport.abort()
-                link.there.transport.abort()
+            door.close()

@@ -259,7 +259,9 @@ async def _ask_all(clients: _Clients, name: str) -> None:
             worker, timeout_s = await clients.anyone(), clients.storm.timeout_s
             outcome, is_closed = await _turn(clients, worker, process, ask, timeout_s)
             lives += outcome == "info"
-            if outcome == "ok" or is_closed:
+            if is_closed or (
+                outcome == "ok" and clients.random.random() >= clients.storm.again_share
+            ):
                 break
             await asyncio.sleep(_AGAIN_AFTER_S)
         clients.end()

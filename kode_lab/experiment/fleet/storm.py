@@ -50,6 +50,7 @@ class Storm:
         ttft_s: the least that a call of the simulated model takes, on the average.
         ttl_s: after which a silent worker is taken for gone.
         timeout_s: how long a client waits for an answer, before it sends the turn again.
+        again_share: of the turns that were answered; their clients send them again all the same.
         limit_s: a run that is not over by then is stuck, and judged as it stands.
     """
 
@@ -65,6 +66,7 @@ class Storm:
     ttft_s: float = 0.004
     ttl_s: float = 30.0
     timeout_s: float = 60.0
+    again_share: float = 0.0
     limit_s: float = 1800.0
     seed: int = 0
 
