@@ -37,7 +37,6 @@ class _Ask(NamedTuple):
     session_id: str
     number: int
     limit: int
-    may_be_ours: bool
 
 
 class _Pass(NamedTuple):
@@ -69,17 +68,14 @@ class PostgresDesk:
         self._worker_id = worker_id
         self._orders: GroupCommit[_Order, Any] = GroupCommit(self._send)
 
-    def ask(
-        self, slot: Sequence[str], number: int, limit: int, *, may_be_ours: bool
-    ) -> asyncio.Future[Asked]:
+    def ask(self, slot: Sequence[str], number: int, limit: int) -> asyncio.Future[Asked]:
         """Ask for a session.
 
         Args:
             number: of the ticket, if one must be drawn.
             limit: how many may have drawn one before; 0 does not wait for a turn.
-            may_be_ours: this worker holds it, or another ticket may bring it in this moment.
         """
-        return self._orders.put(_Ask(text(slot[0]), text(slot[1]), number, limit, may_be_ours))
+        return self._orders.put(_Ask(text(slot[0]), text(slot[1]), number, limit))
 
     def pass_on(self, session: int, fence: int, *, is_leaving: bool) -> asyncio.Future[bool]:
         """Let whoever waits have the session; give whether it is still ours, as nobody does.
@@ -109,7 +105,7 @@ class PostgresDesk:
             rows = await fetch("SELECT * FROM pass_on($1, $2, $3, $4)", me, *_columns(passes))
             answers.update(zip(passes, [row[1] for row in rows], strict=True))
         if asks := sorted(order for order in orders if isinstance(order, _Ask)):
-            rows = await fetch("SELECT * FROM ask($1, $2, $3, $4, $5, $6)", me, *_columns(asks))
+            rows = await fetch("SELECT * FROM ask($1, $2, $3, $4, $5)", me, *_columns(asks))
             answers.update(zip(asks, [Asked(*row[1:]) for row in rows], strict=True))
         if left := [order.number for order in orders if isinstance(order, _Leave)]:
             await fetch("DELETE FROM ticket WHERE worker = $1 AND number = ANY($2)", me, left)

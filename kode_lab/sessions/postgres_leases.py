@@ -131,7 +131,7 @@ class PostgresLeases:
     async def _wait(self, line: Line, key: SessionKey, limit: int) -> int:
         """Wait in line, and give the fence under which the session came."""
         waiting = len(line.queue) + len(line.tickets)
-        is_here = line.is_ours_alone or line.is_asking
+        is_here = line.is_ours_alone or (line.is_asking and limit > 0)
         if waiting >= limit and (waiting or line.is_busy or is_here):
             raise WaitingRoomFull(
                 f"{key}: {waiting} turns wait already, queue_limit={limit}: send it again later"
@@ -161,8 +161,7 @@ class PostgresLeases:
         line.tickets[number] = waiter
         self._by_number[number] = line
         self._asking += 1
-        may_be_ours = line.fence > 0 or len(line.tickets) > 1
-        answer = self._desk.ask(line.slot, number, waiter.limit, may_be_ours=may_be_ours)
+        answer = self._desk.ask(line.slot, number, waiter.limit)
         answer.add_done_callback(lambda done: self._asked(line, number, done))
 
     def _leave(self, line: Line, waiter: Waiter) -> None:

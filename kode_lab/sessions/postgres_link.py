@@ -88,7 +88,9 @@ class PostgresLink:
                     async with asyncio.timeout(self._answer_s):
                         rows: list[Any] = await self._connection.fetch(query, *arguments)
                 except Exception as error:
-                    is_hopeless = not _is_broken(error)
+                    # What asyncpg raises when it is cut off in the middle may be anything.
+                    was_cut = self._connection is not None and not self.is_up
+                    is_hopeless = not (was_cut or _is_broken(error))
                     if not is_hopeless:
                         self.cut()
                         is_hopeless = time.monotonic() + pause_s > until_s
@@ -130,7 +132,6 @@ class PostgresLink:
         """Drop the connection as it stands; the next call makes a new one."""
         if self._connection is not None:
             self._connection.terminate()
-            self._connection = None
 
     async def aclose(self) -> None:
         """End the connection in good order."""

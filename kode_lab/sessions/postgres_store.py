@@ -28,7 +28,7 @@ from kode_lab.sessions.postgres_leases import PostgresLeases
 from kode_lab.sessions.postgres_line import Line
 from kode_lab.sessions.postgres_link import PostgresLink
 from kode_lab.sessions.postgres_rows import Known, Row, step_row, stored_of, text, turn_row, untext
-from kode_lab.sessions.postgres_schema import SCHEMA, migrate
+from kode_lab.sessions.postgres_schema import SCHEMA, checked_name, migrate
 from kode_lab.sessions.postgres_worker import PostgresWorker
 from kode_lab.sessions.session_format import decode
 from kode_lab.sessions.store import Lease, Stored
@@ -69,6 +69,7 @@ class PostgresStore:
         patience_s: float = 10.0,
         address: str | None = None,
     ) -> None:
+        checked_name(schema)
         self._worker = PostgresWorker(
             dsn,
             schema=schema,
