@@ -83,6 +83,7 @@ class PostgresLink:
             while True:
                 try:
                     if not self.is_up:
+                        self._connection = None
                         self._connection = await self._connected()
                     was_sent = True
                     async with asyncio.timeout(self._answer_s):
