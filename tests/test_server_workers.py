@@ -243,12 +243,17 @@ class Judged:
             return check(read_operations(lines))
 
 
+@pytest.mark.parametrize("where", ["a directory", "a database"])
 def test_no_acknowledged_turn_is_lost_where_a_worker_is_killed_and_it_comes_back(
-    tmp_path, postgres, postgres_schema
+    tmp_path, request, where
 ):
+    options, store = WORKERS, {}
+    if where == "a database":
+        options = (*options, "--schema", request.getfixturevalue("postgres_schema"))
+        store = {"KODE_LAB_STORE": request.getfixturevalue("postgres")}
+
     async def scenario():
-        store = {"KODE_LAB_STORE": postgres}
-        with serving(tmp_path, *WORKERS, "--schema", postgres_schema, **store) as child:
+        with serving(tmp_path, *options, **store) as child:
             async with strangers() as client:
                 judged = Judged(child, client, tmp_path / "history.jsonl")
                 keys = [key_of(f"s{number}") for number in range(6)]
