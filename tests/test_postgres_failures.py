@@ -56,6 +56,10 @@ def assert_well(outcome):
     assert evidence.effects > evidence.turns // 8
     assert evidence.acknowledged > 0.95 * evidence.turns
     assert not outcome.verdict.counts
+    # What a client is told is one of these, and nothing that only a library understands.
+    told = {o.error.partition(":")[0] for o in outcome.run.operations() if o.f == "turn"}
+    gone = {word for word in told if word.endswith(" is gone")}
+    assert told - gone <= {"", "StaleLease", "StoreUnreachable", "Superseded"}
 
 
 def test_without_a_fault_turns_come_in_one_order_for_all_workers(tmp_path):
