@@ -10,9 +10,12 @@ import contextlib
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kode_lab.errors import InvalidScenario
+
+if TYPE_CHECKING:
+    from kode_lab.schedule_assistant import PostgresBook, ScheduleBook
 
 __all__ = ["add_serve"]
 
@@ -87,28 +90,37 @@ def _worker(_: argparse.Namespace) -> int:
 
 def _alone(options: argparse.Namespace) -> int:
     """Be one server process, by itself or among others."""
-    from kode_lab.schedule_assistant import AGENTS, ScheduleBook, toolbox  # noqa: PLC0415
+    from kode_lab.schedule_assistant import AGENTS, toolbox  # noqa: PLC0415
     from kode_lab.server.run import run_server  # noqa: PLC0415
 
+    with contextlib.closing(_book(options)) as book:
+        return run_server(options, toolbox(book), options.agents or AGENTS)
+
+
+def _book(options: argparse.Namespace) -> ScheduleBook | PostgresBook:
+    """Open the schedule book beside the sessions."""
+    from kode_lab.schedule_assistant import PostgresBook, ScheduleBook  # noqa: PLC0415
+
+    if options.store:
+        return PostgresBook(options.store, schema=options.schema)
     with contextlib.suppress(OSError):  # the book says what is wrong with it
         options.data.mkdir(parents=True, exist_ok=True)
     # No user's directory is ever called so: "+" is encoded in names.
-    book = ScheduleBook(options.data / "+schedules.sqlite")
-    try:
-        return run_server(options, toolbox(book), options.agents or AGENTS)
-    finally:
-        book.close()
+    return ScheduleBook(options.data / "+schedules.sqlite")
 
 
 def _migrate(options: argparse.Namespace) -> int:
     import asyncio  # noqa: PLC0415
 
+    from kode_lab.schedule_assistant import PostgresBook  # noqa: PLC0415
     from kode_lab.sessions.postgres_store import migrate_database  # noqa: PLC0415
 
     store = options.store or os.environ.get(_STORE_VARIABLE)
     if not store:
         raise InvalidScenario(f"which database? Give its DSN, or set {_STORE_VARIABLE}")
     said = asyncio.run(migrate_database(store, schema=options.schema, ttl_s=options.ttl))
+    with PostgresBook(store, schema=options.schema) as book:
+        book.open()
     sys.stdout.write(f"{said}\n")
     return 0
 

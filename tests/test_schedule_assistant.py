@@ -18,17 +18,33 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from kode_lab.errors import InvalidSchedule, NewerFormat, SessionDamaged, StoreUnwritable
 from kode_lab.key import SessionKey
 from kode_lab.message import ToolCall
-from kode_lab.schedule_assistant import AGENTS, FIRST_ID, Schedule, ScheduleBook, toolbox
-from kode_lab.schedule_assistant.book import SCHEDULE_LIMIT, TITLE_LIMIT_CHARS
+from kode_lab.schedule_assistant import (
+    AGENTS,
+    FIRST_ID,
+    PostgresBook,
+    Schedule,
+    ScheduleBook,
+    toolbox,
+)
+from kode_lab.schedule_assistant.schedule import SCHEDULE_LIMIT, TITLE_LIMIT_CHARS
 from kode_lab.sessions.agent import AgentShelf
 from kode_lab.sessions.tool import ToolContext, use
 
 NOON, ONE = "2026-07-15T12:00", "2026-07-15T13:00"
 
 
+@pytest.fixture(params=["SQLite", "PostgreSQL"])
+def new_book(request, tmp_path):
+    """Opens the book of this test, which may be open already."""
+    if request.param == "SQLite":
+        return lambda: ScheduleBook(tmp_path / "book.sqlite")
+    dsn, schema = map(request.getfixturevalue, ("postgres", "postgres_schema"))
+    return lambda: PostgresBook(dsn, schema=schema)
+
+
 @pytest.fixture
-def book(tmp_path):
-    book = ScheduleBook(tmp_path / "book.sqlite")
+def book(new_book):
+    book = new_book()
     yield book
     book.close()
 
@@ -49,11 +65,11 @@ def test_ids_are_those_of_the_report_in_one_sequence_for_all_users(book, key):
     assert one == Schedule(FIRST_ID, "meeting", NOON, ONE)
 
 
-def test_the_id_of_a_deleted_schedule_is_never_given_again(book, tmp_path, key):
+def test_the_id_of_a_deleted_schedule_is_never_given_again(book, new_book, key):
     last = book.create("ada", "a", NOON, idempotency_key=key())
     book.delete("ada", last.id, idempotency_key=key())
     book.close()
-    again = ScheduleBook(tmp_path / "book.sqlite")
+    again = new_book()
     assert again.create("ada", "b", NOON, idempotency_key=key()).id == last.id + 1
     again.close()
 
@@ -155,18 +171,30 @@ def test_a_change_that_cannot_be_is_refused_and_changes_nothing(book, key):
     assert book.query("ada") == [old]
 
 
-def test_a_full_book_refuses_by_the_name_of_its_limit(book, tmp_path, key):
-    with sqlite3.connect(tmp_path / "book.sqlite") as other:
-        other.execute(
-            'INSERT INTO schedules (user_id, title, start, "end") '
-            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?) "
-            "SELECT 'ada', 'x', '2026-07-15T12:00', '2026-07-15T13:00' FROM n",
-            [SCHEDULE_LIMIT],
-        )
-    other.close()
+def test_a_full_book_refuses_by_the_name_of_its_limit(book, key):
+    fill(book, "ada", SCHEDULE_LIMIT)
     with pytest.raises(InvalidSchedule, match=f"SCHEDULE_LIMIT={SCHEDULE_LIMIT}"):
         book.create("ada", "one more", NOON, idempotency_key=key())
     assert book.create("bob", "his first", NOON, idempotency_key=key())
+
+
+def fill(book, user_id, number):
+    """Enter that many schedules past the book, which would take a minute."""
+    if isinstance(book, PostgresBook):
+        query = (
+            'INSERT INTO schedule (user_id, title, start, "end") '
+            "SELECT $1, 'x', $2, $3 FROM generate_series(1, $4)"
+        )
+        book._run(book._link.fetch(query, user_id, NOON, ONE, number))
+        return
+    with sqlite3.connect(book.path) as other:
+        other.execute(
+            'INSERT INTO schedules (user_id, title, start, "end") '
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?) "
+            "SELECT ?, 'x', ?, ? FROM n",
+            [number, user_id, NOON, ONE],
+        )
+    other.close()
 
 
 # --- once ------------------------------------------------------------------------------------

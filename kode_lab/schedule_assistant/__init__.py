@@ -6,9 +6,11 @@
 
 from pathlib import Path
 
-from kode_lab.schedule_assistant.book import FIRST_ID, Schedule, ScheduleBook
+from kode_lab.schedule_assistant.book import ScheduleBook
+from kode_lab.schedule_assistant.postgres_book import PostgresBook
+from kode_lab.schedule_assistant.schedule import FIRST_ID, Schedule
 from kode_lab.schedule_assistant.tools import toolbox
 
-__all__ = ["AGENTS", "FIRST_ID", "Schedule", "ScheduleBook", "toolbox"]
+__all__ = ["AGENTS", "FIRST_ID", "PostgresBook", "Schedule", "ScheduleBook", "toolbox"]
 
 AGENTS = Path(__file__).parent

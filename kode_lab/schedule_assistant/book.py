@@ -16,35 +16,33 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import date, datetime, timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from kode_lab.errors import InvalidSchedule, NewerFormat, SessionDamaged, StoreUnwritable
+from kode_lab.schedule_assistant.schedule import (
+    FIRST_ID,
+    SCHEDULE_LIMIT,
+    Schedule,
+    check_order,
+    checked_time,
+    checked_title,
+    day_bounds,
+    hour_after,
+    moved_end,
+)
 
-__all__ = [
-    "BUSY_TIMEOUT_S",
-    "FIRST_ID",
-    "SCHEDULE_LIMIT",
-    "TITLE_LIMIT_CHARS",
-    "Schedule",
-    "ScheduleBook",
-]
+__all__ = ["BUSY_TIMEOUT_S", "ScheduleBook"]
 
-FIRST_ID = 13_039
-TITLE_LIMIT_CHARS = 200
-SCHEDULE_LIMIT = 10_000  # of one user
 # How long a change waits for another process's; each takes well under a millisecond.
 BUSY_TIMEOUT_S = 10.0
 _OPEN_ATTEMPTS = 200
 _OPEN_PAUSE_S = 0.02
 _FORMAT = 1
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _ID_LIMIT = 2**63  # of SQLite
 
 _SCHEMA = """
@@ -65,15 +63,6 @@ CREATE TABLE answers (
 ) STRICT, WITHOUT ROWID;
 INSERT INTO sqlite_sequence (name, seq) VALUES ('schedules', ?);
 """
-
-
-class Schedule(NamedTuple):
-    """One entry of a user's book; times are local, ``2026-07-15T15:00``."""
-
-    id: int
-    title: str
-    start: str
-    end: str
 
 
 class ScheduleBook:
@@ -120,9 +109,9 @@ class ScheduleBook:
             InvalidSchedule: the title or a time cannot be used, the user has ``SCHEDULE_LIMIT``
                 schedules, or the key was used for another change.
         """
-        title, start = _title(title), _time("start", start)
-        end = _an_hour_after(start) if end is None else _time("end", end)
-        _check_order(start, end)
+        title, start = checked_title(title), checked_time("start", start)
+        end = hour_after(start) if end is None else checked_time("end", end)
+        check_order(start, end)
 
         def change() -> Schedule:
             row = self._db.execute("SELECT count(*) FROM schedules WHERE user_id = ?", [user_id])
@@ -149,7 +138,7 @@ class ScheduleBook:
         """
         condition, values = "user_id = ?", [user_id]
         if day is not None:
-            first, after = _day(day)
+            first, after = day_bounds(day)
             condition += ' AND start < ? AND "end" > ?'
             values += [after, first]
         with self._lock, self._errors():
@@ -180,15 +169,15 @@ class ScheduleBook:
         """
         if title is None and start is None and end is None:
             raise InvalidSchedule("nothing to change: give a title, a start or an end")
-        title = None if title is None else _title(title)
-        start = None if start is None else _time("start", start)
-        end = None if end is None else _time("end", end)
+        title = None if title is None else checked_title(title)
+        start = None if start is None else checked_time("start", start)
+        end = None if end is None else checked_time("end", end)
 
         def change() -> Schedule:
             old = self._own(user_id, schedule_id)
             new_start = start or old.start
-            new_end = end or _moved(old, new_start)
-            _check_order(new_start, new_end)
+            new_end = end or moved_end(old, new_start)
+            check_order(new_start, new_end)
             new = Schedule(schedule_id, title or old.title, new_start, new_end)
             self._db.execute(
                 'UPDATE schedules SET title = ?, start = ?, "end" = ? WHERE id = ?',
@@ -324,53 +313,3 @@ class ScheduleBook:
                 time.sleep(_OPEN_PAUSE_S)
             else:
                 return
-
-
-def _title(title: str) -> str:
-    title = " ".join(title.split())
-    if _CONTROL.search(title) or not 1 <= len(title) <= TITLE_LIMIT_CHARS:
-        raise InvalidSchedule(
-            f"the title is {title!r:.60}: give 1 to {TITLE_LIMIT_CHARS} printable characters"
-            f" (TITLE_LIMIT_CHARS={TITLE_LIMIT_CHARS})"
-        )
-    return title
-
-
-def _time(name: str, value: str) -> str:
-    try:
-        moment = datetime.fromisoformat(value)
-    except ValueError:
-        moment = None
-    if moment is None or moment.tzinfo is not None or len(value) < len("2026-07-15T15"):
-        raise InvalidSchedule(f"{name} is {value!r:.60}: give local time, as 2026-07-15T15:00")
-    return moment.isoformat(timespec="minutes")
-
-
-def _day(value: str) -> tuple[str, str]:
-    """Give the minute a day begins at and that at which the next one does."""
-    try:
-        day = date.fromisoformat(value)
-        after = day + timedelta(days=1)
-    except (ValueError, OverflowError):
-        raise InvalidSchedule(f"day is {value!r:.60}: give a date, as 2026-07-15") from None
-    return f"{day}T00:00", f"{after}T00:00"
-
-
-def _an_hour_after(start: str) -> str:
-    return _shifted(start, timedelta(hours=1))
-
-
-def _moved(old: Schedule, start: str) -> str:
-    return _shifted(start, datetime.fromisoformat(old.end) - datetime.fromisoformat(old.start))
-
-
-def _shifted(moment: str, by: timedelta) -> str:
-    try:
-        return (datetime.fromisoformat(moment) + by).isoformat(timespec="minutes")
-    except OverflowError:
-        raise InvalidSchedule("it would end after the year 9999: give an earlier start") from None
-
-
-def _check_order(start: str, end: str) -> None:
-    if start >= end:
-        raise InvalidSchedule(f"it would end at {end}, not after its start at {start}")

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from kode_lab.schedule_assistant.book import Schedule, ScheduleBook
+from kode_lab.schedule_assistant.book import ScheduleBook
+from kode_lab.schedule_assistant.postgres_book import PostgresBook
+from kode_lab.schedule_assistant.schedule import Schedule
 from kode_lab.sessions.tool import Toolbox, ToolContext
 
 __all__ = ["SHOWN_LIMIT", "toolbox"]
@@ -17,7 +19,7 @@ __all__ = ["SHOWN_LIMIT", "toolbox"]
 SHOWN_LIMIT = 50
 
 
-def toolbox(book: ScheduleBook) -> Toolbox:
+def toolbox(book: ScheduleBook | PostgresBook) -> Toolbox:
     """Give the toolbox whose tools work on ``book``.
 
     Results are JSON: a schedule is ``{"schedule_id", "title", "start", "end"}``.
@@ -39,7 +41,7 @@ class _Tools:
 
     __slots__ = ("_book",)
 
-    def __init__(self, book: ScheduleBook) -> None:
+    def __init__(self, book: ScheduleBook | PostgresBook) -> None:
         self._book = book
 
     def create_schedule(
