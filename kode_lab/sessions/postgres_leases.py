@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 
 from kode_lab.errors import StoreError, WaitingRoomFull
 from kode_lab.key import SessionKey
@@ -205,7 +205,7 @@ class PostgresLeases:
                 self._queued.add(number)
                 self._sweep_soon()
             if not line.fence:
-                followers, line.queue = line.queue, deque()
+                followers, line.queue = line.queue, []
                 for waiter in followers:
                     self._draw(line, waiter)
         if not self._asking:
@@ -239,7 +239,7 @@ class PostgresLeases:
         line.lease = None
         line.is_busy = False
         while line.queue:
-            waiter = line.queue.popleft()
+            waiter = line.queue.pop(0)
             if not waiter.future.done():
                 self._handed_over += 1
                 self._give(line, waiter)
@@ -282,7 +282,7 @@ class PostgresLeases:
         """The session is not ours any more: who waits here must ask like everyone."""
         self._idle.pop(line.slot, None)
         line.becomes(0)
-        waiting, line.queue = line.queue, deque()
+        waiting, line.queue = line.queue, []
         for waiter in waiting:
             self._draw(line, waiter)
         self._forget_if_empty(line)
