@@ -15,7 +15,7 @@ from trace_spec import ADA, FINE, TRACES, spans_of, trace_differences
 
 import kode_lab.check
 from kode_lab.check.drawn import drawn
-from kode_lab.check.generate import random_history, valid_run
+from kode_lab.check.generate import large_history, random_history, valid_run
 from kode_lab.check.selftest import is_searchable
 from kode_lab.digest import digest_of
 from kode_lab.errors import InvalidRecord
@@ -148,6 +148,26 @@ def counts_who_was_sent_at_once_as_overtaking(check):
     return [] if found == [100, 100, 100] else found
 
 
+def sees_only_so_much_of_a_session_at_once(check):
+    """A session that is longer than a screen's look: seen whole, unseen, and in another order."""
+    whole = large_history(2_100, sessions=1, indeterminate=0.1)
+    *turns, final = (operation._replace(read=None) for operation in whole)
+    *before, last = final.markers[:1_025]
+    late = (*before[:1_023], last, *before[1_023:], *final.markers[1_025:])
+    far = (*final.markers[:1_023], final.markers[1_100], *final.markers[1_023:1_100])
+    orders = {"late": late, "far": (*far, *final.markers[1_101:])}
+    histories = {"whole": whole, "unseen": [*turns, final]} | {
+        name: [*turns, final._replace(markers=order)] for name, order in orders.items()
+    }
+    return [
+        (name, engine)
+        for name, history in histories.items()
+        for rules in [check(history, engine="rules")]
+        for engine in ("python", "numpy")
+        if check(history, engine=engine) != rules or (rules.status == "invalid") != (name == "far")
+    ]
+
+
 def claims_the_lock_without_a_trace(check):
     return [] if check(FINE, None, ["lock"]).status == "unknown" else ["no trace"]
 
@@ -189,6 +209,7 @@ KILLERS = {
     "an unsent marker of the session": counts_unsent_markers_of_the_session,
     "tools of a killed turn": sees_through_tools_of_a_killed_turn,
     "many turns sent at once": counts_who_was_sent_at_once_as_overtaking,
+    "a long session": sees_only_so_much_of_a_session_at_once,
     "no trace": claims_the_lock_without_a_trace,
     "the search": disagrees_with_the_search,
     "right runs": accuses_right_runs,

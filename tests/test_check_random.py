@@ -143,8 +143,9 @@ def screens(history, limit=None):
     return found[0]
 
 
-def test_both_screens_clear_what_is_plain_and_hands_over_what_is_not():
-    history = large_history(2_000, sessions=20, indeterminate=0.2)
+@pytest.mark.parametrize("sessions", [1, 20])
+def test_both_screens_clear_what_is_plain_and_hand_over_what_is_not(sessions):
+    history = large_history(2_100, sessions=sessions, indeterminate=0.2)
     screened = screens(history)
     assert screened.suspects == set()
     assert screened.evidence == check(history, engine="rules").evidence

@@ -185,7 +185,7 @@ def test_a_plain_run_ends_with_the_verdict_as_its_last_words_and_its_exit_status
     judge = subprocess.run(asked, capture_output=True, text=True, check=True)
     assert judge.stdout.startswith(told["headline"])
     assert said.rstrip().endswith(judge.stdout.rstrip())
-    assert "concurrent pairs" in told["headline"]
+    assert "concurrent pair" in told["headline"]
 
 
 def test_every_session_is_asked_once_more_and_then_read(runs):

@@ -51,6 +51,7 @@ class Columns:
         session: the number of the turn's session.
         type: ``OK``, ``INFO`` or ``FAIL``.
         complete: when it was acknowledged; ``NEVER_NS`` if it was not.
+        hash: of its marker, as Python hashes words: two that differ may share one.
         reads: what it was shown, or None.
         position: where it says that it stands; -1 if nobody observed it.
         digest: of what it says stands before it; 0 if nobody observed it.
@@ -67,6 +68,7 @@ class Columns:
     invoke: array[int] = field(default_factory=lambda: array("q"))
     complete: array[int] = field(default_factory=lambda: array("q"))
     markers: list[str] = field(default_factory=list)
+    hash: array[int] = field(default_factory=lambda: array("q"))
     reads: list[Read | None] = field(default_factory=list)
     position: array[int] = field(default_factory=lambda: array("q"))
     digest: array[int] = field(default_factory=lambda: array("Q"))
@@ -140,6 +142,7 @@ def _filled(columns: Columns, portion: list[Operation]) -> bool:
     columns.invoke.fromlist(invokes)
     columns.complete.fromlist(completes)
     columns.markers += markers
+    columns.hash.fromlist(list(map(hash, markers)))
     columns.reads += reads
     _fill_reads(columns, reads, numbers)
     if answered.count("") < size:

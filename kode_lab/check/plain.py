@@ -11,26 +11,27 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, compress, count, repeat
-from operator import lt, sub
-from typing import NamedTuple
+from operator import itemgetter, lt, sub
+from typing import Any, NamedTuple, TypeAlias
 
-from kode_lab.check.columns import FAIL, INFO, OK, Columns, Screened
+from kode_lab.check.columns import FAIL, INFO, NEVER_NS, OK, Columns, Screened
 from kode_lab.check.verdict import Evidence
 from kode_lab.digest import prefix_digests
 from kode_lab.operation import Operation
 
 __all__ = ["screen"]
 
-# So many turns are dealt out to their sessions at once: as many as stay in the cache.
-_BLOCK = 16_384
+# So many turns are dealt out to their sessions, or looked at in one, as stay in the cache.
+_DEALT, _LOOKED_AT = 4_096, 1_024
+_Pick: TypeAlias = "Callable[[Sequence[Any]], tuple[Any, ...]]"
 
 
 class _Session(NamedTuple):
     """The turns of one session, in the order of the history."""
 
-    markers: list[str]
+    hash: array[int]
     type: bytearray
     invoke: array[int]
     complete: array[int]
@@ -47,6 +48,15 @@ class _Cleared(NamedTuple):
     most_overtaken: int
 
 
+class _Stood(NamedTuple):
+    """The acknowledged turns of one session, as they stand in it."""
+
+    invokes: list[int]
+    completes: list[int]
+    observed: int
+    overtaken: int
+
+
 def screen(columns: Columns, overtaking_limit: int | None = None) -> Screened | None:
     """Give the evidence of the sessions that are beyond doubt, and the names of the others.
 
@@ -54,15 +64,17 @@ def screen(columns: Columns, overtaking_limit: int | None = None) -> Screened | 
     """
     suspect = set(columns.strange)
     finals = _final_reads(columns, suspect)
-    sent: set[str] = set()
+    sent: set[int] = set()
+    turns = 0
     found: dict[int, _Cleared] = {}
     for number, session in enumerate(_sessions(columns)):
-        row_of = dict(zip(session.markers, count(), strict=False))
-        if not sent.isdisjoint(row_of):
-            return None
+        row_of = dict(zip(session.hash, count(), strict=False))
         sent.update(row_of)
+        turns += len(row_of)
+        if len(sent) < turns:
+            return None
         cleared = None
-        if number in finals and number not in suspect and len(row_of) == len(session.markers):
+        if number in finals and number not in suspect and len(row_of) == len(session.hash):
             cleared = _cleared(session, row_of, finals[number])
         if cleared is None or (
             overtaking_limit is not None and cleared.most_overtaken > overtaking_limit
@@ -81,27 +93,32 @@ def _sessions(columns: Columns) -> Iterator[_Session]:
     are larger than the processor's cache cost more than all the judging.
     """
     dealt = [
-        _Session([], bytearray(), array("q"), array("q"), array("q"), array("Q"))
+        _Session(array("q"), bytearray(), array("q"), array("q"), array("q"), array("Q"))
         for _ in columns.numbers
     ]
-    for start in range(0, len(columns.session), _BLOCK):
-        block = slice(start, start + _BLOCK)
+    for start in range(0, len(columns.session), _DEALT):
+        block = slice(start, start + _DEALT)
         numbers = columns.session[block].tolist()
-        order = sorted(range(len(numbers)), key=numbers.__getitem__)
-        markers = list(map(columns.markers[block].__getitem__, order))
-        types = bytes(map(columns.type[block].__getitem__, order))
-        numbered = (columns.invoke, columns.complete, columns.position, columns.digest)
-        values = [list(map(column[block].tolist().__getitem__, order)) for column in numbered]
+        pick = _picker(sorted(range(len(numbers)), key=numbers.__getitem__))
+        rows = _Session(
+            array("q", pick(columns.hash[block])),
+            bytearray(pick(columns.type[block])),
+            array("q", pick(columns.invoke[block])),
+            array("q", pick(columns.complete[block])),
+            array("q", pick(columns.position[block])),
+            array("Q", pick(columns.digest[block])),
+        )
         first = 0
         for number, size in sorted(Counter(numbers).items()):
-            own, session = slice(first, first := first + size), dealt[number]
-            session.markers.extend(markers[own])
-            session.type.extend(types[own])
-            session.invoke.fromlist(values[0][own])
-            session.complete.fromlist(values[1][own])
-            session.position.fromlist(values[2][own])
-            session.digest.fromlist(values[3][own])
+            own = slice(first, first := first + size)
+            for column, more in zip(dealt[number], rows, strict=True):
+                column.extend(more[own])
     yield from dealt
+
+
+def _picker(rows: Sequence[int]) -> _Pick:
+    """Give what takes these rows out of a column, in one step of the interpreter."""
+    return itemgetter(*rows) if len(rows) > 1 else lambda column: tuple(column[r] for r in rows)
 
 
 def _final_reads(columns: Columns, suspect: set[int]) -> dict[int, Operation]:
@@ -116,56 +133,76 @@ def _final_reads(columns: Columns, suspect: set[int]) -> dict[int, Operation]:
     return {number: reads[0] for number, reads in told.items() if len(reads) == 1}
 
 
-def _cleared(session: _Session, row_of: dict[str, int], final: Operation) -> _Cleared | None:
+def _cleared(session: _Session, row_of: dict[int, int], final: Operation) -> _Cleared | None:
     """Give the evidence of one session, or None if anything in it is unusual."""
-    markers = final.markers or ()
-    rows = list(map(row_of.get, markers, repeat(-1)))
-    if -1 in rows:
+    stood = _stood(session, row_of, final)
+    if stood is None or len(stood.invokes) != session.type.count(OK):
         return None
-    types = bytes(map(session.type.__getitem__, rows))
-    acknowledged = types.count(OK)
-    if FAIL in types or acknowledged != session.type.count(OK):
-        return None
-    positions = list(map(session.position.__getitem__, rows))
-    if not _stands(session, rows, positions, markers):
-        return None
-    invokes = list(map(session.invoke.__getitem__, rows))
-    completes = list(map(session.complete.__getitem__, rows))
-    latest = list(accumulate(invokes, max))
-    too_late = latest and latest[-1] > final.complete_ns
-    if too_late or any(map(lt, completes, latest)):
-        return None
-    overtaken = sum(map(lt, invokes, latest))
-    if INFO in types:
-        is_ok = [kind == OK for kind in types]
-        invokes, completes = list(compress(invokes, is_ok)), list(compress(completes, is_ok))
-        positions = list(compress(positions, is_ok))
-    if completes and max(completes) >= final.invoke_ns:
+    invokes, completes = stood.invokes, sorted(stood.completes)
+    if completes and completes[-1] >= final.invoke_ns:
         return None
     most = 0
-    if overtaken:
-        by_time = sorted(range(acknowledged), key=invokes.__getitem__)
+    if stood.overtaken:
+        by_time = sorted(range(len(invokes)), key=invokes.__getitem__)
         most = max(map(sub, by_time, count()), default=0)
-        invokes = list(map(invokes.__getitem__, by_time))
-    completes.sort()
+        invokes.sort()
     met = sum(map(bisect_right, repeat(invokes), completes))
-    met -= acknowledged * (acknowledged + 1) // 2
-    return _Cleared(acknowledged - positions.count(-1), met, overtaken, most)
+    met -= len(completes) * (len(completes) + 1) // 2
+    return _Cleared(stood.observed, met, stood.overtaken, most)
 
 
-def _stands(
-    session: _Session, rows: list[int], positions: list[int], markers: tuple[str, ...]
+def _stood(session: _Session, row_of: dict[int, int], final: Operation) -> _Stood | None:
+    """Give the turns that stand in a session, or None if one is not where it says, or too late."""
+    markers = final.markers or ()
+    invokes: list[int] = []
+    completes: list[int] = []
+    unseen: list[int] = []
+    observed = overtaken = digest = 0
+    latest = -NEVER_NS
+    for first in range(0, len(markers), _LOOKED_AT):
+        standing = markers[first : first + _LOOKED_AT]
+        try:
+            rows = list(map(row_of.__getitem__, map(hash, standing)))
+        except KeyError:
+            return None
+        pick = _picker(rows)
+        types, positions = bytes(pick(session.type)), pick(session.position)
+        *before, digest = prefix_digests(standing, digest)
+        if FAIL in types or not _say_so(positions, pick(session.digest), first, before):
+            return None
+        if -1 in positions:
+            unseen += compress(rows, map((-1).__eq__, positions))
+        invoked, completed = pick(session.invoke), pick(session.complete)
+        so_far = list(accumulate(invoked, max, initial=latest))
+        latest = so_far[-1]
+        del so_far[0]
+        if any(map(lt, completed, so_far)):
+            return None
+        overtaken += sum(map(lt, invoked, so_far))
+        if INFO in types:
+            is_ok = [kind == OK for kind in types]
+            invoked, completed, positions = (
+                tuple(compress(column, is_ok)) for column in (invoked, completed, positions)
+            )
+        invokes += invoked
+        completes += completed
+        observed += len(positions) - positions.count(-1)
+    # Who says where it stands, and is right, cannot stand twice.
+    if latest > final.complete_ns or len(set(unseen)) < len(unseen):
+        return None
+    return _Stood(invokes, completes, observed, overtaken)
+
+
+def _say_so(
+    positions: tuple[int, ...], digests: tuple[int, ...], first: int, before: list[int]
 ) -> bool:
-    """Tell whether each of these turns stands once, and where and after what it says."""
-    digests = list(map(session.digest.__getitem__, rows))
-    before = prefix_digests(markers)
-    before.pop()
-    if digests == before and positions == list(range(len(rows))):
+    """Tell whether these turns stand where and after what they say, from the first place on."""
+    if positions == tuple(range(first, first + len(before))) and digests == tuple(before):
         return True
-    return len(set(rows)) == len(rows) and not any(
+    return not any(
         position >= 0 and (position != at or digest != so_far)
         for at, (position, digest, so_far) in enumerate(
-            zip(positions, digests, before, strict=True)
+            zip(positions, digests, before, strict=True), first
         )
     )
 
