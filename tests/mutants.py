@@ -1072,6 +1072,7 @@ MUTANTS = [
         "a turn that ends as the final read begins, and is in it",
     ),
     ("plain", "bisect_right, repeat", "bisect_left, repeat", "the other engine"),
+    ("plain", "long_sent * len(ended) + ", "", "a long session"),
     (
         "plain",
         "len(positions) - positions.count(-1)",

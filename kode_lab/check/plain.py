@@ -146,9 +146,7 @@ def _cleared(session: _Session, row_of: dict[int, int], final: Operation) -> _Cl
         by_time = sorted(range(len(invokes)), key=invokes.__getitem__)
         most = max(map(sub, by_time, count()), default=0)
         invokes.sort()
-    met = sum(map(bisect_right, repeat(invokes), completes))
-    met -= len(completes) * (len(completes) + 1) // 2
-    return _Cleared(stood.observed, met, stood.overtaken, most)
+    return _Cleared(stood.observed, _met(invokes, completes), stood.overtaken, most)
 
 
 def _stood(session: _Session, row_of: dict[int, int], final: Operation) -> _Stood | None:
@@ -205,6 +203,20 @@ def _say_so(
             zip(positions, digests, before, strict=True), first
         )
     )
+
+
+def _met(invokes: list[int], completes: list[int]) -> int:
+    """Count the pairs of turns of which neither ended before the other was sent.
+
+    Those that were sent before a turn ended are itself, those that ended before, and those it met.
+    """
+    sent = 0
+    for first in range(0, len(completes), _LOOKED_AT):
+        ended = completes[first : first + _LOOKED_AT]
+        long_sent = bisect_right(invokes, ended[0])
+        near = invokes[long_sent : bisect_right(invokes, ended[-1])]
+        sent += long_sent * len(ended) + sum(map(bisect_right, repeat(near), ended))
+    return sent - len(completes) * (len(completes) + 1) // 2
 
 
 def _evidence(columns: Columns, suspect: set[int], found: dict[int, _Cleared]) -> Evidence:
