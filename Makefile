@@ -23,7 +23,7 @@ reproduce: .venv/.installed
 	@$(IN) -m kode_lab reproduce --speed $(SPEED)
 
 test: .venv/.installed-dev
-	$(IN) -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	$(IN) -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: .venv/.installed-dev
 	$(IN) -m ruff check

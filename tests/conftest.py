@@ -1,6 +1,7 @@
-"""What tests share that is dear to start: one PostgreSQL for each process of the suite."""
+"""What tests share: signals that arrive, and, dear to start, one PostgreSQL for each process."""
 
 import itertools
+import signal
 
 import pytest
 
@@ -8,6 +9,11 @@ from kode_lab.errors import PostgresMissing
 from kode_lab.postgres import ThrowawayPostgres
 
 _schemas = itertools.count(1)
+
+# A shell's background job, and all that it starts, ignores interrupts: then nobody that the tests
+# start could be interrupted either.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -55,7 +55,7 @@ def test_what_is_installed_is_not_installed_again(clone):
     )
     stamp(clone, ".installed-dev")
     assert make(clone, "-n", "test", "ARGS=-k key").stdout.endswith(
-        "-m pytest --numprocesses 2 --dist loadfile -k key\n"
+        "-m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder -k key\n"
     )
 
 

@@ -233,7 +233,7 @@ def test_a_broken_store_is_convicted(mutant, tmp_path):
     found, verdict = set(), None
     for seed in range(_SEEDS):
         # Some mutants never end: what they did until then convicts them.
-        limit_s = 12.0 if storm.hot_share == 1.0 else 6.0  # all in one line takes its time
+        limit_s = 12.0 if storm.hot_share == 1.0 else 4.0  # all in one line takes its time
         one = replace(storm, limit_s=limit_s, seed=storm.seed + seed)
         outcome = ridden(one, tmp_path / f"results-{seed}", code)
         verdict = check_path(outcome.run.path, overtaking_limit=OVERTAKING_LIMIT)

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,11 +26,13 @@ class Source:
         self.name = path.relative_to(root).as_posix()
         self.text = path.read_text(encoding="utf-8")
         self.tree = ast.parse(self.text)
+        self.all_nodes = list(ast.walk(self.tree))
 
     def nodes(self, *kinds):
-        return (node for node in ast.walk(self.tree) if isinstance(node, kinds))
+        return (node for node in self.all_nodes if isinstance(node, kinds))
 
 
+@cache
 def sources(root, *places):
     return [Source(path, root) for place in places for path in sorted((root / place).rglob("*.py"))]
 
