@@ -50,12 +50,12 @@ def test_names_have_places_of_their_own_whatever_colons_they_hold(two):
     names = [f"{user}:{session}" for user in range(100) for session in range(100)]
     names += ["a%3ab:c", "a:b%3ac", "a:b", "A:b", "a:B"]
     assert len({two[0].place_of(name) for name in names}) == len(names)
-    assert all(0 <= file < 256 and at % _PLACES == 0 for file, at in map(two[0].place_of, names))
+    assert all(0 <= file < 1024 and at % _PLACES == 0 for file, at in map(two[0].place_of, names))
 
 
 def is_awaited(root, place):
     """Whether somebody waits for a name that somebody holds: then no other can pass."""
-    fd = os.open(root / f"{place[0]:02x}", os.O_RDWR)
+    fd = os.open(root / f"{place[0]:03x}", os.O_RDWR)
     try:
         return not _try_lock(fd, place[1] + 1, _PLACES - 1)
     finally:
@@ -199,11 +199,33 @@ def test_closing_frees_what_is_held_and_opens_anew_when_it_is_needed(two):
     assert first.try_hold(places[0])
 
 
+def open_files():
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def test_a_process_that_may_open_few_files_closes_those_in_which_it_holds_nothing(tmp_path):
+    few, other = FileLocks(tmp_path, PosixDisk(), open_limit=3), FileLocks(tmp_path, PosixDisk())
+    places = [few.place_of(f"ada:{number}") for number in range(200)]
+    held, passing = places[:5], [place for place in places[5:] if place[0] not in dict(places[:5])]
+    assert all(map(few.try_hold, held))
+    before = open_files()
+    for place in passing:
+        assert few.try_hold(place)
+        few.release(place)
+    assert open_files() <= before + 1
+    assert not any(map(other.try_hold, held))
+    for place in held:
+        few.release(place)
+    assert all(map(other.try_hold, held))
+    few.close()
+    other.close()
+
+
 def test_the_lock_files_stay_empty(two, tmp_path):
     for number in range(100):
         place = two[0].place_of(f"ada:{number}")
         assert two[0].try_hold(place)
         two[0].release(place)
     files = list(Path(tmp_path / "+locks").iterdir())
-    assert 1 < len(files) <= 256
+    assert 1 < len(files) <= 100
     assert all(path.stat().st_size == 0 for path in files)

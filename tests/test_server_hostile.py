@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+from contextlib import suppress
 
 import pytest
 from house import assert_idle, prompts, run, until
@@ -329,7 +330,11 @@ def test_a_byte_now_and_then_buys_no_time(tmp_path):
                 done, _ = await asyncio.wait({answer}, timeout=0.01)
                 if done:
                     break
-            assert b" 408 " in await answer
+            # A byte that crosses the answer on its way makes the system reset the connection, and
+            # may take the answer with it.
+            with suppress(ConnectionResetError):
+                assert b" 408 " in await answer
+            assert answer.done()
             writer.transport.abort()
 
     run(scenario())

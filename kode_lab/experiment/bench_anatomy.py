@@ -22,6 +22,7 @@ from kode_lab.experiment.bench_scene import (
     files_limit,
     finished_turn,
     keys,
+    new_keys,
     service,
     shelf,
     slow_model,
@@ -69,7 +70,7 @@ async def _anatomy(directory: Path, effort: float) -> list[Row]:
             _made(directory / "diskless"), store=JsonStore(directory / "nowhere", disk=memory)
         ) as diskless,
     ):
-        some = iter(keys(1_000_000))
+        some = new_keys()
 
         async def turns(manager: SessionManager) -> float:
             key = next(some)
@@ -82,7 +83,7 @@ async def _anatomy(directory: Path, effort: float) -> list[Row]:
         parts = {name: _sample(part, times * 10) for name, part in _parts(directory).items()}
         sides = {"whole": lambda: turns(whole), "files": files, **parts}
         spent_us = await interleaved(sides, rounds)
-        [key] = keys(1, first=1_000_000)
+        key = next(some)
         await take(diskless, key, _YOUNG)
         memory.calls = 0
         await take(diskless, key, times)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ __all__ = [
     "finished_turn",
     "instant_model",
     "keys",
+    "new_keys",
     "service",
     "shelf",
     "slow_model",
@@ -34,6 +36,7 @@ __all__ = [
 ]
 
 AGENT_ID = "bench"
+_FIRST_NEW = 1_000_000
 # As long as the prompts and replies behind the design's 686 bytes a turn.
 PROMPT = (
     "Please note an hour for the quarterly review tomorrow morning, if nothing is planned. " * 3
@@ -50,6 +53,15 @@ def keys(count: int, first: int = 0) -> list[SessionKey]:
         SessionKey(f"user-{number // 10}", f"session-{number}", AGENT_ID)
         for number in range(first, first + count)
     ]
+
+
+def new_keys() -> Iterator[SessionKey]:
+    """Give keys of sessions that are not there yet, without end: none is made before it is asked.
+
+    A list of so many would be looked at by each collection, between any two samples.
+    """
+    for number in count(_FIRST_NEW):
+        yield from keys(1, number)
 
 
 def finished_turn(turn_id: str) -> tuple[OpenTurn, list[dict[str, Any]]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from kode_lab.experiment.bench import Row, row
 from kode_lab.experiment.bench_sampling import cpu_us, interleaved, on_loop, scratch, share
-from kode_lab.experiment.bench_scene import files_limit, keys, service, slow_model, take
+from kode_lab.experiment.bench_scene import files_limit, keys, new_keys, service, slow_model, take
 from kode_lab.key import SessionKey
 from kode_lab.server.run import open_sessions_limit, settle
 from kode_lab.sessions import JsonStore, SessionManager
@@ -36,7 +36,7 @@ async def _turn(directory: Path, effort: float) -> list[Row]:
     times, rounds = share(50, effort, least=5), share(21, effort, least=2)
     old_turns = share(_OLD, effort, least=_YOUNG * 2)
     async with service(directory) as manager:
-        some = iter(keys(1_000_000))
+        some = new_keys()
 
         def at(history: int) -> Callable[[], Awaitable[float]]:
             async def sample() -> float:

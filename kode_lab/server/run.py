@@ -276,7 +276,7 @@ def settle() -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(500_000, 50, 50)
+    gc.set_threshold(1_000_000, 50, 50)
 
 
 def open_sessions_limit(files_limit: int) -> int:

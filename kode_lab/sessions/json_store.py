@@ -6,7 +6,7 @@ what. It never knows what a turn says or why it is written.
 
     <root>/<userId>/<sessionId>:<agentId>/<sessionId>:<agentId>/runtime/{messages.json,turns.jsonl}
     <root>/+store      whose host works here; processes share it, ``power`` owns it alone
-    <root>/+locks/     256 files whose bytes are the locks
+    <root>/+locks/     1,024 files whose bytes are the locks
     <root>/+journal    what ``power`` has logged (no id can be encoded to a name with "+")
 
 With ``layout="report"`` the user level is missing, as in the report: there two users with the same
