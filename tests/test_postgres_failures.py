@@ -165,7 +165,7 @@ MUTANTS = [
         "postgres_sql",
         "WHERE session = which ORDER BY place LOOP",
         "WHERE session = which ORDER BY place DESC LOOP",
-        small("calm", hot=1, hot_share=1.0, clients=40, turns=400),
+        small("calm", hot=1, hot_share=1.0, clients=40, turns=200),
         "overtaking",
     ),
     (
