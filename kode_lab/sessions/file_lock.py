@@ -119,7 +119,7 @@ class FileLocks:
         return fd
 
     def _close_one(self) -> None:
-        """Close the file that is open longest of those in which nothing is ours, if there is one."""
+        """Close the oldest of those in which nothing is ours, if there is one."""
         for number, fd in self._open.items():
             if not self._held[number]:
                 del self._open[number]
