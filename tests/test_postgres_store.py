@@ -432,6 +432,29 @@ def test_workers_must_agree_on_the_time_to_live(postgres, postgres_schema):
     asyncio.run(scenario())
 
 
+def test_settings_that_change_under_a_worker_are_the_stores_fault_and_not_the_callers(
+    postgres, postgres_schema
+):
+    async def until_it_notices(store):
+        for number in range(1_000):
+            await take(store, f"again{number}")
+
+    async def scenario():
+        async with stores(postgres, postgres_schema, 1, ttl_s=5.0, patience_s=0.5) as (store,):
+            await take(store, "t1")
+            await rows(postgres, postgres_schema, """UPDATE meta SET settings = '{"ttl_s": 7}'""")
+            await rows(
+                postgres,
+                postgres_schema,
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE application_name = 'kode-lab' AND pid <> pg_backend_pid()",
+            )
+            with pytest.raises(StoreError, match=r"share ttl_s=7.*then start this server again"):
+                await until_it_notices(store)
+
+    asyncio.run(scenario())
+
+
 def test_a_schema_of_a_newer_kode_lab_is_left_alone(postgres, postgres_schema):
     async def scenario():
         async with stores(postgres, postgres_schema, 1) as (store,):

@@ -115,6 +115,23 @@ def test_a_database_that_cannot_be_used_says_why_in_one_sentence(
         assert "use a to z" in refused(postgres, "--schema", "No;1", command=command)
 
 
+def test_a_database_that_only_follows_another_is_refused(refused, monkeypatch, capsys):
+    try:
+        server = ThrowawayPostgres(settings={"fsync": "off"})
+    except PostgresMissing as error:
+        pytest.skip(f"needs PostgreSQL: {error}")
+    with server:
+        monkeypatch.setenv("KODE_LAB_STORE", server.dsn)
+        assert main(["migrate"]) == 0
+        capsys.readouterr()
+        server.kill9()
+        (server.data / "standby.signal").touch()
+        server.start()
+        for command in ("serve", "migrate"):
+            said = refused(server.dsn, command=command)
+            assert "in recovery: give the DSN of the primary" in said
+
+
 def test_a_schema_of_another_format_or_other_settings_is_refused(
     refused, postgres, postgres_schema, capsys, monkeypatch
 ):

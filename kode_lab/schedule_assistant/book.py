@@ -29,10 +29,10 @@ from kode_lab.schedule_assistant.schedule import (
     SCHEDULE_LIMIT,
     Schedule,
     check_order,
-    checked_time,
-    checked_title,
+    checked_change,
+    checked_entry,
     day_bounds,
-    hour_after,
+    having,
     moved_end,
 )
 
@@ -109,9 +109,7 @@ class ScheduleBook:
             InvalidSchedule: the title or a time cannot be used, the user has ``SCHEDULE_LIMIT``
                 schedules, or the key was used for another change.
         """
-        title, start = checked_title(title), checked_time("start", start)
-        end = hour_after(start) if end is None else checked_time("end", end)
-        check_order(start, end)
+        title, start, end = checked_entry(title, start, end)
 
         def change() -> Schedule:
             row = self._db.execute("SELECT count(*) FROM schedules WHERE user_id = ?", [user_id])
@@ -147,9 +145,7 @@ class ScheduleBook:
                 " ORDER BY start, id",
                 values,
             ).fetchall()
-        found = (Schedule(*row) for row in rows)
-        wanted = "" if text is None else text.casefold()
-        return [schedule for schedule in found if wanted in schedule.title.casefold()]
+        return having(text, (Schedule(*row) for row in rows))
 
     def update(
         self,
@@ -167,11 +163,7 @@ class ScheduleBook:
             InvalidSchedule: nothing is to be changed, the user has no such schedule, or as
                 ``create``.
         """
-        if title is None and start is None and end is None:
-            raise InvalidSchedule("nothing to change: give a title, a start or an end")
-        title = None if title is None else checked_title(title)
-        start = None if start is None else checked_time("start", start)
-        end = None if end is None else checked_time("end", end)
+        title, start, end = checked_change(title, start, end)
 
         def change() -> Schedule:
             old = self._own(user_id, schedule_id)

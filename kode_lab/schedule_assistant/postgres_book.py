@@ -20,11 +20,10 @@ from kode_lab.schedule_assistant.schedule import (
     FIRST_ID,
     SCHEDULE_LIMIT,
     Schedule,
-    check_order,
-    checked_time,
-    checked_title,
+    checked_change,
+    checked_entry,
     day_bounds,
-    hour_after,
+    having,
 )
 from kode_lab.sessions.postgres_link import PostgresLink
 from kode_lab.sessions.postgres_rows import text as words
@@ -87,9 +86,7 @@ class PostgresBook:
                 schedules, or the key was used for another change.
             StoreUnreachable: the database does not answer.
         """
-        title, start = checked_title(title), checked_time("start", start)
-        end = hour_after(start) if end is None else checked_time("end", end)
-        check_order(start, end)
+        title, start, end = checked_entry(title, start, end)
         return self._once(user_id, idempotency_key, "create", None, title, start, end)
 
     def query(
@@ -102,8 +99,7 @@ class PostgresBook:
         """
         first, after = (None, None) if day is None else day_bounds(day)
         rows = self._run(self._link.fetch(_QUERY, words(user_id), first, after))
-        wanted = "" if text is None else text.casefold()
-        return [Schedule(*row) for row in rows if wanted in row[1].casefold()]
+        return having(text, (Schedule(*row) for row in rows))
 
     def update(
         self,
@@ -121,11 +117,7 @@ class PostgresBook:
             InvalidSchedule: nothing is to be changed, the user has no such schedule, or as
                 ``create``.
         """
-        if title is None and start is None and end is None:
-            raise InvalidSchedule("nothing to change: give a title, a start or an end")
-        title = None if title is None else checked_title(title)
-        start = None if start is None else checked_time("start", start)
-        end = None if end is None else checked_time("end", end)
+        title, start, end = checked_change(title, start, end)
         return self._once(user_id, idempotency_key, "update", schedule_id, title, start, end)
 
     def delete(self, user_id: str, schedule_id: int, *, idempotency_key: str) -> Schedule:

@@ -8,6 +8,7 @@ Source: ids from 13039 on are those of the concurrency report.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from datetime import date, datetime, timedelta
 from typing import NamedTuple
 
@@ -19,10 +20,10 @@ __all__ = [
     "TITLE_LIMIT_CHARS",
     "Schedule",
     "check_order",
-    "checked_time",
-    "checked_title",
+    "checked_change",
+    "checked_entry",
     "day_bounds",
-    "hour_after",
+    "having",
     "moved_end",
 ]
 
@@ -41,12 +42,44 @@ class Schedule(NamedTuple):
     end: str
 
 
-def checked_title(title: str) -> str:
-    """Give the title with single spaces.
+def checked_entry(title: str, start: str, end: str | None) -> tuple[str, str, str]:
+    """Give title, start and end as they are entered; without ``end`` it lasts an hour.
 
     Raises:
-        InvalidSchedule: it is empty, too long, or holds control characters.
+        InvalidSchedule: the title is empty, too long, or holds control characters; a time is none,
+            or the end does not come after the start.
     """
+    title, start = _checked_title(title), _checked_time("start", start)
+    end = _shifted(start, timedelta(hours=1)) if end is None else _checked_time("end", end)
+    check_order(start, end)
+    return title, start, end
+
+
+def checked_change(
+    title: str | None, start: str | None, end: str | None
+) -> tuple[str | None, str | None, str | None]:
+    """Give what is to be changed as it is entered, None for what stays.
+
+    Raises:
+        InvalidSchedule: all of it stays, or one of them cannot be used.
+    """
+    if title is None and start is None and end is None:
+        raise InvalidSchedule("nothing to change: give a title, a start or an end")
+    return (
+        None if title is None else _checked_title(title),
+        None if start is None else _checked_time("start", start),
+        None if end is None else _checked_time("end", end),
+    )
+
+
+def having(text: str | None, schedules: Iterable[Schedule]) -> list[Schedule]:
+    """Give those with this text in their title, in whatever case; None gives all."""
+    wanted = "" if text is None else text.casefold()
+    return [schedule for schedule in schedules if wanted in schedule.title.casefold()]
+
+
+def _checked_title(title: str) -> str:
+    """Give the title with single spaces."""
     title = " ".join(title.split())
     if _CONTROL.search(title) or not 1 <= len(title) <= TITLE_LIMIT_CHARS:
         raise InvalidSchedule(
@@ -56,12 +89,8 @@ def checked_title(title: str) -> str:
     return title
 
 
-def checked_time(name: str, value: str) -> str:
-    """Give a moment of local time, to the minute.
-
-    Raises:
-        InvalidSchedule: it is none.
-    """
+def _checked_time(name: str, value: str) -> str:
+    """Give a moment of local time, to the minute."""
     try:
         moment = datetime.fromisoformat(value)
     except ValueError:
@@ -79,11 +108,6 @@ def day_bounds(value: str) -> tuple[str, str]:
     except (ValueError, OverflowError):
         raise InvalidSchedule(f"day is {value!r:.60}: give a date, as 2026-07-15") from None
     return f"{day}T00:00", f"{after}T00:00"
-
-
-def hour_after(start: str) -> str:
-    """Give the end of what lasts an hour."""
-    return _shifted(start, timedelta(hours=1))
 
 
 def moved_end(old: Schedule, start: str) -> str:

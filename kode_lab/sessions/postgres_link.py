@@ -61,6 +61,7 @@ class PostgresLink:
         self._answer_s = answer_s
         self._patience_s = patience_s
         self._connection: Any = None
+        self._was_up = False
         self._free = asyncio.Lock()
 
     @property
@@ -85,7 +86,7 @@ class PostgresLink:
                     if not self.is_up:
                         self._connection = None
                         self._connection = await self._connected()
-                    was_sent = True
+                    was_sent = self._was_up = True
                     async with asyncio.timeout(self._answer_s):
                         rows: list[Any] = await self._connection.fetch(query, *arguments)
                 except Exception as error:
@@ -96,7 +97,11 @@ class PostgresLink:
                         self.cut()
                         is_hopeless = time.monotonic() + pause_s > until_s
                     if is_hopeless:
-                        raise explained(error, self._dsn, was_sent=was_sent) from error
+                        told = explained(error, self._dsn, was_sent=was_sent)
+                        if self._was_up and isinstance(told, InvalidConfig):
+                            # The caller configured nothing: it is the database that changed.
+                            told = StoreError(f"{told}; then start this server again")
+                        raise told from error
                 else:
                     return rows
                 await asyncio.sleep(pause_s)

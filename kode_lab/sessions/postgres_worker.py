@@ -84,6 +84,7 @@ class PostgresWorker:
         self._listener: Listener | None = None
         self._sure_until_s = 0.0
         self._is_sure = asyncio.Event()
+        self._trouble = ""  # why the last sign of life could not be given
         self._is_lost = asyncio.Event()
         self._opening: asyncio.Task[None] | None = None
         self._living: asyncio.Task[None] | None = None
@@ -132,7 +133,8 @@ class PostgresWorker:
                     await self._is_sure.wait()
             except TimeoutError:
                 raise StoreUnreachable(
-                    f"PostgreSQL did not answer within patience_s={self._patience_s:g}; nothing "
+                    self._trouble
+                    or f"PostgreSQL did not answer within patience_s={self._patience_s:g}; nothing "
                     "was begun: see that it runs, then send the turn again"
                 ) from None
 
@@ -160,7 +162,8 @@ class PostgresWorker:
                         await self._is_lost.wait()
             try:
                 await self._renew()
-            except StoreError:
+            except StoreError as error:
+                self._trouble = str(error)
                 await asyncio.sleep(min(self.ttl_s / _SIGNS, 1.0))
 
     async def _renew(self) -> None:
@@ -173,6 +176,7 @@ class PostgresWorker:
         elif was_late:
             await self._look_again(self.link.fetch)
         self._sure_until_s = start_s + self.ttl_s
+        self._trouble = ""
         self._is_sure.set()
 
     async def _prepare(self, connection: Any) -> None:

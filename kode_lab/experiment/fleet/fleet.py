@@ -24,27 +24,14 @@ from typing import Any, NamedTuple, Self
 from kode_lab.errors import InvalidScenario, ModelUnavailable, Refused, Superseded
 from kode_lab.experiment.fleet.worker import LINE_LIMIT_BYTES, Post
 from kode_lab.experiment.scenario import Ask
+from kode_lab.experiment.service import Answer
 from kode_lab.key import SessionKey
-from kode_lab.operation import Read, echo_in
+from kode_lab.operation import echo_in
 
-__all__ = ["Answer", "Fleet", "Held", "Worker"]
+__all__ = ["Fleet", "Held", "Worker"]
 
 # Python, asyncpg and a schema take about a second; a noisy machine some more.
 _START_LIMIT_S = 60.0
-
-
-class Answer(NamedTuple):
-    """What an acknowledged turn told its client.
-
-    Attributes:
-        read: what the model was shown, or None when nobody saw it.
-        answered: the marker of the prompt that the reply says it answers, or "".
-        config: the version of the agent's configuration.
-    """
-
-    read: Read | None
-    answered: str
-    config: str
 
 
 class Held(NamedTuple):
