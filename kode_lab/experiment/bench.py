@@ -5,9 +5,10 @@ shown and kept. What is measured stands in the ``bench_*`` modules beside it; ho
 in ``bench_sampling``. It must never know what a session is.
 
 The rules: CPU time, not the clock on the wall, wherever the machine's other work would decide;
-a ratio only between two things measured in one run, in turns (A B A B); the median of the rounds;
-each bench in a process of its own, so that none inherits another's heap; and the machine's load
-said beside the table. A bench that breaks misses its bar: no figure, no claim.
+a ratio only between two things measured in one run, in turns (A B A B); the median of the rounds,
+or the best of them where the bar is a time by itself, for who shares the machine makes code slower
+and never faster; each bench in a process of its own, so that none inherits another's heap; and the
+machine's load said beside the table. A bench that breaks misses its bar: no figure, no claim.
 
 Idea: the ratios-in-one-run discipline is pyperf's and criterion's, in a tenth of their words.
 """

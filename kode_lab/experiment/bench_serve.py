@@ -9,6 +9,7 @@ pass of the loop of its own, as a model's pieces come. The model takes no CPU in
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -38,6 +39,7 @@ _CLIENTS, _TURNS, _ROUNDS = 16, 100, 9
 _SESSIONS_EACH = 16
 _PIECES = 20
 _SESSIONS, _LATENCY_S, _TURNS_EACH = 5_000, 2.0, 5
+_REPEATS = 3
 
 
 def serve(effort: float) -> list[Row]:
@@ -92,7 +94,8 @@ async def _many(path: Path, effort: float) -> list[Row]:
     """Give what happens when thousands of sessions ask a slow model at once, again and again.
 
     Ideal is what one session alone needs: its turns one after another, the model's time each. The
-    sessions and their connections exist, and all send their first turn at one moment.
+    sessions and their connections exist, and all send their first turn at one moment; this three
+    times, and the best counts.
     """
     sessions = share(_SESSIONS, effort, least=50)
     latency_s = max(0.1, _LATENCY_S * min(1.0, effort))
@@ -104,9 +107,12 @@ async def _many(path: Path, effort: float) -> list[Row]:
         model.latency_s = 0.0
         await load.run(Job(ours.port, sessions, 1))
         model.latency_s = latency_s
-        start_s = time.process_time()
-        took_s = await load.run(Job(ours.port, sessions, _TURNS_EACH))
-        spent_us = (time.process_time() - start_s) * 1e6 / sessions / _TURNS_EACH
+        took_s, spent_us = math.inf, math.inf
+        for _ in range(_REPEATS):
+            start_s = time.process_time()
+            took_s = min(took_s, await load.run(Job(ours.port, sessions, _TURNS_EACH)))
+            all_us = (time.process_time() - start_s) * 1e6
+            spent_us = min(spent_us, all_us / sessions / _TURNS_EACH)
     many = f"{sessions:,} sessions at once, {latency_s:g} s model, {_TURNS_EACH} turns each"
     return [
         row(

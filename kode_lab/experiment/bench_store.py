@@ -22,6 +22,7 @@ from kode_lab.experiment.bench import Row, row
 from kode_lab.experiment.bench_sampling import cpu_us, interleaved, on_loop, scratch, share
 from kode_lab.experiment.bench_scene import finished_turn, keys
 from kode_lab.key import SessionKey
+from kode_lab.server.run import settle
 from kode_lab.sessions import JsonStore
 from kode_lab.sessions.disk import Disk, Place, PosixDisk
 from kode_lab.sessions.open_turn import OpenTurn
@@ -206,7 +207,10 @@ async def _append_turns(store: JsonStore, key: SessionKey, turns: int) -> int:
 
 
 def power(effort: float) -> list[Row]:
-    """Give what durability ``power`` costs 128 busy sessions, and what it wins."""
+    """Give what durability ``power`` costs 128 busy sessions, and what it wins.
+
+    The collector is set as ``kode-lab serve`` sets it.
+    """
     with scratch() as directory:
         return on_loop(_power(directory, effort))
 
@@ -236,14 +240,16 @@ async def _power(directory: Path, effort: float) -> list[Row]:
         return sample
 
     async def making() -> None:
-        _made(turns)
+        for number in range(turns):
+            finished_turn(f"turn-{number}")
 
+    settle()
     sides = {"making": timed("making", making, turns)}
     for name, store in stores.items():
         sides[name] = timed(name, partial(_busy_turns, store, busy, turns), turns)
     for name, each in syncing.items():
         sides[name] = timed(name, partial(each.run, syncs), syncs)
-    spent_us = await interleaved(sides, share(7, effort, least=2))
+    spent_us = await interleaved(sides, share(7, effort, least=2), of=min)
     for each in syncing.values():
         each.close()
     for store in stores.values():

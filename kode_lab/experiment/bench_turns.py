@@ -7,6 +7,7 @@ files; the model is a function that answers at once, or after two seconds.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ _YOUNG, _OLD = 10, 1_000
 _LATENCY_S = 2.0
 # Each session's turns after its first, at the barrier: a short conversation.
 _TURNS_EACH = 5
+_REPEATS = 3
 
 
 def turn(effort: float) -> list[Row]:
@@ -54,9 +56,10 @@ async def _turn(directory: Path, effort: float) -> list[Row]:
             for key in many:
                 await take(manager, key)
 
-        spent_us = await interleaved({"young": at(_YOUNG), "old": at(old_turns)}, rounds)
+        sides = {"young": at(_YOUNG), "old": at(old_turns)}
+        spent_us = await interleaved(sides, rounds, of=min)
         other_us = await interleaved(
-            {"around": lambda: cpu_us(around, len(many))}, share(7, effort, least=2)
+            {"around": lambda: cpu_us(around, len(many))}, share(7, effort, least=2), of=min
         )
     return [
         row(
@@ -90,8 +93,8 @@ def concurrent(effort: float) -> list[Row]:
 async def _concurrent(directory: Path, effort: float) -> list[Row]:
     """Ideal is what one session alone needs: its turns one after another, two seconds each.
 
-    The sessions rest on disk with one turn each and start at one barrier. Collector and files are
-    set as ``kode-lab serve`` sets them.
+    The sessions rest on disk with one turn each and start at one barrier, three times: the best
+    counts. Collector and files are set as ``kode-lab serve`` sets them.
     """
     sessions = keys(share(10_000, effort, least=50))
     latency_s = _LATENCY_S * min(1.0, max(effort, 0.05))
@@ -101,9 +104,13 @@ async def _concurrent(directory: Path, effort: float) -> list[Row]:
     async with service(directory, model, store=store) as manager:
         settle()
         cold_s = await _at_once(manager, sessions, 1)
-        start_s = time.process_time()
-        warm_s = await _at_once(manager, sessions, _TURNS_EACH)
-        spent_us = (time.process_time() - start_s) * 1e6 / len(sessions) / _TURNS_EACH
+        warm_s, spent_us = math.inf, math.inf
+        for _ in range(_REPEATS):
+            start_s = time.process_time()
+            took_s = await _at_once(manager, sessions, _TURNS_EACH)
+            warm_s = min(warm_s, took_s)
+            all_us = (time.process_time() - start_s) * 1e6
+            spent_us = min(spent_us, all_us / len(sessions) / _TURNS_EACH)
     many = f"{len(sessions):,} sessions at once, {latency_s:g} s model"
     return [
         row(

@@ -41,7 +41,7 @@ from kode_lab.sessions.store import Lease, Stored
 
 __all__ = ["JsonStore"]
 
-# A recovery of a full journal takes a second or two.
+# A recovery of a full journal takes some two seconds.
 _MOVE_IN_S = 10.0
 
 

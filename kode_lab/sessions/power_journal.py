@@ -40,8 +40,9 @@ from kode_lab.sessions.session_files import SessionFiles, Tail
 
 __all__ = ["JOURNAL_BYTES", "PowerJournal"]
 
-# Room for some 20,000 turns between two rounds of syncing the files themselves.
-JOURNAL_BYTES = 16 * 1024 * 1024
+# Room for some 25,000 turns between two rounds of syncing the files themselves, which take 4 us of
+# CPU a turn with half of it; recovering a full one takes two seconds.
+JOURNAL_BYTES = 32 * 1024 * 1024
 _FRAME = struct.Struct("<IIII")
 _BLANK = bytes(64 * 1024)
 # The sessions' own files follow after this, or when this much waits for one of them.
