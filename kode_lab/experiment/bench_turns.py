@@ -14,7 +14,15 @@ from pathlib import Path
 
 from kode_lab.experiment.bench import Row, row
 from kode_lab.experiment.bench_sampling import cpu_us, interleaved, on_loop, scratch, share
-from kode_lab.experiment.bench_scene import files_limit, keys, new_keys, service, slow_model, take
+from kode_lab.experiment.bench_scene import (
+    PROMPT,
+    files_limit,
+    keys,
+    new_keys,
+    service,
+    slow_model,
+    take,
+)
 from kode_lab.key import SessionKey
 from kode_lab.server.run import open_sessions_limit, settle
 from kode_lab.sessions import JsonStore, SessionManager
@@ -136,7 +144,8 @@ async def _at_once(manager: SessionManager, sessions: list[SessionKey], turns: i
 
     async def one(key: SessionKey) -> None:
         await barrier.wait()
-        await take(manager, key, turns)
+        for _ in range(turns):  # who is answered asks again at once, before others are answered
+            await manager.turn(key, PROMPT)
 
     async with asyncio.TaskGroup() as group:
         for key in sessions:

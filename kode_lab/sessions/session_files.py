@@ -271,10 +271,10 @@ class SessionFiles:
 
     def messages_tail(self, turn: OpenTurn) -> Tail:
         """Give the turn's messages as they stand at the end of ``messages.json``."""
-        body = b",\n".join([encode(message) for message in turn.messages]) + CLOSING
+        body = b",\n".join(map(encode, turn.messages))
         if self.messages_bytes:
-            return Tail(MESSAGES, self.messages_bytes - len(CLOSING), b",\n" + body)
-        return Tail(MESSAGES, 0, b"[\n" + body)
+            return Tail(MESSAGES, self.messages_bytes - len(CLOSING), b",\n%b%b" % (body, CLOSING))
+        return Tail(MESSAGES, 0, b"[\n%b%b" % (body, CLOSING))
 
     def discard_tail(self) -> Tail:
         """Give what forgetting the unfinished turn writes."""
