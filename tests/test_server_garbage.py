@@ -1,18 +1,21 @@
 """What turns and connections leave to the garbage collector: nothing, however they ended.
 
-The server tells the collector to come rarely (``kode_lab.server.run.settle``). That is right only
+The server tells the collector to come rarely (``kode_lab.server.collector``). That is right only
 while everything is gone by itself when its turn or connection is over: a failed turn in a circle
 of task, error, traceback and frame would hold its whole request for minutes.
 """
 
 import asyncio
 import gc
+import weakref
 from contextlib import asynccontextmanager
 
 import pytest
 import uvloop
 from house import until
 from served import served, turn_request
+
+from kode_lab.server.collector import settled
 
 TIMES = 3
 OURS = ("kode_lab", "uvicorn", "starlette")
@@ -153,3 +156,32 @@ def _circles():
     return sorted(
         name for name in names if name.startswith(OURS) or name.rpartition(".")[2] in HOLDERS
     )
+
+
+class Ring:
+    """Something that holds itself, as nothing of ours does."""
+
+    def __init__(self):
+        self.me = self
+
+
+def test_what_lives_is_told_off_while_turns_run_and_looked_at_when_none_do():
+    async def scenario():
+        in_flight = 1
+        async with settled(lambda: in_flight, look_s=0.001, idle_looks=3):
+            frozen = gc.get_freeze_count()
+            kept = [[] for _ in range(20_000)]
+            ring = Ring()
+            lost = weakref.ref(ring)
+            await until(lambda: gc.get_freeze_count() >= frozen + len(kept))
+            del ring
+            gc.collect()
+            assert lost() is not None, "it was told off, so nobody looks at it"
+            in_flight = 0
+            await until(lambda: lost() is None)
+            assert gc.get_threshold()[0] == 1_000_000
+        assert gc.get_threshold() == before
+
+    before = gc.get_threshold()
+    asyncio.run(scenario())
+    gc.unfreeze()

@@ -29,7 +29,8 @@ from kode_lab.experiment.bench_scene import (
     spans_to_nowhere,
     take,
 )
-from kode_lab.server.run import open_sessions_limit, settle
+from kode_lab.server.collector import settle
+from kode_lab.server.run import open_sessions_limit
 from kode_lab.sessions import JsonStore, SessionManager
 from kode_lab.sessions.disk import Place, PosixDisk
 from kode_lab.sessions.file_lock import FileLocks

@@ -23,7 +23,7 @@ from kode_lab.experiment.bench_sampling import on_loop, share
 from kode_lab.experiment.bench_scene import finished_turn, keys, service, take
 from kode_lab.key import SessionKey
 from kode_lab.postgres import ThrowawayPostgres
-from kode_lab.server.run import settle
+from kode_lab.server.collector import settle
 from kode_lab.sessions.postgres_link import PostgresLink
 from kode_lab.sessions.postgres_rows import Known, turn_row
 from kode_lab.sessions.postgres_schema import FENCES

@@ -29,7 +29,9 @@ from kode_lab.experiment.bench_sampling import (
 from kode_lab.experiment.bench_scene import files_limit, instant_model, shelf
 from kode_lab.message import Model, Reply, Request
 from kode_lab.server import Board, HttpServer, Service, app_of, in_thread
-from kode_lab.server.run import open_sessions_limit, settle
+from kode_lab.server.collector import settled
+from kode_lab.server.pace import Pace
+from kode_lab.server.run import open_sessions_limit
 from kode_lab.sessions import JsonStore, SessionManager
 
 __all__ = ["serve"]
@@ -179,12 +181,14 @@ async def _ours(path: Path, model: Model) -> AsyncIterator[_Ours]:
     board = Board()
     store = JsonStore(path / "store", open_sessions_limit=open_sessions_limit(files_limit()))
     async with SessionManager(
-        store=store, agents=shelf(path / "agents"), model=model, trace=board.see
+        store=store, agents=shelf(path / "agents"), model=Pace(model), trace=board.see
     ) as manager:
         app = app_of(manager, board=board, sessions_of=in_thread(store.sessions))
         async with HttpServer(app) as server:
-            settle()  # which holds for the whole process, and so for both sides
-            yield _Ours(server.port, app.state.service)
+            ours = _Ours(server.port, app.state.service)
+            # It holds for the whole process, and so for both sides.
+            async with settled(lambda: ours.service.turns_in_flight):
+                yield ours
 
 
 @asynccontextmanager

@@ -22,7 +22,7 @@ from kode_lab.experiment.bench import Row, row
 from kode_lab.experiment.bench_sampling import cpu_us, interleaved, on_loop, scratch, share
 from kode_lab.experiment.bench_scene import finished_turn, keys
 from kode_lab.key import SessionKey
-from kode_lab.server.run import settle
+from kode_lab.server.collector import settle
 from kode_lab.sessions import JsonStore
 from kode_lab.sessions.disk import Disk, Place, PosixDisk
 from kode_lab.sessions.open_turn import OpenTurn

@@ -24,7 +24,8 @@ from kode_lab.experiment.bench_scene import (
     take,
 )
 from kode_lab.key import SessionKey
-from kode_lab.server.run import open_sessions_limit, settle
+from kode_lab.server.collector import settled
+from kode_lab.server.run import open_sessions_limit
 from kode_lab.sessions import JsonStore, SessionManager
 
 __all__ = ["concurrent", "turn"]
@@ -109,8 +110,10 @@ async def _concurrent(directory: Path, effort: float) -> list[Row]:
     limit = open_sessions_limit(files_limit())
     store = JsonStore(directory / "store", open_sessions_limit=limit)
     model = slow_model(latency_s)
-    async with service(directory, model, store=store) as manager:
-        settle()
+    async with (
+        service(directory, model, store=store) as manager,
+        settled(lambda: manager.statistics().turns),
+    ):
         cold_s = await _at_once(manager, sessions, 1)
         warm_s, spent_us = math.inf, math.inf
         for _ in range(_REPEATS):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import signal
@@ -31,7 +30,9 @@ from kode_lab.errors import CallerError, InvalidScenario, KodeLabError, StoreUnw
 from kode_lab.message import Model, Reply, Request
 from kode_lab.server.app import app_of
 from kode_lab.server.board import Board
+from kode_lab.server.collector import settled
 from kode_lab.server.listener import HttpServer, is_loopback, listening_within
+from kode_lab.server.pace import Pace
 from kode_lab.server.peers import Peers
 from kode_lab.server.place import Place
 from kode_lab.server.service import LOG, Limits, Service
@@ -40,7 +41,7 @@ from kode_lab.server.visitor import tokens_of
 from kode_lab.sessions import AgentShelf, SessionManager, Toolbox
 from kode_lab.span import Span, Trace, span_line
 
-__all__ = ["open_sessions_limit", "run_server", "settle"]
+__all__ = ["open_sessions_limit", "run_server"]
 
 # After the turns have ended: what their answers may take to go out.
 _ANSWERS_S = 5.0
@@ -97,7 +98,7 @@ async def _serve(options: Namespace, toolbox: Toolbox, agents: Path) -> int:
             SessionManager(
                 store=storage.store,
                 agents=AgentShelf(agents, toolbox, on_problem=_on_problem),
-                model=model,
+                model=Pace(model),
                 trace=board.see,
                 drain_s=options.drain,
                 residents_limit=options.residents or _RESIDENTS,
@@ -113,7 +114,7 @@ async def _serve(options: Namespace, toolbox: Toolbox, agents: Path) -> int:
             peers=None if place is None else Peers(place),
         )
         server = await _listen(app, options, limits, place, stack)
-        settle()
+        await stack.enter_async_context(settled(lambda: app.state.service.turns_in_flight))
         who = "anybody on this machine" if tokens is None else "whoever has a token"
         among = "" if place is None else f", {place.of} processes"
         _say(f"{who} on {server.base_url}{among}; {said}; sessions rest in {storage.said}")
@@ -264,19 +265,6 @@ def _trace_to(path: Path | None) -> Iterator[Trace | None]:
 
 def _on_problem(problem: CallerError) -> None:
     LOG.warning("%s", problem)
-
-
-def settle() -> None:
-    """Tell the garbage collector that what is there stays, and to come rarely.
-
-    Turns and connections leave no cycles, however they end (tests hold that), so there is nothing
-    to find; but a turn in flight is some 50 objects to look at. With room for 10,000 such turns it
-    hardly ever looks: measured with 5,000 in flight at a tenth of that room, it took a fifth of all
-    CPU and stopped everybody for a quarter of a second at a time.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(1_000_000, 50, 50)
 
 
 def open_sessions_limit(files_limit: int) -> int:
