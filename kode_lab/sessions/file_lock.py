@@ -61,7 +61,8 @@ class FileLocks:
         # How many locks and places in each file are ours: closing it would free them.
         self._held = [0] * _FILES
         if open_limit is None:
-            open_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 16
+            files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            open_limit = _FILES if files == resource.RLIM_INFINITY else files // 16
         self._open_limit = open_limit
 
     def place_of(self, name: str) -> tuple[int, int]:
