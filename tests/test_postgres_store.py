@@ -2,8 +2,13 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -476,6 +481,29 @@ def test_a_database_that_does_not_answer_is_named_and_tried_again(tmp_path):
         await store.aclose()
 
     asyncio.run(scenario())
+
+
+@pytest.mark.usefixtures("postgres")  # or it is skipped for want of one
+def test_a_full_disk_refuses_turns_by_name_loses_none_and_goes_on_when_there_is_room(tmp_path):
+    apart = ("unshare", "--mount")
+    if shutil.which(apart[0]) is None or subprocess.run([*apart, "true"], check=False).returncode:
+        pytest.skip("the disk that fills up is mounted: needs unshare, and root that may mount")
+    ran = subprocess.run(
+        [*apart, sys.executable, str(Path(__file__).with_name("full_disk.py")), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(ran.stdout)
+    assert found["acknowledged"] > 5
+    assert found["kind"] == "StoreUnwritable"
+    assert "No space left on device" in found["said"]
+    assert "free some space on the database's disk, then send it again" in found["said"]
+    assert found["nothing lost while it was full"]
+    assert found["there once afterwards"]
+    assert (found["quiet"], found["quiet afterwards"]) == (["hello"], ["hello", "and now?"])
 
 
 def test_a_bad_name_of_a_schema_is_refused_before_anything_is_made(postgres):
