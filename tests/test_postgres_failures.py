@@ -21,7 +21,7 @@ from kode_lab.experiment.fleet.storm import FAULTS, STORMS, Dice, Storm
 from kode_lab.postgres import find_binaries
 
 HOME = Path(kode_lab.__file__).parent
-# Far more than any honest run without faults has shown (13), and far less than last in, first out gives.
+# Far more than honest runs without faults have shown (13), and less than last in, first out gives.
 OVERTAKING_LIMIT = 30
 
 
