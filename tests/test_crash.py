@@ -11,7 +11,7 @@ import pytest
 from house import PATIENCE_S, assert_legal, managing, prompts, run, shelf
 
 from kode_lab.errors import InvalidScenario
-from kode_lab.experiment.crash import CrashCount, crash_proof
+from kode_lab.experiment.crash import CrashCount, _Worker, crash_proof
 from kode_lab.key import SessionKey
 
 # Takes so many turns of each session, and says each that was acknowledged.
@@ -167,6 +167,19 @@ def test_a_worker_that_dies_by_itself_is_no_proof(tmp_path, capfd):
     with pytest.raises(InvalidScenario, match="died by itself"):
         crash_proof(1, 1, tmp_path)
     assert "StoreUnwritable" in capfd.readouterr().err
+
+
+class Unkind:
+    """A limit that breaks whoever compares with it: in the middle of the worker's life."""
+
+    def __le__(self, _):
+        raise KeyError("in the middle of a life")
+
+
+def test_what_breaks_the_proof_ends_its_worker(tmp_path):
+    with pytest.raises(KeyError), _Worker(tmp_path, "process") as worker:
+        worker.live(0, {"ada-0": 0}, Unkind(), 0.0)
+    assert worker._process.returncode is not None
 
 
 def test_harm_counts_everything_that_must_not_happen():

@@ -227,5 +227,18 @@ def test_the_lock_files_stay_empty(two, tmp_path):
         assert two[0].try_hold(place)
         two[0].release(place)
     files = list(Path(tmp_path / "+locks").iterdir())
-    assert 1 < len(files) <= 100
+    assert 1 < len(files) <= 800
     assert all(path.stat().st_size == 0 for path in files)
+
+
+def test_a_server_soon_has_all_its_lock_files_open_and_then_opens_no_more(tmp_path):
+    locks = FileLocks(tmp_path, PosixDisk(), open_limit=2_000)
+    before = open_files()
+    for number in range(2_000):
+        assert locks.try_hold(locks.place_of(f"ada:{number}"))
+    assert open_files() == before + 1_024
+    for number in range(2_000, 5_000):
+        assert locks.try_hold(locks.place_of(f"ada:{number}"))
+    assert open_files() == before + 1_024
+    locks.close()
+    assert open_files() == before

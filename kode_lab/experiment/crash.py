@@ -178,8 +178,10 @@ class _Worker:
         assert self._process.stdout is not None
         data = b""
         fd = self._process.stdout.fileno()
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
         while b"\n" not in data:
-            if not select.select([fd], [], [], _SILENCE_S)[0]:
+            if not poll.poll(_SILENCE_S * 1000):
                 raise InvalidScenario(f"the worker was silent for {_SILENCE_S:g} s: it is stuck")
             piece = os.read(fd, 65_536)
             if not piece:
@@ -192,8 +194,11 @@ class _Worker:
         return self
 
     def __exit__(self, *error: object) -> None:
-        # Without a reader, a worker that still lives dies of its next word.
-        self._process.communicate()
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdout.close()  # a worker that still lives dies of its next word
+        self._process.stdin.close()
+        self._process.wait()
 
 
 class _Proof:
