@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,6 +40,7 @@ _READ: Mapping[str, type] = {
     "half": list,
 }
 _EFFECT: Mapping[str, type] = dict.fromkeys(("id", "name", "marker", "userId", "sessionId"), str)
+_DIGEST = re.compile(r"(0[xX])?[0-9a-fA-F]{1,16}")
 _KINDS = {str: "text", int: "a whole number", list: "a list of texts", dict: "an object"}
 
 
@@ -72,7 +74,7 @@ def event_of(line: str, number: int) -> dict[str, Any]:
 
 def _object(line: str, number: int) -> dict[str, Any]:
     try:
-        event = json.loads(line)
+        event = json.loads(line, object_pairs_hook=_each_once)
         if "\\u" in line:
             # An escaped half of a surrogate pair is no character: nothing could be written back.
             json.dumps(event, ensure_ascii=False).encode()
@@ -81,6 +83,15 @@ def _object(line: str, number: int) -> dict[str, Any]:
     if not isinstance(event, dict):
         raise InvalidRecord("an event is a JSON object", line=number)
     return event
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r:.60} stands twice in one object")
+    return fields
 
 
 def _check(given: Mapping[str, Any], fields: Mapping[str, Any], where: str, number: int) -> None:
@@ -105,7 +116,7 @@ def _check(given: Mapping[str, Any], fields: Mapping[str, Any], where: str, numb
 
 def _check_read(read: Any, number: int) -> None:
     try:
-        fits = read["position"] >= 0 and 0 <= int(read["digest"], 16) < 2**64
+        fits = read["position"] >= 0 and _DIGEST.fullmatch(read["digest"]) is not None
     except (KeyError, TypeError, ValueError):
         fits = False
     if not fits:

@@ -273,6 +273,10 @@ class HistoryWriter:
 
 
 _NOBODY = SessionKey("", "", "")
+# The ends of so many processes are remembered at once: names must not fill the memory.
+_ENDS_LIMIT = 65_536
+# What only the answer can tell.
+_OF_COMPLETIONS = ("read", "markers", "effects", "error", "answered", "config")
 _KINDS = ("turn", "read", "effects")
 
 
@@ -294,6 +298,7 @@ def numbered_operations(lines: Iterable[str]) -> Iterator[tuple[int, Operation]]
         InvalidRecord: as ``read_operations``.
     """
     open_by_process: dict[str, tuple[int, Operation]] = {}
+    ends: dict[str, tuple[int, str]] = {}
     latest_ns, clock = 0, None
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -308,6 +313,8 @@ def numbered_operations(lines: Iterable[str]) -> Iterator[tuple[int, Operation]]
                 raise InvalidRecord(
                     f"process {process!r:.60} invokes again before its last one ended", line=number
                 )
+            if process in ends:
+                _check_again(process, time_ns, *ends.pop(process), number)
             open_by_process[process] = number, _invoked(event, number)
         else:
             begun_line, begun = open_by_process.pop(process, (0, None))
@@ -315,6 +322,9 @@ def numbered_operations(lines: Iterable[str]) -> Iterator[tuple[int, Operation]]
                 raise InvalidRecord(
                     f"process {process!r:.60} completes what it never invoked", line=number
                 )
+            if len(ends) >= _ENDS_LIMIT:
+                ends.clear()
+            ends[process] = time_ns, event["type"]
             yield begun_line, _completed(begun, event, number)
         if time_ns < latest_ns - CLOCK_SKEW_LIMIT_S * 1_000_000_000:
             raise InvalidRecord(
@@ -324,6 +334,22 @@ def numbered_operations(lines: Iterable[str]) -> Iterator[tuple[int, Operation]]
             )
         latest_ns = max(latest_ns, time_ns)
     yield from open_by_process.values()
+
+
+def _check_again(process: str, time_ns: int, ended_ns: int, ended: str, number: int) -> None:
+    """A process does one thing at a time, and is another one when nobody knows what it did."""
+    if ended == "info":
+        raise InvalidRecord(
+            f"process {process!r:.60} invokes after info: what it sent may still come, so the next "
+            "turn needs a new name",
+            line=number,
+        )
+    if time_ns < ended_ns:
+        raise InvalidRecord(
+            f"process {process!r:.60} invokes before its last one ended: one monotonic clock is "
+            "needed",
+            line=number,
+        )
 
 
 def _same_clock(clock: str | None, named: str | None, number: int) -> str | None:
@@ -347,6 +373,9 @@ def _invoked(event: Mapping[str, Any], number: int) -> Operation:
         key = SessionKey.from_json(event)
     except InvalidKey as error:
         raise InvalidRecord(str(error), line=number) from None
+    early = next((name for name in _OF_COMPLETIONS if event.get(name) is not None), None)
+    if early is not None:
+        raise InvalidRecord(f"{early} belongs to the completion, not to the invoke", line=number)
     f, marker = event.get("f") or "turn", event.get("marker") or ""
     if f not in _KINDS:
         raise InvalidRecord(f"f {f!r:.60} is none of {', '.join(_KINDS)}", line=number)
@@ -369,11 +398,19 @@ def _completed(begun: Operation, event: Mapping[str, Any], number: int) -> Opera
                 f"{name} {event[name]!r:.60} is not that of the invoke which it completes",
                 line=number,
             )
+    for name, own in zip(("userId", "sessionId", "agentId"), begun.key, strict=True):
+        if event.get(name) not in (None, own):
+            raise InvalidRecord(
+                f"{name} {event[name]!r:.60} is not that of the invoke which it completes",
+                line=number,
+            )
     read, markers, effects = (event.get(name) for name in ("read", "markers", "effects"))
+    if markers is not None and begun.f != "read":
+        raise InvalidRecord('markers are what a read tells: its f is "read"', line=number)
     return begun._replace(
         type=event["type"],
         complete_ns=event["time_ns"],
-        read=None if read is None else _read(read),
+        read=None if read is None else _read(read, number),
         markers=None if markers is None else tuple(markers),
         effects=None if effects is None else tuple(map(_effect, effects)),
         error=event.get("error") or "",
@@ -382,9 +419,16 @@ def _completed(begun: Operation, event: Mapping[str, Any], number: int) -> Opera
     )
 
 
-def _read(fields: Mapping[str, Any]) -> Read:
-    lists = (tuple(fields.get(name) or ()) for name in ("tail", "foreign", "half"))
-    return Read(fields["position"], int(fields["digest"], 16), *lists)
+def _read(fields: Mapping[str, Any], number: int) -> Read:
+    tail, foreign, half = (tuple(fields.get(name) or ()) for name in ("tail", "foreign", "half"))
+    position, digest = fields["position"], int(fields["digest"], 16)
+    if len(tail) > position:
+        raise InvalidRecord(
+            f"read has {len(tail)} markers in its tail at position {position}", line=number
+        )
+    if len(tail) == position and digest_of(tail) != digest:
+        raise InvalidRecord("read has a tail that is not what its digest says", line=number)
+    return Read(position, digest, tail, foreign, half)
 
 
 _EFFECT_FIELDS = ("id", "name", "marker", "userId", "sessionId")

@@ -1127,6 +1127,66 @@ SPECS = {
         guarantees=("whole",),
         limit=0,
     ),
+    "two effects of one call, told by two": Spec(
+        """
+        ada:1  |--a--|    -> a    did 7 create a ada did 8 create a ada
+        ada:1   |--c--|   -> a c
+        ada:1             |-=-|   -> a c
+        ada:1             |-world-|  did 7 create a ada did 8 create a ada
+        """,
+        {"effect twice": 1},
+    ),
+    "an effect told for two users": Spec(
+        """
+        ada:1  |--a--|    -> a    did 7 create a ada
+        ada:1   |--c--|   -> a c
+        ada:1             |-=-|   -> a c
+        bob:1             |-world-|  did 7 create a bob
+        """,
+        {"tool misattributed": 1},
+    ),
+    "an effect told for two users, by the world first": Spec(
+        """
+        bob:1             |-world-|  did 7 create a bob
+        ada:1  |--a--|    -> a    did 7 create a ada
+        ada:1   |--c--|   -> a c
+        ada:1             |-=-|   -> a c
+        """,
+        {"tool misattributed": 1},
+    ),
+    "who tells first decides nothing": Spec(
+        """
+        bob:1    |--b--|  -> b    did 7 create b bob
+        bob:1          |=|        -> b
+        ada:1  |--a--|    -> a    did 7 create a ada
+        ada:1   |--c--|   -> a c
+        ada:1             |-=-|   -> a c
+        bob:1             |-=-|   -> b
+        """,
+        {"duplicate id": 1},
+    ),
+    "an effect of a refused turn": Spec(
+        """
+        ada:1  |--a--|    -> a
+        ada:1   |--c--|   -> a c
+        ada:1    |--r--x
+        ada:1             |-=-|   -> a c
+        ada:1             |-world-|  did 7 create r ada
+        """,
+        {"aborted read": 1},
+        ("Then T1 never happened.", "However, R1 shows r: a contradiction."),
+    ),
+    "an effect of a turn that was refused at first": Spec(
+        """
+        ada:1  |--r--x
+        ada:1  |--a--|           -> a
+        ada:1   |--c--|          -> a c
+        ada:1          |--r--|   -> a c r
+        ada:1                  |-=-|      -> a c r
+        ada:1                  |-world-|  did 7 create r ada
+        """,
+        {},
+    ),
     # ---- G8 service
     "no answer after the faults": Spec(
         """
@@ -1166,6 +1226,17 @@ SPECS = {
             "Then T1 and T2 ran with the same configuration, which nobody changed between them.",
             "However, one ran with v1, the other with v2: a contradiction.",
         ),
+    ),
+    "two configurations, told in any order": Spec(
+        """
+        bob:1    |--b--|         -> b    config v1
+        bob:1          |=|       -> b
+        ada:1  |--a--|           -> a    config v1
+        ada:1    |--c--|         -> a c  config v2
+        ada:1             |-=-|  -> a c
+        bob:1             |-=-|  -> b
+        """,
+        {"configuration drift": 1},
     ),
     "two configurations, and a change between them": Spec(
         """
@@ -1253,6 +1324,49 @@ SPECS = {
         """,
         {},
         guarantees=("whole",),
+    ),
+    "a crash before all turns": Spec(
+        """
+        nemesis  !kill !restart
+        ada:1                 |--a--|               -> a
+        ada:1                   |--b--|             -> a b
+        ada:1                            |-=-|      -> a b
+        """,
+        {},
+        status="unknown",
+    ),
+    "a crash after all reads": Spec(
+        """
+        ada:1  |--a--|                 -> a
+        ada:1    |--b--|               -> a b
+        ada:1             |-=-|        -> a b
+        nemesis                   !kill !restart
+        """,
+        {},
+        status="unknown",
+    ),
+    "service without a probe": Spec(
+        """
+        ada:1  |--a--|                 -> a    config v1
+        ada:1    |--b--|               -> a b  config v1
+        ada:1             |-=-|        -> a b
+        """,
+        {},
+        status="unknown",
+        guarantees=("service",),
+    ),
+    "a session that nobody asked after the faults": Spec(
+        """
+        ada:1  |--a--|                                         -> a
+        ada:1    |--b--|                                       -> a b
+        bob:1    |--x--|                                       -> x
+        nemesis         !pause  !resume  !quiet
+        ada:1                                    |--d--|     -> a b d
+        ada:1                                            |-=-| -> a b d
+        bob:1                                            |-=-| -> x
+        """,
+        {},
+        status="unknown",
     ),
     "an empty history": Spec("", {}, status="unknown"),
 }

@@ -172,6 +172,18 @@ def claims_the_lock_without_a_trace(check):
     return [] if check(FINE, None, ["lock"]).status == "unknown" else ["no trace"]
 
 
+def claims_the_lock_where_nobody_met(check):
+    alone = [o for o in FINE if o.marker != "b"]
+    spans = spans_of(FINE[0].key, "t", 0, 0, 20)
+    waits = [span for span in spans if span.step == "wait"]
+    return [
+        told
+        for told in (spans, waits)
+        for history in (alone, FINE)
+        if check(history, told, ["lock"]).status != "unknown" and (told, history) != (spans, FINE)
+    ]
+
+
 def accepts_what_is_no_evidence(check, history):
     """Tell which engines do not refuse a history that must not be judged."""
     accepted = []
@@ -210,6 +222,7 @@ KILLERS = {
     "tools of a killed turn": sees_through_tools_of_a_killed_turn,
     "many turns sent at once": counts_who_was_sent_at_once_as_overtaking,
     "a long session": sees_only_so_much_of_a_session_at_once,
+    "the lock where nobody met": claims_the_lock_where_nobody_met,
     "no trace": claims_the_lock_without_a_trace,
     "the search": disagrees_with_the_search,
     "right runs": accuses_right_runs,

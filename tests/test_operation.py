@@ -40,7 +40,9 @@ OK = {"type": "ok", "process": "p", "time_ns": 2}
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=10)
 keys = st.builds(SessionKey, texts, texts, texts)
 reads = st.builds(
-    Read,
+    lambda more, digest, tail, foreign: Read(
+        len(tail) + more, digest if more else digest_of(tail), tail, foreign
+    ),
     st.integers(0, 2**40),
     st.integers(0, 2**64 - 1),
     st.lists(texts, max_size=TAIL_LIMIT).map(tuple),
@@ -71,8 +73,9 @@ def test_a_history_survives_its_file(tmp_path_factory, told):
     writer = HistoryWriter(path)
     expected, never = [], []
     for at, (key, how, read, markers, error) in enumerate(told):
-        writer.invoke(key, f"p{at}", 10 * at, marker=f"#m{at}", turn_id=f"t{at}")
-        begun = Operation(key, "turn", f"p{at}", "info", 10 * at, math.inf, f"#m{at}", f"t{at}")
+        f = "turn" if markers is None else "read"
+        writer.invoke(key, f"p{at}", 10 * at, f=f, marker=f"#m{at}", turn_id=f"t{at}")
+        begun = Operation(key, f, f"p{at}", "info", 10 * at, math.inf, f"#m{at}", f"t{at}")
         if how == "never":
             never.append(begun)
             continue

@@ -48,7 +48,7 @@ def valid_run(
     # Dense enough that turns of one session meet: else there is no evidence to judge by.
     end_ns = turns * 8 * _MS
     if has_crashes:
-        for at in sorted(random.sample(range(end_ns), 2)):
+        for at in sorted(random.sample(range(end_ns // 2, end_ns), 2)):
             history += [_fault(CRASHES[0], at), _fault(HEALS["kill"], at + 5 * _MS)]
     history.append(_fault(QUIET, 2 * end_ns))
     for number in range(sessions):

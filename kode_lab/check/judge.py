@@ -115,11 +115,27 @@ def _screened(
     screened = screen(columns, hearing.overtaking_limit)
     if screened is None:
         return operations
-    hearing.evidence = hearing.evidence.plus(screened.evidence)
     suspects = screened.suspects
+    crossed = _crossed(columns, suspects, hearing.crashes)
+    hearing.evidence = hearing.evidence.plus(screened.evidence._replace(crossed=crossed))
     if not columns.is_plain or quiet_ns(hearing.faults) < math.inf:
         hearing.note([o for o in operations if o.key not in suspects] if suspects else operations)
     return [o for o in operations if o.key in suspects] if suspects else ()
+
+
+def _crossed(columns: Columns, suspects: Collection[SessionKey], crashes: list[int]) -> int:
+    """Count the acknowledged turns of the cleared sessions that a crash parts from their read."""
+    last_crash: dict[int, int] = {}
+    for other in columns.others if crashes else ():
+        at = bisect_right(crashes, other.invoke_ns)
+        if at and other.f == "read" and other.key not in suspects:
+            last_crash[columns.numbers[other.key]] = crashes[at - 1]
+    if not last_crash:
+        return 0
+    return sum(
+        complete_ns < last_crash.get(number, 0)
+        for number, complete_ns in zip(columns.session, columns.complete, strict=True)
+    )
 
 
 def _screen_of(engine: str, size: int) -> Callable[[Columns, int | None], Screened | None]:
@@ -142,6 +158,7 @@ class Hearing:
         faults: all that the nemesis did; must be known before any session is heard.
         overtaking_limit: how many turns may overtake one, or None.
         strange: anomalies about markers whose owners are not yet known.
+        asked: sessions with a turn before all faults were over, where they ever were.
     """
 
     faults: Sequence[Operation]
@@ -153,7 +170,13 @@ class Hearing:
     effects: list[tuple[Effect, Operation]] = field(default_factory=list)
     versions: dict[tuple[str, int, str], Operation] = field(default_factory=dict)
     probes: list[Operation] = field(default_factory=list)
+    asked: set[SessionKey] = field(default_factory=set)
     troubles: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def crashes(self) -> list[int]:
+        """When something crashed, sorted."""
+        return sorted(fault.invoke_ns for fault in self.faults if fault.f in CRASHES)
 
     def hear(self, operations: Iterable[Operation]) -> None:
         """Judge the sessions of these operations.
@@ -164,8 +187,7 @@ class Hearing:
         by_session: dict[SessionKey, list[Operation]] = defaultdict(list)
         for operation in operations:
             by_session[operation.key].append(operation)
-        limit = self.overtaking_limit
-        crashes = sorted(f.invoke_ns for f in self.faults if f.f in CRASHES)
+        limit, crashes = self.overtaking_limit, self.crashes
         heard: set[str] = set()
         for key, session in by_session.items():
             if session[0].process == NEMESIS:
@@ -181,7 +203,7 @@ class Hearing:
             if any(map(lt, map(_complete, session), map(_invoke, session))):
                 raise InvalidRecord(f"an operation of {key} completes before it was invoked")
             self.note(session)
-            self.evidence = self.evidence.plus(_evidence_of(case, session))
+            self.evidence = self.evidence.plus(_evidence_of(case, session, crashes))
             for name, rule in RULES.items():
                 self._apply(name, lambda rule=rule, case=case: rule(case, crashes))  # type: ignore[misc]
             if limit is not None:
@@ -201,9 +223,13 @@ class Hearing:
                 epoch = epoch_of(operation, changes)
                 if epoch is not None:
                     version = (operation.key.agent_id, epoch, operation.config)
-                    self.versions.setdefault(version, operation)
-            if operation.invoke_ns > quiet and operation.f == "turn":
+                    known = self.versions.get(version, operation)
+                    # Sessions come in another order from each engine.
+                    self.versions[version] = min(known, operation, key=_sent)
+            if operation.f == "turn" and operation.invoke_ns > quiet:
                 self.probes.append(operation)
+            elif operation.f == "turn" and quiet < math.inf:
+                self.asked.add(operation.key)
         self.evidence = self.evidence._replace(configured=self.evidence.configured + configured)
 
     def settle(self, find: Callable[[Collection[str]], Iterable[Operation]]) -> None:
@@ -216,20 +242,32 @@ class Hearing:
         wanted.discard("")
         owners: dict[str, Operation] = {}
         for operation in find(wanted) if wanted else ():
-            owners.setdefault(operation.marker, operation)
+            known = owners.setdefault(operation.marker, operation)
+            if known.type == "fail":  # of several attempts, one that was not refused
+                owners[operation.marker] = operation
         for anomaly in self.strange:
-            self._add(_owned(anomaly, owners.get(anomaly.element)))
+            owner = owners.get(anomaly.element)
+            if anomaly.name == "garbage read" and owner is not None and owner.key == anomaly.key:
+                one = f"{anomaly.element!r:.60} is told as a stranger's in its own session"
+                self.troubles.setdefault("apart", one)
+            else:
+                self._add(_owned(anomaly, owner))
         self.strange.clear()
-        keys = {marker: owner.key for marker, owner in owners.items()}
-        self._apply("tools", lambda: tools(self.effects, keys))
+        self._apply("tools", lambda: tools(self.effects, owners))
         self._apply("service", lambda: configuration(self.versions))
         self._apply("service", lambda: stuck(self.probes))
+        silent = sorted(self.asked - {probe.key for probe in self.probes})
+        if silent and self.probes:
+            one = f"{len(silent)} of the sessions were not asked after the faults ({silent[0]})"
+            self.troubles.setdefault("service", one)
 
     def hear_trace(self, spans: Iterable[Span]) -> None:
         """Judge the system's own account of all sessions."""
         listed = list(spans)
         self.evidence = self.evidence._replace(spans=self.evidence.spans + len(listed))
         holds = holds_of(listed)
+        if listed and not holds:
+            self.troubles.setdefault("lock", "the trace shows no turn that holds its session")
         self._apply("lock", lambda: overlaps(holds))
         self._apply("lock", lambda: needless_serialisation(holds))
 
@@ -239,9 +277,8 @@ class Hearing:
         Raises:
             InvalidScenario: no guarantee of that name.
         """
-        crashes = sum(fault.f in CRASHES for fault in self.faults)
         evidence = self.evidence._replace(
-            crashes=crashes, effects=len(self.effects), probes=len(self.probes)
+            crashes=len(self.crashes), effects=len(self.effects), probes=len(self.probes)
         )
         kept = [a for of_name in self.anomalies.values() for a in sorted(of_name, key=_size)]
         names = sorted(self.counts, key=list(ANOMALIES).index)
@@ -286,11 +323,15 @@ def _owned(anomaly: Anomaly, owner: Operation | None) -> Anomaly:
     if owner is None:
         return anomaly
     witness = (*anomaly.witness, owner)
-    is_leak = anomaly.name == "garbage read" and owner.key != anomaly.key
+    is_leak = anomaly.name == "garbage read"
     return anomaly._replace(name="cross-session leak" if is_leak else anomaly.name, witness=witness)
 
 
-def _evidence_of(case: Case, session: Sequence[Operation]) -> Evidence:
+def _sent(operation: Operation) -> tuple[int, SessionKey, str]:
+    return operation.invoke_ns, operation.key, operation.marker
+
+
+def _evidence_of(case: Case, session: Sequence[Operation], crashes: Sequence[int]) -> Evidence:
     acknowledged = [turn for turn in case.turns.values() if turn.type == "ok"]
     count = len(acknowledged)
     refused = (
@@ -301,6 +342,7 @@ def _evidence_of(case: Case, session: Sequence[Operation]) -> Evidence:
     met = sum(map(bisect_right, repeat(invokes), completes))
     before_ns = -math.inf if case.final is None else case.final.invoke_ns
     unread = count - bisect_left(completes, before_ns)
+    at = bisect_right(crashes, before_ns)
     return Evidence(
         operations=len(session),
         sessions=1,
@@ -314,5 +356,6 @@ def _evidence_of(case: Case, session: Sequence[Operation]) -> Evidence:
         overtaken=sum(map(lt, case.invokes, case.latest_invoke)),
         most_overtaken=most_overtaken(case),
         unread=unread,
+        crossed=bisect_left(completes, crashes[at - 1]) if at else 0,
         unread_in=str(case.key) if unread else "",
     )

@@ -165,8 +165,7 @@ def _misplaced(case: Case, turn: Operation, at: int | None) -> Iterator[Anomaly]
     if not _is_prefix(case, turn):
         facts["stands"] = list(case.order[max(0, position - len(turn.read.tail)) : position])
         if at is not None or position <= len(case.order) or case.is_before_final(turn):
-            witness = (turn,) if case.final is None else (turn, case.final)
-            yield Anomaly("fork", case.key, witness, turn.marker, facts)
+            yield Anomaly("fork", case.key, _parting(case, turn), turn.marker, facts)
         yield from _impossibly_shown(case, turn, turn.read.tail)
         return
     if at is not None and at < position:
@@ -183,6 +182,21 @@ def _misplaced(case: Case, turn: Operation, at: int | None) -> Iterator[Anomaly]
         yield Anomaly("stale read", case.key, (turn, missed), missed.marker, facts)
     elif at is None and not case.is_before_final(turn):
         yield Anomaly("fork", case.key, (turn,), turn.marker, facts)
+
+
+def _parting(case: Case, turn: Operation) -> tuple[Operation, ...]:
+    """Give a turn that was shown no prefix, and who tells of the first place where they differ."""
+    assert turn.read is not None
+    tail = turn.read.tail
+    first = turn.read.position - len(tail)
+    listed = 0 if case.final is None else len(case.own(case.final.markers or ()))
+    for at, marker in enumerate(tail, first):
+        if at >= len(case.order) or case.order[at] != marker:
+            other = case.turns.get(case.order[at]) if listed <= at < len(case.order) else None
+            if other is not None:
+                return turn, other
+            break
+    return (turn,) if case.final is None else (turn, case.final)
 
 
 def _impossibly_shown(case: Case, turn: Operation, markers: Sequence[str]) -> Iterator[Anomaly]:

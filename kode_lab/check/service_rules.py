@@ -18,39 +18,54 @@ __all__ = ["configuration", "epoch_of", "quiet_ns", "stuck", "tools"]
 
 
 def tools(
-    told: Iterable[tuple[Effect, Operation]], owners: Mapping[str, SessionKey]
+    told: Iterable[tuple[Effect, Operation]], owners: Mapping[str, Operation]
 ) -> Iterator[Anomaly]:
-    """Give ids that two effects share, calls that acted twice, and effects for the wrong session.
+    """Give ids that two effects share, calls that acted twice, and effects that nobody may see.
 
-    One effect told twice, by its turn and by the world, is one effect.
+    One effect told twice, by its turn and by the world, is one effect; who tells of it first names
+    a session or not.
 
     Args:
-        told: each effect, with the operation that told of it.
-        owners: the session of each marker that an effect names.
+        told: each effect, with the operation that told of it, in any order.
+        owners: the turn of each marker that an effect names; a refused one only where all attempts
+            at it were.
     """
     by_id: dict[str, tuple[Effect, Operation]] = {}
     by_call: dict[tuple[str, str], tuple[Effect, Operation]] = {}
-    for effect, operation in told:
+    heard: set[tuple[str, ...]] = set()
+    for effect, operation in sorted(told, key=_by_time):
+        owner = owners.get(effect.marker)
+        if effect not in heard and owner is not None:
+            yield from _astray(effect, operation, owner)
         first = by_id.setdefault(effect.id, (effect, operation))
-        call = (effect.marker, effect.name)
-        if first[0][:3] != effect[:3]:
+        is_known = effect in heard or effect[:3] in heard
+        heard.update((effect, effect[:3]))
+        if first[0][:3] != effect[:3] and not is_known:
             witness = _both(first[1], operation)
-            yield Anomaly(
-                "duplicate id", operation.key, witness, effect.id, _facts(first[0], effect)
-            )
-        elif effect.marker:
-            earlier = by_call.setdefault(call, (effect, operation))
+            both = _facts(first[0], effect)
+            yield Anomaly("duplicate id", operation.key, witness, effect.id, both)
+        elif effect.marker and not is_known:
+            earlier = by_call.setdefault((effect.marker, effect.name), (effect, operation))
             if earlier[0].id != effect.id:
                 witness = _both(earlier[1], operation)
                 both = _facts(earlier[0], effect)
                 yield Anomaly("effect twice", operation.key, witness, effect.marker, both)
-        owner = owners.get(effect.marker)
-        if owner is not None and first[0] == effect and first[1] is operation:
-            wrong_user = effect.user_id not in ("", owner.user_id)
-            if wrong_user or effect.session_id not in ("", owner.session_id):
-                ran_for = [effect.user_id, effect.session_id]
-                facts = {"owner": str(owner), "ran_for": ran_for}
-                yield Anomaly("tool misattributed", owner, (operation,), effect.marker, facts)
+
+
+def _by_time(told: tuple[Effect, Operation]) -> tuple[int, float, SessionKey, Effect]:
+    effect, operation = told
+    return operation.invoke_ns, operation.complete_ns, operation.key, effect
+
+
+def _astray(effect: Effect, operation: Operation, owner: Operation) -> Iterator[Anomaly]:
+    """Give an effect for another session than its turn's, or of a turn that was refused."""
+    key = owner.key
+    if effect.user_id not in ("", key.user_id) or effect.session_id not in ("", key.session_id):
+        facts = {"owner": str(key), "ran_for": [effect.user_id, effect.session_id]}
+        yield Anomaly("tool misattributed", key, (operation,), effect.marker, facts)
+    if owner.type == "fail":
+        facts = {"effect": list(effect)}
+        yield Anomaly("aborted read", key, (owner, operation), effect.marker, facts)
 
 
 def _both(one: Operation, other: Operation) -> tuple[Operation, ...]:
@@ -81,7 +96,8 @@ def configuration(seen: Mapping[tuple[str, int, str], Operation]) -> Iterator[An
     """
     first: dict[tuple[str, int], Operation] = {}
     told: set[str] = set()
-    for (agent_id, epoch, version), turn in seen.items():
+    in_time = sorted(seen.items(), key=lambda one: (one[1].invoke_ns, one[0]))
+    for (agent_id, epoch, version), turn in in_time:
         one = first.setdefault((agent_id, epoch), turn)
         if one is not turn and agent_id not in told:
             told.add(agent_id)

@@ -32,6 +32,7 @@ class Evidence(NamedTuple):
             sessions, the largest.
         unread: acknowledged turns without an authoritative read after them.
         unread_in: one of their sessions.
+        crossed: acknowledged turns with a crash between them and the authoritative read.
         probes: turns that were asked after all faults were over.
     """
 
@@ -48,6 +49,7 @@ class Evidence(NamedTuple):
     most_overtaken: int = 0
     unread: int = 0
     crashes: int = 0
+    crossed: int = 0
     effects: int = 0
     configured: int = 0
     probes: int = 0
@@ -172,7 +174,7 @@ def _claimed(
             "durable": evidence.crashes,
             "tools": evidence.effects,
             "lock": evidence.spans,
-            "service": evidence.probes + evidence.configured,
+            "service": evidence.probes,
         }
         broken = {name for anomaly in counts for name in ANOMALIES[anomaly][0]}
         return {*SAFETY, *broken, *(name for name, count in shown.items() if count)}
@@ -199,10 +201,12 @@ def _missing(evidence: Evidence) -> dict[str, str]:
     if not evidence.observed:
         missing["apart"] = missing["apart"] or "no turn tells what it was shown"
         missing["ordered"] = missing["ordered"] or "no turn tells what it was shown"
-    if not evidence.crashes:
-        missing["durable"] = "nothing crashed"
+    if not evidence.crossed:
+        met = "no turn was acknowledged before a crash and read after it"
+        missing["durable"] = enough or met if evidence.crashes else "nothing crashed"
     missing["tools"] = "" if evidence.effects else "nobody told what tools did"
-    missing["lock"] = "" if evidence.spans else "there is no trace"
-    if not evidence.probes and not evidence.configured:
-        missing["service"] = "no turn was asked after the faults, and none tells its configuration"
+    missing["lock"] = "there is no trace"
+    if evidence.spans:
+        missing["lock"] = "" if evidence.concurrent_pairs else enough
+    missing["service"] = "" if evidence.probes else "no turn was asked after the faults"
     return missing

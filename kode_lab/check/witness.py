@@ -142,6 +142,14 @@ def _lost_update(t: Sequence[str], element: str, f: Mapping[str, object]) -> tup
     return follows, f"{seen}, and no order of the two explains that"
 
 
+def _future_read(t: Sequence[str], element: str, f: Mapping[str, object]) -> tuple[str, str]:
+    if t[0] == t[1]:
+        follows = f"{t[0]} is shown what stands before it, which it stands at {f['place']} of"
+        return follows, f"it was shown {f['position']} turns, itself among them"
+    follows = f"{t[0]} can show only what was sent before it returned"
+    return follows, f"it shows {element} ({t[1]}), which was sent only later"
+
+
 def _overtaking(t: Sequence[str], _element: str, f: Mapping[str, object]) -> tuple[str, str]:
     follows = f"no more than {f['limit']} of the turns sent after {t[0]} stand before it"
     return follows, f"{f['overtook']} do, {t[1]} among them"
@@ -183,10 +191,7 @@ _TELLINGS: Mapping[str, _Telling] = {
         f"what {t[0]} shows are the first turns of the one order of {f['session']}",
         f"it shows {f.get('saw', 'a list')} where the session has {f.get('stands', 'another')}",
     ),
-    "future read": lambda t, e, _: (
-        f"{t[0]} can show only what was sent before it returned",
-        f"it shows {e} ({t[1]}), which was sent only later",
-    ),
+    "future read": _future_read,
     "stale read": lambda t, e, _: (
         f"{e} was in the session when {t[1]} returned, and {t[0]} was sent after that",
         f"{t[0]} was shown the session without it",
