@@ -53,9 +53,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _INTERRUPTED
     except BrokenPipeError:
         # `| head` has seen enough; without this, flushing at exit would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _hush()
         return _UNREAD
+    except OSError as error:
+        what = "" if error.filename is None else f"{error.filename}: "
+        sys.stderr.write(f"kode-lab: {what}{error.strerror or error}\n")
+        _hush()
+        return _UNUSABLE
     return status
+
+
+def _hush() -> None:
+    """Write nothing more to stdout, which cannot be written to."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:

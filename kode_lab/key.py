@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from kode_lab.errors import InvalidKey
 
-__all__ = ["ID_LIMIT_CHARS", "SessionKey"]
+__all__ = ["ID_LIMIT_CHARS", "SessionKey", "shown"]
 
 ID_LIMIT_CHARS = 10_000
 # Windows has no ":" in names. "%3a" in its place would make one of the session "s:x" of agent "y"
@@ -109,7 +109,7 @@ class SessionKey(NamedTuple):
 
     def __str__(self) -> str:
         """What messages and pictures call the session: its lock name, printable and short."""
-        return _shown(self.lock_name)
+        return shown(self.lock_name)
 
 
 def _check(name: str, value: object) -> None:
@@ -131,7 +131,8 @@ def _escaped(value: str) -> str:
     return value.replace("%", "%25").replace(":", "%3a")
 
 
-def _shown(name: str) -> str:
+def shown(name: str) -> str:
+    """Give a name as one line of a message can show it, whatever it holds."""
     name = name if name.isprintable() else name.encode("unicode_escape").decode()
     return name if len(name) <= 80 else f"{name[:77]}..."
 

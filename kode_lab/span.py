@@ -17,7 +17,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
-from kode_lab.errors import InvalidRecord
+from kode_lab.errors import InvalidKey, InvalidRecord
 from kode_lab.key import SessionKey
 
 __all__ = ["STEPS", "Span", "Trace", "read_spans", "span_line", "span_of"]
@@ -93,12 +93,12 @@ def span_of(line: str, *, number: int | None = None) -> Span:
         InvalidRecord: the line is not a span; the message says why.
     """
     try:
-        fields = json.loads(line)
+        fields = json.loads(line, parse_constant=_no_number)
         attributes = fields["attributes"]
-        key = SessionKey(
+        key = SessionKey.of(
             attributes["enduser.id"],
-            attributes["gen_ai.conversation.id"],
             attributes["gen_ai.agent.id"],
+            attributes["gen_ai.conversation.id"],
         )
         step, start_ns, end_ns = fields["step"], fields["start_ns"], fields["end_ns"]
         rest = {name: value for name, value in attributes.items() if name not in _OWN}
@@ -107,8 +107,11 @@ def span_of(line: str, *, number: int | None = None) -> Span:
         )
     except KeyError as error:
         raise InvalidRecord(f"a span needs the field {error.args[0]!r}", line=number) from None
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError, InvalidKey) as error:
         raise InvalidRecord(f"not a span: {error}", line=number) from None
+    for name, text in (("turn_id", span.turn_id), ("error.type", span.error or "")):
+        if not isinstance(text, str) or (not text.isascii() and not _is_unicode(text)):
+            raise InvalidRecord(f"{name} is text, not {text!r:.60}", line=number)
     if step not in STEPS:
         raise InvalidRecord(f"step {step!r} is none of {', '.join(STEPS)}", line=number)
     if not (isinstance(start_ns, int) and isinstance(end_ns, int) and start_ns <= end_ns):
@@ -116,6 +119,15 @@ def span_of(line: str, *, number: int | None = None) -> Span:
             f"start_ns {start_ns!r} must be an integer not after end_ns {end_ns!r}", line=number
         )
     return span
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it can be written: an escaped half of a surrogate pair is no character."""
+    return text.encode(errors="replace").decode() == text
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
 
 
 def read_spans(lines: Iterable[str]) -> Iterator[Span]:

@@ -37,6 +37,8 @@ INVOKE = {
 } | ADA.to_json()
 OK = {"type": "ok", "process": "p", "time_ns": 2}
 
+SHOWN = {"position": 1, "digest": f"{digest_of(['#a']):x}", "tail": ["#a"]}
+
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=10)
 keys = st.builds(SessionKey, texts, texts, texts)
 reads = st.builds(
@@ -150,6 +152,19 @@ def test_a_fault_is_an_operation_of_the_nemesis_at_one_moment(tmp_path):
         ([INVOKE, OK | {"markers": 5}], "markers is a list of texts"),
         ([INVOKE, OK | {"markers": [5]}], "markers is a list of texts"),
         ([INVOKE, OK | {"error": 5}], "error is text"),
+        (['{"type":"fail","type":"ok","process":"p","time_ns":1}'], "'type' stands twice"),
+        ([INVOKE, OK, INVOKE], "invokes before its last one ended"),
+        ([INVOKE, OK | {"type": "info"}, INVOKE | {"time_ns": 3}], "invokes after info"),
+        ([INVOKE | {"read": {"position": 0, "digest": "0"}}], "read belongs to the completion"),
+        ([INVOKE | {"error": "?"}], "error belongs to the completion"),
+        ([INVOKE, OK | {"userId": "bob"}], "userId 'bob' is not that of the invoke"),
+        ([INVOKE, OK | {"sessionId": "s2"}], "sessionId 's2' is not that of the invoke"),
+        ([INVOKE, OK | {"markers": []}], "markers are what a read tells"),
+        ([INVOKE, OK | {"read": {"position": 0, "digest": "0_0"}}], "hexadecimal digest"),
+        ([INVOKE, OK | {"read": {"position": 0, "digest": "-0"}}], "hexadecimal digest"),
+        ([INVOKE, OK | {"read": {"position": 0, "digest": "\u0660"}}], "hexadecimal digest"),
+        ([INVOKE, OK | {"read": SHOWN | {"position": 0}}], "1 markers in its tail at position 0"),
+        ([INVOKE, OK | {"read": SHOWN | {"digest": "7"}}], "not what its digest says"),
     ],
 )
 def test_a_bad_event_is_refused_by_the_number_of_its_line(events, told):

@@ -53,6 +53,9 @@ def test_a_line_uses_the_names_of_the_genai_conventions():
     assert fields["start_ns"] == 10
 
 
+NAMES = json.loads(span_line(SPAN))["attributes"]
+
+
 def line_with(**changes):
     return json.dumps(json.loads(span_line(SPAN)) | changes)
 
@@ -78,6 +81,15 @@ def line_without(field):
         (line_with(start_ns=21), "not after end_ns 20"),
         (line_with(end_ns="20"), "must be an integer"),
         (line_with(end_ns=None), "must be an integer"),
+        (line_with(turn_id=[]), "turn_id is text"),
+        (line_with(turn_id={}), "turn_id is text"),
+        (line_with(turn_id="\ud800"), "turn_id is text"),
+        (line_with(step=[]), "none of turn, wait"),
+        (line_with(attributes=NAMES | {"enduser.id": 5}), "userId must be a string"),
+        (line_with(attributes=NAMES | {"enduser.id": None}), "userId must be a string"),
+        (line_with(attributes=NAMES | {"gen_ai.agent.id": "\ud800"}), "not valid Unicode"),
+        (line_with(attributes=NAMES | {"error.type": 7}), "error.type is text"),
+        (line_with(attributes=NAMES | {"x": float("nan")}), "NaN is no JSON"),
     ],
 )
 def test_a_line_that_is_no_span_is_refused_by_its_number(line, told):

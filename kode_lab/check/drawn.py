@@ -25,7 +25,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from kode_lab.errors import InvalidRecord
-from kode_lab.key import SessionKey
+from kode_lab.key import SessionKey, shown
 from kode_lab.operation import NEMESIS, TAIL_LIMIT, Effect, Operation, Read, digest_of
 
 __all__ = ["draw", "drawn"]
@@ -75,13 +75,13 @@ def _operation(found: re.Match[str], start: int, number: int) -> Operation:
     words = found["rest"].split()
     facts = {"answers": "", "config": ""}
     effects: list[Effect] = []
-    shown: tuple[str, ...] | None = None
+    seen: tuple[str, ...] | None = None
     while words:
         word = words.pop(0)
         if word == "->":
             ends = [at for at, w in enumerate(words) if w in ("answers", "config", "did")]
             cut = min(ends, default=len(words))
-            shown, words = tuple(words[:cut]), words[cut:]
+            seen, words = tuple(words[:cut]), words[cut:]
         elif word in facts and words:
             facts[word] = words.pop(0)
         elif word == "did" and len(words) >= 4:
@@ -100,7 +100,7 @@ def _operation(found: re.Match[str], start: int, number: int) -> Operation:
         "" if is_read or is_world else what,
         "" if is_read or is_world else f"turn-{what}",
         # What was shown waits here until every marker's owner is known.
-        markers=shown,
+        markers=seen,
         answered=facts["answers"],
         config=facts["config"],
         effects=tuple(effects) if effects or is_world else None,
@@ -108,18 +108,18 @@ def _operation(found: re.Match[str], start: int, number: int) -> Operation:
 
 
 def _with_read(operation: Operation, owner: dict[str, SessionKey]) -> Operation:
-    shown = operation.markers
-    if shown is None or operation.process == NEMESIS:
+    seen = operation.markers
+    if seen is None or operation.process == NEMESIS:
         return operation
-    half = tuple(word[:-1] for word in shown if word.endswith("/"))
-    shown = tuple(word.rstrip("/") for word in shown)
+    half = tuple(word[:-1] for word in seen if word.endswith("/"))
+    seen = tuple(word.rstrip("/") for word in seen)
     if operation.f == "read":
         read = Read(0, 0, (), (), half) if half else None
-        return operation._replace(markers=shown, read=read)
-    if shown and shown[-1] == operation.marker:
-        shown = shown[:-1]
-    own = [marker for marker in shown if owner.get(marker, operation.key) == operation.key]
-    foreign = tuple(marker for marker in shown if marker not in own)
+        return operation._replace(markers=seen, read=read)
+    if seen and seen[-1] == operation.marker:
+        seen = seen[:-1]
+    own = [marker for marker in seen if owner.get(marker, operation.key) == operation.key]
+    foreign = tuple(marker for marker in seen if marker not in own)
     read = Read(len(own), digest_of(own), tuple(own[-TAIL_LIMIT:]), foreign, half)
     return operation._replace(markers=None, read=read)
 
@@ -140,7 +140,7 @@ def draw(operations: Sequence[Operation], width: int = 60) -> str:
             continue
         end = width - 1 if op.complete_ns == math.inf else round((op.complete_ns - first) * scale)
         mark = {"ok": "|", "info": "?", "fail": "x"}[op.type]
-        what = op.marker or "="
+        what = shown(op.marker) or "="
         bar = f"|{what.center(max(end - start - 1, 0), '-')}{mark}"
         rows.append((str(op.key), " " * start + bar, _shown(op)))
     name_width = max(len(name) for name, _, _ in rows)
@@ -151,13 +151,13 @@ def draw(operations: Sequence[Operation], width: int = 60) -> str:
 
 
 def _shown(operation: Operation) -> str:
-    shown: Iterable[str]
+    markers: Iterable[str]
     if operation.markers is not None:
-        shown = operation.markers[-TAIL_LIMIT:]
+        markers = operation.markers[-TAIL_LIMIT:]
         hidden = len(operation.markers) > TAIL_LIMIT
     elif operation.read is not None:
-        shown = (*operation.read.tail, *operation.read.foreign, operation.marker)
+        markers = (*operation.read.tail, *operation.read.foreign, operation.marker)
         hidden = operation.read.position > len(operation.read.tail)
     else:
         return ""
-    return " ".join(["->", *(["..."] if hidden else []), *shown])
+    return " ".join(["->", *(["..."] if hidden else []), *map(shown, markers)])

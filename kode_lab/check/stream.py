@@ -103,7 +103,11 @@ def lines_of(path: Path) -> Iterator[str]:
         InvalidRecord: a line is not UTF-8, or longer than ``LINE_LIMIT_BYTES``.
     """
     number = 0
-    with path.open("rb") as file:
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise InvalidRecord(f"{path.name} cannot be read: {error.strerror}") from None
+    with file:
         while line := file.readline(LINE_LIMIT_BYTES + 1):
             number += 1
             if len(line) > LINE_LIMIT_BYTES:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from kode_lab.check.guarantee import Anomaly
-from kode_lab.key import SessionKey
+from kode_lab.key import SessionKey, shown
 from kode_lab.operation import Operation
 from kode_lab.span import Span
 
@@ -45,7 +45,7 @@ def sentences(anomaly: Anomaly) -> tuple[str, ...]:
     # Some are told by one operation where others need two.
     padded = [*names, *names[-1:] * 2]
     facts = _facts(anomaly, origin_ns)
-    then, however = _TELLINGS[anomaly.name](padded, anomaly.element, facts)
+    then, however = _TELLINGS[anomaly.name](padded, shown(anomaly.element), facts)
     return (*lets, f"Then {then}.", f"However, {however}: a contradiction.")
 
 
@@ -75,17 +75,17 @@ def reads_of(operations: Iterable[Operation], key: SessionKey) -> list[ReadRow]:
     for op in own:
         if op.f == "effects":
             continue
-        shown: tuple[str, ...] = op.markers or ()
+        seen: tuple[str, ...] = op.markers or ()
         foreign: tuple[str, ...] = ()
         is_whole = True
         if op.f == "turn" and op.read is not None:
-            shown, foreign = op.read.tail, op.read.foreign
-            is_whole = op.read.position == len(shown)
+            seen, foreign = op.read.tail, op.read.foreign
+            is_whole = op.read.position == len(seen)
         if op.f == "turn":
-            shown = (*shown, op.marker)
+            seen = (*seen, op.marker)
         times = (_ms(op.invoke_ns, own[0].invoke_ns), _ms(op.complete_ns, own[0].invoke_ns))
         label = op.marker or "read"
-        rows.append(ReadRow(label, op.process, _ENDED[op.type], *times, shown, foreign, is_whole))
+        rows.append(ReadRow(label, op.process, _ENDED[op.type], *times, seen, foreign, is_whole))
     return rows
 
 
@@ -100,25 +100,29 @@ def _ms(time_ns: float, origin_ns: int) -> float:
 def _described(one: Operation | Span, origin_ns: int) -> str:
     if isinstance(one, Span):
         ended = _ms(one.end_ns, origin_ns)
-        what = f"{one.step} of {one.turn_id} in {one.key}"
+        what = f"{one.step} of {shown(one.turn_id)} in {one.key}"
         return f"{what}, at work {_ms(one.start_ns, origin_ns):.3f}-{ended:.3f} ms"
-    nouns = {"turn": f"turn {one.marker}", "read": "the read", "effects": "the list of effects"}
+    nouns = {
+        "turn": f"turn {shown(one.marker)}",
+        "read": "the read",
+        "effects": "the list of effects",
+    }
     times = f"sent at {_ms(one.invoke_ns, origin_ns):.3f} ms, {_ENDED[one.type]}"
     if one.complete_ns != math.inf and one.type != "info":
         times += f" at {_ms(one.complete_ns, origin_ns):.3f} ms"
-    shown = ""
+    seen = ""
     if one.markers is not None:
-        shown = f", showing {_list(one.markers)}"
+        seen = f", showing {_list(one.markers)}"
     elif one.f == "turn" and one.read is not None:
-        shown = f", shown {_list(one.read.tail, one.read.position)}"
-    return f"{nouns.get(one.f, one.f)} of {one.key} ({one.process}), {times}{shown}"
+        seen = f", shown {_list(one.read.tail, one.read.position)}"
+    return f"{nouns.get(one.f, one.f)} of {one.key} ({shown(one.process)}), {times}{seen}"
 
 
 def _list(markers: Sequence[str], length: int | None = None) -> str:
     length = len(markers) if length is None else length
     if not length:
         return "nothing"
-    last = markers[-8:]
+    last = [shown(str(marker)) for marker in markers[-8:]]
     return f"[{'... ' if length > len(last) else ''}{' '.join(last)}]"
 
 
