@@ -609,9 +609,15 @@ MUTANTS = [
     ),
     (
         "trace_rules",
-        "if hold.wait_ns < before.end_ns and not",
-        "if not",
+        "if waited_ns > 0 and is_soon and not",
+        "if is_soon and not",
         "turns that follow each other without waiting",
+    ),
+    (
+        "trace_rules",
+        "if waited_ns > 0 and is_soon and not",
+        "if waited_ns > 0 and not",
+        "grants that take their time, whoever works",
     ),
     (
         "trace_rules",

@@ -10,7 +10,7 @@ import pytest
 
 HOUSE = Path(__file__).parent.parent
 
-WORDS = ("errors", "key", "message", "digest", "event", "span", "operation")
+WORDS = ("errors", "key", "message", "digest", "event", "span", "operation", "history")
 TOWERS = ("sessions", "check", "claude")
 OUTSIDE = ("schedule_assistant", "server", "targets", "postgres")
 EVERYTHING = (*WORDS, *TOWERS, *OUTSIDE, "experiment", "cli", "cli_serve")
@@ -24,7 +24,8 @@ MAY_IMPORT = {
     "digest": (),
     "event": ("errors",),
     "span": ("errors", "key"),
-    "operation": ("errors", "key", "digest", "event"),
+    "operation": ("key", "digest"),
+    "history": ("errors", "key", "digest", "event", "operation"),
     # floor 1: three towers that never meet
     "sessions": WORDS,
     "check": WORDS,

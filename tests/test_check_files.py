@@ -19,6 +19,7 @@ from kode_lab.check.generate import valid_run
 from kode_lab.check.stream import LINE_LIMIT_BYTES
 from kode_lab.cli import main
 from kode_lab.errors import InvalidRecord
+from kode_lab.history import read_operations
 from kode_lab.operation import (
     NEMESIS,
     Effect,
@@ -26,7 +27,6 @@ from kode_lab.operation import (
     Operation,
     Read,
     digest_of,
-    read_operations,
 )
 from kode_lab.span import Span, span_line
 

@@ -21,7 +21,7 @@ from kode_lab.check.selftest import (
 )
 from kode_lab.digest import digest_of, hash_of, hashes_of
 from kode_lab.key import SessionKey
-from kode_lab.operation import NEMESIS, TAIL_LIMIT, Operation, Read
+from kode_lab.operation import NEMESIS, TAIL_LIMIT, Effect, Operation, Read
 
 SEEDS = st.integers(0, 2**32)
 
@@ -134,6 +134,32 @@ def test_both_engines_give_the_same_verdict_on_several_random_sessions_together(
                 named = named._replace(marker=marker, turn_id=marker)
             history.append(named)
     engines_agree(history)
+    engines_agree([*told_more(Random(seeds[0]), history), *faults(Random(seeds[-1]))])
+
+
+def told_more(random, history):
+    """Let some operations tell of effects and configurations, the same ones again and again."""
+    turns = [o.marker for o in history if o.marker]
+    for operation in history:
+        effects = tuple(
+            Effect(
+                random.choice("123"),
+                random.choice(["create", "delete"]),
+                random.choice(turns),
+                random.choice(["", "ada", "bob"]),
+            )
+            for _ in range(random.choice([0, 0, 1, 2]))
+        )
+        config = random.choice(["", "v1", "v1", "v2"])
+        yield operation._replace(effects=effects or None, config=config)
+
+
+def faults(random):
+    """Let something crash, and declare all faults over, or not."""
+    nobody = SessionKey("", "", "")
+    for name in random.sample(["kill", "restart", "configure", "configured", "quiet"], 3):
+        at = random.randrange(40)
+        yield Operation(nobody, name, NEMESIS, "info", at, at)
 
 
 def screens(history, limit=None):

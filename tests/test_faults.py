@@ -86,10 +86,12 @@ def test_a_replayed_seed_is_the_same_play_with_the_same_witness():
     assert replay(fault, 5)[0] != one
 
 
-def test_a_fault_shrinks_to_a_small_play_that_still_convicts_it():
+def test_a_fault_shrinks_to_a_small_play_that_still_convicts_it(tmp_path, monkeypatch):
     fault = fault_of("no-lock")
     fault = fault._replace(scenario=fault.scenario._replace(keys=KEYS[:2], turns=2))
+    monkeypatch.chdir(tmp_path)
     small = shrink(fault, plays_limit=80)
+    assert list(tmp_path.iterdir()) == []
     assert (small.sessions, small.clients, small.turns) == (1, 2, 1)
     played, verdict = play_small(fault, small)
     assert "lost update" in found_in(verdict)

@@ -20,7 +20,7 @@ from served import serving
 from kode_lab.cli import main
 from kode_lab.experiment.load import SETTINGS, seconds_of
 from kode_lab.experiment.load_services import Service
-from kode_lab.operation import read_operations
+from kode_lab.history import read_operations
 
 LOADTESTS = Path(__file__).parent.parent / "loadtests"
 PATIENCE_S = 120.0

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kode_lab.errors import InvalidRecord
+from kode_lab.history import read_operations
 from kode_lab.key import SessionKey
 from kode_lab.operation import (
     NEMESIS,
@@ -23,7 +24,6 @@ from kode_lab.operation import (
     marker_of,
     markers_in,
     read_of,
-    read_operations,
 )
 
 ADA = SessionKey.of("ada", "planner", "s1")

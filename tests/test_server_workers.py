@@ -16,8 +16,9 @@ from served import JSON, events_of, serving
 
 from kode_lab.check import check
 from kode_lab.errors import InvalidScenario
+from kode_lab.history import read_operations
 from kode_lab.key import SessionKey
-from kode_lab.operation import HistoryWriter, echo_in, marker_of, markers_in, read_operations
+from kode_lab.operation import HistoryWriter, echo_in, marker_of, markers_in
 from kode_lab.server.body import named, turn_request
 from kode_lab.server.joint import joint_live, joint_statistics
 from kode_lab.server.listener import listening_within

@@ -86,6 +86,14 @@ TRACES = {
         [(key, f"t{at}", at * 20, at * 20, at * 20 + 20) for at, key in enumerate(FOUR)],
         {},
     ),
+    "grants that take their time, whoever works": (
+        [
+            turn
+            for at, key in enumerate(FOUR)
+            for turn in [(key, f"t{at}", at * 20 - 2 * (at > 0), at * 20 + 3, at * 20 + 20)]
+        ],
+        {},
+    ),
     "sessions that once worked together": (
         [*one_after_another(FOUR), (FOUR[0], "x", 75, 75, 90)],
         {},

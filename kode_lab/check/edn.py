@@ -6,86 +6,30 @@ List-append transactions that read one list and append to it become turns, as a 
 
     {:type :ok, :f :txn, :value [[:r "ada:s" ["a"]] [:append "ada:s" "b"]], :process 1, :time 7}
 
-Keywords are read as words without their colon. Where a history has no ``:time``, its ``:index`` or
-its order of lines stands for it.
+What a transaction has no place for (turn ids, whose prompt a reply answers, configurations,
+halves, strangers, effects, a list of which only the end is known) stands beside its value, under
+names that other programs pass over. Elements are unique in their list only, as Elle has it; so a
+marker is read as ``list/element``, unless the list's name is one that was written here.
 
-Source: https://github.com/edn-format/edn and Jepsen's history format (jepsen.history).
+Where a history has no ``:time``, its ``:index`` or its order of lines stands for it.
+
+Source: Jepsen's history format (jepsen.history).
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
+from kode_lab.check.edn_text import Keyword, read_edn, write_edn
 from kode_lab.check.search import Call
 from kode_lab.errors import InvalidRecord
 from kode_lab.key import SessionKey
-from kode_lab.operation import NEMESIS, TAIL_LIMIT, Operation, Read, digest_of
+from kode_lab.operation import NEMESIS, TAIL_LIMIT, Effect, Operation, Read, digest_of
 
-__all__ = ["calls_of", "edn_of", "operations_of", "read_edn", "write_edn"]
-
-# Deeper than any history; Python's own stack is the limit that this stays below.
-DEPTH_LIMIT = 100
-_TOKEN = re.compile(
-    r"[\s,]+|;[^\n]*"
-    r'|(?P<string>"(?:[^"\\]|\\.)*")'
-    r"|(?P<open>#\{|[\[({])|(?P<close>[\])}])"
-    r"|(?P<discard>\#_)|(?P<tag>\#[A-Za-z][\w.*+!?$%&=<>/-]*)"
-    r"|(?P<char>\\(?:newline|return|space|tab|u[0-9a-fA-F]{4}|\S))"
-    r"|(?P<atom>[^\s,;\"\[\](){}\\]+)",
-    re.DOTALL,
-)
-_CLOSES = {"[": "]", "(": ")", "{": "}", "#{": "}"}
-_CHARS = {"newline": "\n", "return": "\r", "space": " ", "tab": "\t"}
-_WORDS: Mapping[str, Any] = {"nil": None, "true": True, "false": False, "##Inf": math.inf}
-_INTEGER, _FLOAT = re.compile(r"[+-]?\d+N?"), re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?M?")
-
-
-class _Token(NamedTuple):
-    kind: str
-    text: str
-    line: int
-
-
-def read_edn(text: str) -> list[Any]:
-    """Give the values that a text holds: maps, vectors and lists, sets, words, numbers, strings.
-
-    Raises:
-        InvalidRecord: it is not EDN; names the line.
-    """
-    tokens = _tokens(text)
-    values: list[Any] = []
-    for token in tokens:
-        if token.kind == "discard":
-            _value(_next(tokens, token), tokens, 0)
-        else:
-            values.append(_value(token, tokens, 0))
-    return values
-
-
-def write_edn(value: Any) -> str:
-    """Give a value as EDN: words (``Keyword``) with a colon, other text in quotes."""
-    if value is None or isinstance(value, bool):
-        return {None: "nil", True: "true", False: "false"}[value]
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
-    if isinstance(value, Mapping):
-        # Keys of history maps are keywords, always.
-        return "{" + ", ".join(f":{k} {write_edn(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, Keyword):
-        return f":{value.name}"
-    if isinstance(value, tuple | list):
-        return "[" + " ".join(map(write_edn, value)) + "]"
-    return repr(value)
-
-
-class Keyword(NamedTuple):
-    """A word that is written with a colon."""
-
-    name: str
+__all__ = ["calls_of", "edn_of", "operations_of"]
 
 
 def calls_of(text: str) -> list[Call]:
@@ -96,7 +40,10 @@ def calls_of(text: str) -> list[Call]:
     Raises:
         InvalidRecord: it is not EDN, or no history of calls.
     """
-    return [_call(invoke, completion) for invoke, completion in _paired(text, lambda _: None)]
+    pairs = list(_paired(text, lambda _: None))
+    # Without its key, a write's value may be a pair too, but a read asks for nothing.
+    is_keyed = all(_is_keyed(invoke) for invoke, _ in pairs)
+    return [_call(invoke, completion, is_keyed=is_keyed) for invoke, completion in pairs]
 
 
 def operations_of(text: str) -> list[Operation]:
@@ -112,10 +59,7 @@ def operations_of(text: str) -> list[Operation]:
 
 
 def edn_of(operations: Iterable[Operation]) -> str:
-    """Give turns and reads as a list-append history in EDN, a line an event, in order of time.
-
-    What a turn was shown is written only where it is known whole (its tail holds all of it).
-    """
+    """Give turns and reads as a list-append history in EDN, a line an event, in order of time."""
     events: list[tuple[float, int, dict[str, Any]]] = []
     for number, operation in enumerate(operations):
         process: Any = number
@@ -125,12 +69,15 @@ def edn_of(operations: Iterable[Operation]) -> str:
             events.append((operation.invoke_ns, 1, fault | {"process": process}))
             continue
         event = {"f": Keyword("txn"), "process": process}
+        if operation.turn_id:
+            event["turn-id"] = operation.turn_id
         asked, seen = _transaction(operation)
         invoke = {"type": Keyword("invoke"), **event, "value": asked}
         events.append((operation.invoke_ns, 0, invoke))
         if operation.complete_ns != math.inf:
             value = asked if operation.type == "fail" else seen
             completion = {"type": Keyword(operation.type), **event, "value": value}
+            completion |= _beside(operation)
             events.append((operation.complete_ns, 1, completion))
     # At one moment invokes come first: intervals are closed.
     events.sort(key=lambda event: event[:2])
@@ -144,6 +91,8 @@ def edn_of(operations: Iterable[Operation]) -> str:
 def _transaction(operation: Operation) -> tuple[list[Any], list[Any]]:
     name = json.dumps(operation.key[:], ensure_ascii=False)
     read, append = Keyword("r"), Keyword("append")
+    if operation.f == "effects":
+        return [[Keyword("effects"), name, None]], [[Keyword("effects"), name, None]]
     if operation.f == "read":
         return [[read, name, None]], [[read, name, list(operation.markers or ())]]
     asked: list[Any] = [[read, name, None], [append, name, operation.marker]]
@@ -153,79 +102,27 @@ def _transaction(operation: Operation) -> tuple[list[Any], list[Any]]:
     return asked, [[read, name, list(shown.tail)], asked[1]]
 
 
-def _tokens(text: str) -> Iterator[_Token]:
-    at, line = 0, 1
-    while at < len(text):
-        found = _TOKEN.match(text, at)
-        if found is None:
-            raise InvalidRecord(f"not EDN: {text[at : at + 20]!r}", line=line)
-        if found.lastgroup is not None:
-            yield _Token(found.lastgroup, found[0], line)
-        line += found[0].count("\n")
-        at = found.end()
-
-
-def _next(tokens: Iterator[_Token], after: _Token) -> _Token:
-    token = next(tokens, None)
-    if token is None:
-        raise InvalidRecord(f"not EDN: it ends after {after.text:.40}", line=after.line)
-    return token
-
-
-def _value(token: _Token, tokens: Iterator[_Token], depth: int) -> Any:
-    if depth > DEPTH_LIMIT:
-        raise InvalidRecord(f"nested deeper than DEPTH_LIMIT={DEPTH_LIMIT}", line=token.line)
-    kind, text, line = token
-    if kind == "open":
-        return _collection(token, tokens, depth)
-    if kind == "tag":
-        # #jepsen.history.Op{...} and the like: the value matters, its class does not.
-        return _value(_next(tokens, token), tokens, depth + 1)
-    if kind == "string":
-        try:
-            return json.loads(text, strict=False)
-        except ValueError:
-            raise InvalidRecord(f"not EDN: string {text:.40}", line=line) from None
-    if kind == "char":
-        name = text[1:]
-        return (
-            chr(int(name[1:], 16)) if len(name) == 5 and name[0] == "u" else _CHARS.get(name, name)
-        )
-    if kind != "atom":
-        raise InvalidRecord(f"not EDN: unexpected {text}", line=line)
-    return _atom(text)
-
-
-def _atom(text: str) -> Any:
-    if text in _WORDS:
-        return _WORDS[text]
-    if _INTEGER.fullmatch(text):
-        return int(text.rstrip("N"))
-    if _FLOAT.fullmatch(text):
-        return float(text.rstrip("M"))
-    return text.removeprefix(":")
-
-
-def _collection(token: _Token, tokens: Iterator[_Token], depth: int) -> Any:
-    items: list[Any] = []
-    while (inner := _next(tokens, token)).kind != "close":
-        if inner.kind == "discard":
-            _value(_next(tokens, inner), tokens, depth + 1)
-        else:
-            items.append(_value(inner, tokens, depth + 1))
-    if inner.text != _CLOSES[token.text]:
-        raise InvalidRecord(f"not EDN: {token.text} closed by {inner.text}", line=inner.line)
-    if token.text != "{":
-        return tuple(items)
-    if len(items) % 2:
-        raise InvalidRecord("not EDN: a map with a key without a value", line=inner.line)
-    try:
-        return dict(zip(items[::2], items[1::2], strict=True))
-    except TypeError:
-        raise InvalidRecord("a key of a map is itself a map", line=inner.line) from None
+def _beside(operation: Operation) -> dict[str, Any]:
+    """Give what a transaction has no place for, where there is any."""
+    read = operation.read or Read(0, 0)
+    facts: dict[str, Any] = {
+        "answered": operation.answered,
+        "config": operation.config,
+        "foreign": read.foreign,
+        "half": read.half,
+    }
+    if read.position != len(read.tail):
+        facts["seen"] = (read.position, f"{read.digest:x}", read.tail)
+    facts = {name: fact for name, fact in facts.items() if fact}
+    if operation.effects is not None:
+        facts["effects"] = [tuple(effect) for effect in operation.effects]
+    return facts
 
 
 _Event = Mapping[str, Any]
+_SHAPES = (["r"], ["append"], ["r", "append"], ["effects"])
+# Lists of others are sessions of nobody.
+_ELLE = SessionKey("list", "", "elle")
 
 
 def _paired(
@@ -237,12 +134,8 @@ def _paired(
         values = list(values[0])
     open_by_process: dict[Hashable, _Event] = {}
     for number, event in enumerate(values):
-        if not isinstance(event, dict) or not {"type", "process"} <= event.keys():
-            raise InvalidRecord(f"value {number + 1} is no event: it needs :type and :process")
-        timed = {**event, "time": event.get("time", event.get("index", number))}
-        kind, process = event["type"], event["process"]
-        if not isinstance(timed["time"], int):
-            raise InvalidRecord(f"event {number + 1}: :time is no whole number")
+        timed = _timed(event, number)
+        kind, process = timed["type"], timed["process"]
         if process == NEMESIS:
             at = timed["time"]
             name = str(event.get("f"))
@@ -261,7 +154,33 @@ def _paired(
     yield from ((invoke, None) for invoke in open_by_process.values())
 
 
-def _call(invoke: _Event, completion: _Event | None) -> Call:
+def _timed(event: Any, number: int) -> _Event:
+    if not isinstance(event, dict) or not {"type", "process"} <= event.keys():
+        raise InvalidRecord(f"value {number + 1} is no event: it needs :type and :process")
+    timed = {**event, "time": event.get("time", event.get("index", number))}
+    if not isinstance(timed["time"], int):
+        raise InvalidRecord(f"event {number + 1}: :time is no whole number")
+    if not _is_plain(event["process"]):
+        raise InvalidRecord(f"event {number + 1}: :process {event['process']!r:.40} is no name")
+    return timed
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it can be compared and remembered: words, numbers, texts, and lists of these."""
+    return all(map(_is_plain, value)) if isinstance(value, tuple) else not isinstance(value, dict)
+
+
+def _is_keyed(invoke: _Event) -> bool:
+    """Whether it is a call on one of several objects: ``[key value]``, a cas's own being a pair."""
+    asked = invoke.get("value")
+    return (
+        isinstance(asked, tuple)
+        and len(asked) == 2
+        and (invoke.get("f") != "cas" or isinstance(asked[1], tuple))
+    )
+
+
+def _call(invoke: _Event, completion: _Event | None, *, is_keyed: bool) -> Call:
     kind = "info" if completion is None else completion["type"]
     ended = math.inf if completion is None or kind == "info" else completion["time"]
     value = invoke.get("value")
@@ -269,15 +188,19 @@ def _call(invoke: _Event, completion: _Event | None) -> Call:
         value = completion["value"]
     key: Hashable = None
     f = str(invoke.get("f"))
-    # ``[key value]`` of independent keys; a cas's own value is a pair as well.
-    asked = invoke.get("value")
-    if isinstance(asked, tuple) and len(asked) == 2 and (f != "cas" or isinstance(asked[1], tuple)):
-        if not isinstance(value, tuple) or len(value) != 2:
+    if is_keyed:
+        if not isinstance(value, tuple) or len(value) != 2 or value[0] != invoke["value"][0]:
             raise InvalidRecord(
                 f"process {invoke['process']} answers {value!r:.60} without its key"
             )
         key, value = value
+    if not _is_plain((key, value)) or (f == "cas" and not _is_pair(value)):
+        raise InvalidRecord(f"process {invoke['process']}: no value for {f}: {value!r:.60}")
     return Call(invoke["process"], f, kind, invoke["time"], ended, value, key)
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2
 
 
 def _turn(invoke: _Event, completion: _Event | None) -> Operation:
@@ -287,24 +210,84 @@ def _turn(invoke: _Event, completion: _Event | None) -> Operation:
     steps: Any = source.get("value") or invoke.get("value") or ()
     steps = steps if isinstance(steps, tuple) else (steps,)
     shape = [step[0] for step in steps if isinstance(step, tuple) and len(step) == 3]
-    names = {step[1] for step in steps} if len(shape) == len(steps) else set()
-    if shape not in (["r"], ["append"], ["r", "append"]) or len(names) != 1:
+    is_turn = len(shape) == len(steps) and shape in _SHAPES and _is_plain(steps)
+    seen = steps[0][2] if is_turn and shape[0] == "r" else None
+    if not is_turn or len({step[1] for step in steps}) != 1 or not isinstance(seen, tuple | None):
         raise InvalidRecord(
             f"process {invoke['process']}: a turn is [[:r list nil] [:append list element]] on one "
             f"list, not {steps!r:.80}"
         )
-    key = _list_key(names.pop())
-    seen = steps[0][2] if shape[0] == "r" else None
-    shown = None if seen is None else tuple(map(str, seen))
-    process, begun = str(invoke["process"]), invoke["time"]
-    if shape == ["r"]:
-        markers = (shown or ()) if kind == "ok" else None
-        return Operation(key, "read", process, kind, begun, ended, markers=markers)
-    read = None
-    if shown is not None:
-        read = Read(len(shown), digest_of(shown), shown[-TAIL_LIMIT:])
-    marker = str(steps[-1][2])
-    return Operation(key, "turn", process, kind, begun, ended, marker, "", read)
+    name = steps[0][1]
+    key = _list_key(name)
+    is_ours = key.agent_id != _ELLE.agent_id
+
+    def marker_of(element: Any) -> str:
+        return str(element) if is_ours else f"{name}/{element!r}"
+
+    told = {} if completion is None else completion
+    shown = None if seen is None else tuple(map(marker_of, seen))
+    own = Operation(
+        key,
+        {"r": "read", "effects": "effects"}.get(shape[-1], "turn"),
+        str(invoke["process"]),
+        kind,
+        invoke["time"],
+        ended,
+        turn_id=_text(invoke, "turn-id"),
+        answered=_text(told, "answered"),
+        config=_text(told, "config"),
+        effects=_effects(told),
+    )
+    read = _read(told, shown)
+    if own.f == "turn":
+        return own._replace(marker=marker_of(steps[-1][2]), read=read)
+    markers = (shown or ()) if kind == "ok" and own.f == "read" else None
+    if read is not None:
+        read = Read(0, 0, (), read.foreign, read.half) if read.foreign or read.half else None
+    return own._replace(markers=markers, read=read)
+
+
+def _text(event: _Event, name: str) -> str:
+    told = event.get(name, "")
+    if not isinstance(told, str):
+        raise InvalidRecord(f"process {event['process']}: :{name} is text, not {told!r:.60}")
+    return told
+
+
+def _texts(event: _Event, name: str) -> tuple[str, ...]:
+    told = event.get(name, ())
+    if not isinstance(told, tuple) or not all(isinstance(one, str) for one in told):
+        raise InvalidRecord(f"process {event['process']}: :{name} is texts, not {told!r:.60}")
+    return told
+
+
+def _read(told: _Event, shown: tuple[str, ...] | None) -> Read | None:
+    """Give what a turn was shown: as its transaction has it, or as it stands beside that."""
+    foreign, half = _texts(told, "foreign"), _texts(told, "half")
+    if "seen" in told:
+        try:
+            position, digest, tail = told["seen"]
+            return Read(position + 0, int(digest, 16), tuple(map(str, tail)), foreign, half)
+        except (TypeError, ValueError):
+            raise InvalidRecord(
+                f"process {told['process']}: :seen is [position digest tail], "
+                f"not {told['seen']!r:.60}"
+            ) from None
+    if shown is None:
+        return Read(0, 0, (), foreign, half) if foreign or half else None
+    return Read(len(shown), digest_of(shown), shown[-TAIL_LIMIT:], foreign, half)
+
+
+def _effects(told: _Event) -> tuple[Effect, ...] | None:
+    effects = told.get("effects")
+    if effects is None:
+        return None
+    try:
+        return tuple(Effect(*map(str, effect)) for effect in effects)
+    except TypeError:
+        raise InvalidRecord(
+            f"process {told['process']}: :effects are lists of texts, not {effects!r:.60}"
+        ) from None
 
 
 def _list_key(name: Any) -> SessionKey:
@@ -313,4 +296,4 @@ def _list_key(name: Any) -> SessionKey:
         user, session, agent = json.loads(name)
         return SessionKey.of(user, agent, session)
     except (TypeError, ValueError):
-        return SessionKey("list", str(name), "elle")
+        return _ELLE._replace(session_id=str(name))

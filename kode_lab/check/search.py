@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 __all__ = [
@@ -32,7 +32,7 @@ __all__ = [
 # What one key may cost; the registers of public histories need milliseconds.
 BUDGET_S = 10.0
 # The clock is asked once in so many steps.
-_STEPS_A_LOOK = 1024
+_STEPS_A_LOOK = 256
 
 
 class Call(NamedTuple):
@@ -120,43 +120,61 @@ def search(
     """
     calls = sorted(calls, key=lambda call: call.invoke_ns)
     ends = [call.complete_ns if call.type == "ok" else math.inf for call in calls]
-    needed = sum(1 << at for at, call in enumerate(calls) if call.type == "ok")
     deadline_s = clock() + budget_s
-    tried: set[tuple[int, Any]] = set()
-    # Each frame: what is done, the state after it, and the candidates that are left to try next.
-    done, state = 0, model.initial
-    frames = [(done, state, iter(_candidates(calls, ends, done)))]
+    tried: set[tuple[int, int, Any]] = set()
+    # Each frame: the first call that is not done, those done after it as bits, the state after
+    # them, how many must still be done, and the candidates that are left to try next.
+    first, done, state, left = 0, 0, model.initial, sum(call.type == "ok" for call in calls)
+    frames = [(first, done, state, left, _candidates(calls, ends, first, done))]
     taken: list[int] = []
     longest: list[int] = []
     steps = 0
     while frames:
-        done, state, candidates = frames[-1]
-        if done & needed == needed:
+        first, done, state, left, candidates = frames[-1]
+        if not left:
             return Outcome("valid", tuple(calls[at] for at in taken))
         for at in candidates:
             steps += 1
             if steps % _STEPS_A_LOOK == 0 and clock() > deadline_s:
                 return Outcome("unknown", reason=f"not decided within budget_s={budget_s}")
             allowed, following = model.step(state, calls[at])
-            entry = (done | 1 << at, following)
+            entry = (*_done(first, done | 1 << at - first), following)
             if allowed and entry not in tried:
                 tried.add(entry)
                 taken.append(at)
-                longest = max(longest, taken, key=len)[:]
-                frames.append((*entry, iter(_candidates(calls, ends, entry[0]))))
+                left -= calls[at].type == "ok"
+                frames.append((*entry, left, _candidates(calls, ends, *entry[:2])))
                 break
         else:
             frames.pop()
+            if len(taken) > len(longest):
+                longest = taken[:]
             if taken:
                 taken.pop()
     return Outcome("invalid", tuple(calls[at] for at in longest))
 
 
-def _candidates(calls: Sequence[Any], ends: Sequence[float], done: int) -> list[int]:
+def _done(first: int, done: int) -> tuple[int, int]:
+    """Count the first call on past those that are done."""
+    while done & 1:
+        first, done = first + 1, done >> 1
+    return first, done
+
+
+def _candidates(
+    calls: Sequence[Any], ends: Sequence[float], first: int, done: int
+) -> Iterator[int]:
     """Give the calls that may come next: those sent before (or as) the first open one ended."""
-    left = [at for at in range(len(calls)) if not done >> at & 1]
-    first_end = min((ends[at] for at in left), default=math.inf)
-    return [at for at in left if calls[at].invoke_ns <= first_end]
+    first_end = math.inf
+    for at in range(first, len(calls)):
+        # What was sent later ended later still.
+        if calls[at].invoke_ns > first_end:
+            break
+        if not done >> at - first & 1:
+            first_end = min(first_end, ends[at])
+    else:
+        at = len(calls)
+    return iter([one for one in range(first, at) if not done >> one - first & 1])
 
 
 def _register(state: Any, call: Call) -> tuple[bool, Any]:

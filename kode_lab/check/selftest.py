@@ -20,7 +20,8 @@ from kode_lab.check.generate import large_history, random_history, valid_run
 from kode_lab.check.judge import check
 from kode_lab.check.search import Model, search
 from kode_lab.digest import digest_of
-from kode_lab.operation import Operation, read_operations
+from kode_lab.history import read_operations
+from kode_lab.operation import Operation
 
 __all__ = [
     "SESSION",

@@ -22,8 +22,9 @@ from kode_lab.check.columns import history_of
 from kode_lab.check.judge import Hearing, check
 from kode_lab.check.verdict import Verdict
 from kode_lab.errors import InvalidRecord
+from kode_lab.history import numbered_operations
 from kode_lab.key import SessionKey
-from kode_lab.operation import NEMESIS, Effect, Operation, Read, numbered_operations
+from kode_lab.operation import NEMESIS, Effect, Operation, Read
 from kode_lab.span import read_spans
 
 __all__ = ["check_path", "lines_of", "main"]
@@ -65,6 +66,10 @@ def check_path(
     engine: str = "auto",
 ) -> Verdict:
     """Give the verdict on ``path``: a history, or a directory with one and perhaps a trace.
+
+    Args:
+        memory_limit_bytes: a longer history is heard in portions.
+        engine: as ``check`` has it; in portions, every session is heard by the rules.
 
     Raises:
         InvalidRecord: it cannot be read; names the line and the reason.

@@ -133,7 +133,10 @@ def _serial(sessions: dict[str, list[Hold]]) -> tuple[int, Hold, Hold] | None:
             if hold.start_ns < before.end_ns:
                 return None
             is_own_cause = last_of.get(name, -1) > hold.wait_ns
-            if hold.wait_ns < before.end_ns and not is_own_cause:
+            waited_ns = before.end_ns - hold.wait_ns
+            # A lock that is given up is taken soon; a grant that always takes its time is no cause.
+            is_soon = hold.start_ns - before.end_ns <= waited_ns
+            if waited_ns > 0 and is_soon and not is_own_cause:
                 chances.append((hold.start_ns - hold.wait_ns, hold, before))
         last_of[name] = hold.end_ns
     if len(chances) < CHANCES_NEEDED:

@@ -31,7 +31,8 @@ from typing import Any
 from kode_lab.experiment.bench import Row, row
 from kode_lab.experiment.bench_sampling import share
 from kode_lab.experiment.load_services import Service
-from kode_lab.operation import QUIET, read_operations
+from kode_lab.history import read_operations
+from kode_lab.operation import QUIET
 
 __all__ = ["generator"]
 

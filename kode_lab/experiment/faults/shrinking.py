@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from random import Random
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from kode_lab.check import Verdict
@@ -59,7 +60,7 @@ def shrink(fault: Fault, seed: int = 0, *, plays_limit: int = PLAYS_LIMIT) -> Sm
     """
     try:
         import hypothesis  # noqa: PLC0415 - a tool of the laboratory, not of the service
-        from hypothesis import strategies  # noqa: PLC0415
+        from hypothesis import configuration, strategies  # noqa: PLC0415
     except ImportError:
         raise InvalidScenario("shrinking needs Hypothesis: pip install hypothesis") from None
     whole = fault.scenario
@@ -88,13 +89,16 @@ def shrink(fault: Fault, seed: int = 0, *, plays_limit: int = PLAYS_LIMIT) -> Sm
         suppress_health_check=list(hypothesis.HealthCheck),
     )
     try:
-        with Stage(whole, fault.parts) as stage:
+        with Stage(whole, fault.parts) as stage, TemporaryDirectory(prefix="kode-") as home:
+            configuration.set_hypothesis_home_dir(home)  # it would litter where the user stands
             return _found(hypothesis.find, small, is_convicted, settings, Random(seed))
     except hypothesis.errors.NoSuchExample:
         raise InvalidScenario(
             f"{fault.name}: no small play convicts it within {plays_limit=} plays: "
             "replay one of the seeds instead"
         ) from None
+    finally:
+        configuration.set_hypothesis_home_dir(None)
 
 
 def _found(
