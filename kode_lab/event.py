@@ -74,7 +74,9 @@ def event_of(line: str, number: int) -> dict[str, Any]:
 
 def _object(line: str, number: int) -> dict[str, Any]:
     try:
-        event = json.loads(line, object_pairs_hook=_each_once)
+        event = json.loads(line)
+        if not _has_each_name_once(line, event):
+            json.loads(line, object_pairs_hook=_each_once)
         if "\\u" in line:
             # An escaped half of a surrogate pair is no character: nothing could be written back.
             json.dumps(event, ensure_ascii=False).encode()
@@ -83,6 +85,18 @@ def _object(line: str, number: int) -> dict[str, Any]:
     if not isinstance(event, dict):
         raise InvalidRecord("an event is a JSON object", line=number)
     return event
+
+
+def _has_each_name_once(line: str, event: Any) -> bool:
+    """Tell it from the number of colons, where that is enough: being asked for each pair costs.
+
+    Every name has its colon; what has more of them may have lost names, or have them in texts.
+    """
+    is_spaced = " :" in line or "\t:" in line or "\r:" in line
+    if is_spaced or not isinstance(event, dict):
+        return False
+    names = len(event) + sum(len(value) for value in event.values() if type(value) is dict)
+    return line.count('":') == names
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -25,8 +25,9 @@ CLOCK_SKEW_LIMIT_S = 60
 _NOBODY = SessionKey("", "", "")
 # The ends of so many processes are remembered at once: names must not fill the memory.
 _ENDS_LIMIT = 65_536
-# What only the answer can tell.
-_OF_COMPLETIONS = ("read", "markers", "effects", "error", "answered", "config")
+# What only the answer can tell, and what a completion can only repeat.
+_OF_COMPLETIONS = frozenset(("read", "markers", "effects", "error", "answered", "config"))
+_OF_INVOKES = frozenset(("f", "marker", "turn_id", "userId", "sessionId", "agentId"))
 _KINDS = ("turn", "read", "effects")
 
 
@@ -123,9 +124,12 @@ def _invoked(event: Mapping[str, Any], number: int) -> Operation:
         key = SessionKey.from_json(event)
     except InvalidKey as error:
         raise InvalidRecord(str(error), line=number) from None
-    early = next((name for name in _OF_COMPLETIONS if event.get(name) is not None), None)
-    if early is not None:
-        raise InvalidRecord(f"{early} belongs to the completion, not to the invoke", line=number)
+    if not _OF_COMPLETIONS.isdisjoint(event):
+        for name in sorted(_OF_COMPLETIONS.intersection(event)):
+            if event[name] is not None:
+                raise InvalidRecord(
+                    f"{name} belongs to the completion, not to the invoke", line=number
+                )
     f, marker = event.get("f") or "turn", event.get("marker") or ""
     if f not in _KINDS:
         raise InvalidRecord(f"f {f!r:.60} is none of {', '.join(_KINDS)}", line=number)
@@ -142,18 +146,14 @@ def _completed(begun: Operation, event: Mapping[str, Any], number: int) -> Opera
             "one monotonic clock is needed",
             line=number,
         )
-    for name in ("f", "marker", "turn_id"):
-        if event.get(name) not in (None, getattr(begun, name)):
-            raise InvalidRecord(
-                f"{name} {event[name]!r:.60} is not that of the invoke which it completes",
-                line=number,
-            )
-    for name, own in zip(("userId", "sessionId", "agentId"), begun.key, strict=True):
-        if event.get(name) not in (None, own):
-            raise InvalidRecord(
-                f"{name} {event[name]!r:.60} is not that of the invoke which it completes",
-                line=number,
-            )
+    if not _OF_INVOKES.isdisjoint(event):
+        own = begun._asdict() | begun.key.to_json()
+        for name in sorted(_OF_INVOKES.intersection(event)):
+            if event[name] not in (None, own[name]):
+                raise InvalidRecord(
+                    f"{name} {event[name]!r:.60} is not that of the invoke which it completes",
+                    line=number,
+                )
     read, markers, effects = (event.get(name) for name in ("read", "markers", "effects"))
     if markers is not None and begun.f != "read":
         raise InvalidRecord('markers are what a read tells: its f is "read"', line=number)

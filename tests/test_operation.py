@@ -153,6 +153,12 @@ def test_a_fault_is_an_operation_of_the_nemesis_at_one_moment(tmp_path):
         ([INVOKE, OK | {"markers": [5]}], "markers is a list of texts"),
         ([INVOKE, OK | {"error": 5}], "error is text"),
         (['{"type":"fail","type":"ok","process":"p","time_ns":1}'], "'type' stands twice"),
+        (['{"type" :"fail","type":"ok","process":"p","time_ns":1}'], "'type' stands twice"),
+        ([r'{"type":"fail","type":"ok","process":"\":","time_ns":1}'], "'type' stands twice"),
+        (
+            [INVOKE, '{"type":"ok","process":"p","time_ns":2,"read":{"digest":"0","digest":"1"}}'],
+            "'digest' stands twice",
+        ),
         ([INVOKE, OK, INVOKE], "invokes before its last one ended"),
         ([INVOKE, OK | {"type": "info"}, INVOKE | {"time_ns": 3}], "invokes after info"),
         ([INVOKE | {"read": {"position": 0, "digest": "0"}}], "read belongs to the completion"),
