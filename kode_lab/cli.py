@@ -137,10 +137,10 @@ def _add_load(commands: Any) -> None:
     add("--for", dest="run_time", metavar="TIME", help="10s, 2m, 1h (default: the test's own)")
     add("--users", type=int, help="sources of turns (default: the test's own)")
     add("--spawn-rate", type=float, help="users a second (default: all at once)")
-    add("--rate", type=float, default=0.0, help="turns a second of each user")
+    add("--rate", type=float, help="turns a second of each user (default: the test's own)")
     add("--closed-loop", action="store_true", help="wait for each answer before the next turn")
-    add("--slo-p99-ms", type=float, default=0.0, help="exit with 4 when turns are slower")
-    add("--processes", type=int, default=0, help="of the generator")
+    add("--slo-p99-ms", type=float, help="exit with 4 when turns are slower")
+    add("--processes", type=int, help="of the generator (default: one)")
     add("--seed", type=int, default=0, help="of arrivals and choices (default: 0)")
     add("--web", action="store_true", help="with Locust's web UI; Ctrl-C ends it")
     add("--host", help="a server that runs already (default: one is started, with its model)")
@@ -171,7 +171,10 @@ def _add_check(commands: Any) -> None:
     command = commands.add_parser(
         "check", help="judge a run or a history: valid, invalid or unknown, with witnesses"
     )
-    command.add_argument("path", type=Path, metavar="RUN_OR_JSONL", help="docs/history-format.md")
+    command.add_argument(
+        "path", type=Path, metavar="RUN_OR_JSONL", help="id, directory or docs/history-format.md"
+    )
+    command.add_argument("--results", type=Path, default=Path("results"), help="(default: results)")
     command.add_argument(
         "--guarantee", action="append", metavar="NAME", help="claim only this (G1 or apart, ...)"
     )
@@ -259,11 +262,14 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _record(options: argparse.Namespace) -> int:
-    from kode_lab.experiment.record import recorded  # noqa: PLC0415
+    from kode_lab.experiment.record import left_out_of, recorded  # noqa: PLC0415
     from kode_lab.experiment.run import Run  # noqa: PLC0415
 
     run = Run.load(options.run_id, options.results)
-    print(json.dumps(recorded(run), ensure_ascii=False, indent=1))
+    fields = recorded(run)
+    print(json.dumps(fields, ensure_ascii=False, indent=1))
+    if missing := left_out_of(fields):
+        sys.stderr.write(f"kode-lab: {run.id}: {missing}\n")
     return 0
 
 
@@ -271,17 +277,24 @@ def _check(options: argparse.Namespace) -> int:
     from kode_lab.check import main as judge  # noqa: PLC0415
 
     return judge(
-        options.path,
+        _found(options.path, options.results),
         as_json=options.json,
         guarantees=options.guarantee,
         overtaking_limit=options.overtaking_limit,
     )
 
 
+def _found(path: Path, results: Path) -> Path:
+    """Give what a path means: itself, or the run of that id below ``results``."""
+    below = results / path
+    return below if not path.exists() and below.exists() else path
+
+
 def _reproduce(options: argparse.Namespace) -> int:
     if options.report is not None:
         from kode_lab.experiment.replay import replay_command  # noqa: PLC0415
 
+        options.report = _found(options.report, options.results)
         return replay_command(options)
     from rich.console import Console  # noqa: PLC0415 - here and below: --help needs none of it
 

@@ -178,6 +178,38 @@ def test_an_interrupt_keeps_what_there_is_and_says_where(tmp_path):
     assert verdicts["test-1", "session 2 tool calls"] == "unknown"
 
 
+def test_an_interrupted_replay_says_where_what_there_is_lies(tmp_path):
+    turns = [{"userId": "ada", "arrived_s": 0, "took_s": 60}]
+    (tmp_path / "long.json").write_text(json.dumps({"turns": turns}))
+    results = tmp_path / "results"
+    with subprocess.Popen(
+        [*KODE_LAB, "reproduce", "long.json"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=tmp_path, env=environment(),
+    ) as running:  # fmt: skip
+        while not any(path.stat().st_size for path in results.glob("*/history.jsonl")):
+            assert running.poll() is None
+        running.send_signal(signal.SIGINT)
+        _, told = running.communicate(timeout=60)
+        assert running.returncode == 130
+    run = Run.load("latest", results)
+    assert f"what there is is kept in results/{run.id}" in told
+    assert "Traceback" not in told
+    assert run.status == "interrupted"
+
+
+def test_check_and_reproduce_take_the_id_of_a_run_as_report_does(reproduced):
+    cwd, _ = reproduced
+    run = Run.load("latest", cwd / "results")
+    for which in ("latest", run.id):
+        judged = kode_lab("check", which, cwd=cwd)
+        assert judged.returncode == run.verdict().exit_status, judged.stderr
+    elsewhere = kode_lab("check", run.id, "--results", cwd / "results", cwd=cwd.parent)
+    assert elsewhere.stdout == judged.stdout
+    again = kode_lab("reproduce", run.id, "--speed", 5, "--json", cwd=cwd)
+    assert len(json.loads(again.stdout)["claims"]) == 8
+
+
 @pytest.fixture
 def simulated():
     """``kode-lab simulate`` as a process, and where it listens."""

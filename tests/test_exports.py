@@ -38,7 +38,7 @@ def test_every_finished_scenario_has_its_turns_and_its_timeline(tmp_path):
 
 def test_records_that_cannot_be_read_are_no_reason_to_fail(run):
     with (run.path / "history.jsonl").open("a", encoding="utf-8") as history:
-        history.write("{half a line")
+        history.write("{half a line\n")
     export(run)
     assert not (run.path / "turns.csv").exists()
     assert not (run.path / "timeline.html").exists()

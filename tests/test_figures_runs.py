@@ -6,6 +6,7 @@ import logging
 import math
 
 import pytest
+from matplotlib.text import Text
 from synthetic_runs import MS, ZERO_NS, Recording, S, a_crowd, turn
 
 from kode_lab.errors import InvalidRecord
@@ -49,6 +50,16 @@ def with_faults(*faults_s: float, down_s: float = 0.6) -> Recording:
     return Recording((), tuple(operations))
 
 
+def sent_again(run: Recording) -> Recording:
+    """The same, but whoever got no answer sent its turn again, and was answered."""
+    again = [
+        op._replace(process=f"{op.process}.1", type="ok", complete_ns=op.invoke_ns + 3 * S)
+        for op in run.history
+        if op.f == "turn" and op.type == "info"
+    ]
+    return Recording((), (*run.history, *again))
+
+
 ONCE = {
     "very many": lambda: many_sessions(VERY_MANY),
     "many": lambda: many_sessions(CROWD),
@@ -76,6 +87,11 @@ ONCE = {
     "three crashes": lambda: crash_bands(with_faults(0.1, 6.2, 14.5)),
     "thirty crashes": lambda: crash_bands(with_faults(*(n / 2 for n in range(30)), down_s=0.1)),
     "dead": lambda: crash_bands(with_faults(19.9, down_s=99)),
+    "sent again": lambda: crash_bands(sent_again(with_faults(6.2, 14.5))),
+    "most unanswered": lambda: draw_latency({"": Latencies(spread_out(100), 900)}),
+    "one of two unanswered": lambda: draw_latency(
+        {"quiet": Latencies(spread_out(900)), "broken": Latencies(spread_out(100), 900)}
+    ),
     "throughput": lambda: draw_throughput(
         [Rate(n, min(n / 0.8, 60) * f) for n in (1, 8, 32, 64, 256) for f in (0.97, 1, 1.02)]
     ),
@@ -137,10 +153,33 @@ def test_the_latency_title_tells_the_median_and_the_tail():
 
 def test_a_turn_without_a_good_answer_counts_as_slower_than_any_time():
     picture = draw_latency({"": Latencies([S] * 900, 100)})
-    assert picture.title.endswith("1 in 100 got no good answer")
+    assert picture.title == (
+        "Half of the turns took 1.00 s or less; 100 of 1,000 turns got no good answer"
+    )
     assert "100 without a good answer count as slower than any time" in picture.reading
     failed = turn(ADA, "t1") + turn(ADA, "t2", (0.01,), (), sent_s=9, outcome="fail")
     assert "1 without a good answer" in latency(failed).reading
+
+
+def test_the_latency_title_is_true_where_most_turns_have_no_answer():
+    most = draw_latency({"": Latencies([S] * 100, 900)})
+    assert most.title == (
+        "900 of 1,000 turns got no good answer; half of the others took 1.00 s or less"
+    )
+    assert "The dot" not in most.reading
+    few = draw_latency({"": Latencies([S, 2 * S, 3 * S], 2)}).title
+    assert few == "Half of the turns took 3.00 s or less; 2 of 5 turns got no good answer"
+
+
+def test_the_latency_title_of_two_runs_counts_the_unanswered_of_each():
+    two = {"quiet": Latencies([S] * 1_000), "broken": Latencies([S] * 100, 900)}
+    assert draw_latency(two).title == (
+        "1 in 100 turns took 1.00 s or more (quiet); 900 of 1,000 turns got no good answer (broken)"
+    )
+    both = {"quiet": Latencies([S] * 1_000), "busy": Latencies([2 * S] * 1_000)}
+    assert draw_latency(both).title == (
+        "1 in 100 turns took 1.00 s or more (quiet) and 2.00 s or more (busy)"
+    )
 
 
 def test_the_throughput_title_tells_up_to_where_sessions_are_free():
@@ -169,6 +208,19 @@ def test_the_title_counts_the_faults_and_tells_the_slowest_recovery():
     picture = crash_bands(with_faults(6.2, 14.5))
     assert picture.title.startswith("2 × kill: clients were answered again after")
     assert crash_bands(with_faults(0.0, down_s=99)).title == ("1 × kill: nobody was answered again")
+
+
+def test_a_turn_that_was_sent_again_is_one_turn_and_known_when_it_was_answered():
+    once = with_faults(6.2, 14.5)
+    turns = sum(op.f == "turn" for op in once.history)
+    cut = sum(op.f == "turn" and op.type == "info" for op in once.history)
+    assert cut > 0
+    assert f"Ticks: {cut} of {turns} turns whose outcome nobody knows." in crash_bands(once).reading
+    again = crash_bands(sent_again(once))
+    assert f"Ticks: {cut} of {turns + cut} sendings whose outcome nobody knew" in again.reading
+    assert f"0 of {turns} turns stayed so." in again.reading
+    words = {text.get_text() for text in again.figure.findobj(Text)}
+    assert {f"{turns} answered", f"{cut} sendings"} <= words
 
 
 @pytest.mark.parametrize(

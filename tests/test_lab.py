@@ -185,6 +185,50 @@ def test_an_interrupt_cancels_the_run_of_a_script_which_keeps_what_it_has():
         assert script.wait(30) == 130
 
 
+IMPATIENT = """
+import asyncio, os, signal, sys
+from kode_lab.experiment.lab import start
+
+is_asked_again = []
+
+async def work():
+    try:
+        await asyncio.Event().wait()
+    finally:
+        os.kill(os.getpid(), signal.SIGINT)
+        while not is_asked_again:
+            await asyncio.sleep(0.01)
+        print("kept", flush=True)
+
+def on_signal(number, frame):
+    is_asked_again.append(True) if is_told else is_told.append(True)
+    raise KeyboardInterrupt
+
+is_told = []
+signal.signal(signal.SIGINT, on_signal)
+
+def on_tick():
+    if not is_told:
+        os.kill(os.getpid(), signal.SIGINT)
+
+try:
+    start(work, on_tick=on_tick).result()
+except KeyboardInterrupt:
+    os._exit(130)
+"""
+
+
+def test_a_second_interrupt_does_not_keep_a_run_from_being_written():
+    script = subprocess.run(
+        [sys.executable, "-c", IMPATIENT],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert (script.stdout, script.returncode) == ("kept\n", 130)
+
+
 NESTED = """
 import asyncio
 from kode_lab.experiment.nested import run_nested

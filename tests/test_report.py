@@ -10,10 +10,15 @@ import pytest
 from kode_lab.claude import Profile
 from kode_lab.errors import InvalidRecord, InvalidScenario, NewerFormat
 from kode_lab.experiment import lab
+from kode_lab.experiment.claims import time_verdict
+from kode_lab.experiment.comparison import compare
 from kode_lab.experiment.record import recorded, reported, scenario_of
 from kode_lab.experiment.report import report
-from kode_lab.experiment.run import Run
+from kode_lab.experiment.run import Run, RunRecorder
 from kode_lab.experiment.scenario import Scenario
+from kode_lab.experiment.timeline import timeline
+from kode_lab.key import SessionKey
+from kode_lab.operation import marker_of
 from kode_lab.sessions import JsonStore, Lease
 
 QUICK = Scenario(users=2, sessions=2, turns=2, profile=Profile(ttft_s=0.005))
@@ -123,8 +128,9 @@ def test_a_run_without_a_trace_says_so_and_is_judged_by_its_history(run, tmp_pat
     ("name", "content", "told"),
     [
         ("history.jsonl", "", "There is no history"),
-        ("history.jsonl", "{half a li", "line 1"),
-        ("history.jsonl", b"\xff\xfe", "not UTF-8"),
+        ("history.jsonl", "{half a li", "There is no history"),
+        ("history.jsonl", "{half a line\n", "line 1"),
+        ("history.jsonl", b"\xff\xfe\n", "not UTF-8"),
         ("trace.jsonl", '{"step": "fly"}\n', "trace.jsonl"),
     ],
 )
@@ -150,9 +156,52 @@ def test_a_run_cut_short_says_that_it_never_ended(run, tmp_path):
 def test_a_directory_without_its_run_json_says_what_still_works(run, tmp_path):
     path = copied(run, tmp_path / "run")
     (path / "run.json").unlink()
-    with pytest.raises(InvalidRecord, match=r"no run\.json.*kode-lab check run"):
+    with pytest.raises(InvalidRecord, match=rf"no run\.json.*kode-lab check {path}$"):
         Run.load(path)
     assert kode_lab("check", path, cwd=tmp_path).returncode == 0
+
+
+def test_a_run_whose_last_lines_were_cut_off_has_the_report_of_its_whole_ones(run, tmp_path):
+    path = copied(run, tmp_path / "run")
+    whole = report(Run.load(path)), recorded(Run.load(path))
+    for name in ("history.jsonl", "trace.jsonl"):
+        with (path / name).open("a") as records:
+            records.write('{"half a li')
+    cut = Run.load(path)
+    assert (report(cut), recorded(cut)) == whole
+    assert repr(compare([cut])) == repr(compare([run]))
+    assert timeline(cut) == timeline(run)
+
+
+def test_a_run_with_a_store_of_its_own_is_repeated_by_no_command(tmp_path):
+    small = Scenario(users=1, sessions=1, clients=1, turns=1)
+    run = lab.run(small, make_store=AnybodysStore, results=tmp_path).result()
+    said = "this run used a store of its own, AnybodysStore: give it in Python"
+    assert said in text_of(report(run))
+    assert "kode-lab reproduce" not in text_of(report(run))
+    refused = kode_lab("reproduce", run.path, cwd=tmp_path)
+    assert refused.returncode == 3
+    assert said in refused.stderr
+    assert [one.id for one in lab.runs(tmp_path).runs] == [run.id]
+
+
+@pytest.mark.parametrize(
+    "claims",
+    ["[]", '{"claims": 3, "verdict": "holds"}', '{"claims": [3], "verdict": "holds"}',
+     '{"claims": [{"verdict": "holds"}], "verdict": "holds"}',
+     '{"claims": [], "verdict": ["holds"]}', '{"claims": [{"verdict": []}], "verdict": "holds"}'],
+)  # fmt: skip
+def test_a_damaged_claims_json_leaves_the_judges_own_verdict(run, tmp_path, claims):
+    path = copied(run, tmp_path / "run")
+    (path / "claims.json").write_text(claims)
+    assert report(Run.load(path)) == report(run)
+
+
+def test_a_page_that_cannot_be_written_says_so(run, tmp_path):
+    for place in (tmp_path / "nowhere" / "x.html", tmp_path):
+        refused = kode_lab("report", run.path, "--output", place, cwd=tmp_path)
+        assert refused.returncode == 3
+        assert "StoreUnwritable: the page" in refused.stderr
 
 
 def test_a_run_of_a_newer_version_is_refused_by_name(run, tmp_path):
@@ -169,6 +218,21 @@ def test_markup_in_a_name_is_text_on_the_page(run, tmp_path):
         text = (path / name).read_text().replace('"ada"', '"<img src=x>"')
         (path / name).write_text(text)
     assert "<img src=x>" not in report(Run.load(path)).html
+
+
+@pytest.mark.parametrize("odd", [{"summary": "text"}, {"commit": 3}, {"parameters": []}])
+def test_one_odd_run_json_is_listed_as_unreadable_beside_the_others(run, tmp_path, odd):
+    copied(run, tmp_path / "good")
+    path = copied(run, tmp_path / "odd")
+    facts = json.loads((path / "run.json").read_text()) | odd
+    (path / "run.json").write_text(json.dumps(facts))
+    runs = lab.runs(tmp_path)
+    assert [one.path.name for one in runs.runs] == ["good"]
+    assert [name for name, _ in runs.unreadable] == ["odd"]
+    assert "must be an object" in repr(runs)
+    for command in ("report", "reproduce"):
+        refused = kode_lab(command, path, cwd=tmp_path)
+        assert (refused.returncode, "must be an object" in refused.stderr) == (3, True)
 
 
 # --- replayed reports ------------------------------------------------------------------------
@@ -209,6 +273,56 @@ def test_a_recorded_run_comes_back_as_the_same_arrivals_calls_and_tools(run):
         assert plans[client.asks[0].turn_id].calls_s == turn.calls_s
 
 
+def test_only_answered_turns_are_recorded_and_the_others_are_counted(tmp_path):
+    recorder = RunRecorder(tmp_path, "mixed", parameters={})
+    history = recorder.history
+    for number, ended in enumerate(("ok", "fail", "fail", "info", "open")):
+        key = SessionKey.of(f"user{number}", "schedule-assistant")
+        marker = marker_of(key, 0)
+        history.invoke(key, f"p{number}", 10 * number, marker=marker, turn_id=marker[1:])
+        if ended != "open":
+            history.complete(f"p{number}", 10 * number + 5, ended)
+    history.fault("kill", 60)
+    history.fault("restart", 70)
+    history.fault("quiet", 80)
+    run = recorder.finish("complete")
+    told = recorded(run)
+    assert [turn["userId"] for turn in told["turns"]] == ["user0"]
+    assert told["left_out"] == {"refused": 2, "unanswered": 2, "kill": 1}
+    printed = kode_lab("record", run.path, cwd=tmp_path)
+    assert "left out: 2 refused, 2 unanswered, 1 kill" in printed.stderr
+    assert json.loads(printed.stdout) == told
+    assert reported(told)[1][0].key.user_id == "user0"
+
+
+def test_a_recorded_turn_with_half_a_trace_is_one_that_can_be_replayed(run, tmp_path):
+    path = copied(run, tmp_path / "run")
+    lines = (path / "trace.jsonl").read_text().splitlines(keepends=True)
+    tools = [line for line in lines if '"step":"tool"' in line]
+    (path / "trace.jsonl").write_text("".join(tools[:1]))
+    whole = [turn for turn in recorded(Run.load(path))["turns"] if turn["tool_calls"]]
+    assert [turn["calls_s"] for turn in whole] == [[]]
+    assert len(reported(recorded(Run.load(path)))[1]) == QUICK.turns_total
+
+
+def test_calls_that_asked_for_several_tools_keep_their_time_in_a_replay():
+    turn = {"userId": "ada", "arrived_s": 0, "took_s": 2.0, "tool_calls": 3, "calls_s": [0.5, 1.5]}
+    _, turns = reported({"turns": [turn]})
+    (plan,) = scenario_of("r", turns).profile.plans
+    assert plan.calls_s == (0.5, 0.5, 0.5, 0.5)
+
+
+def test_a_time_as_short_as_its_allowance_is_no_claim_that_holds(tmp_path):
+    turn = {"userId": "ada", "arrived_s": 0, "took_s": 0.002}
+    (tmp_path / "short.json").write_text(json.dumps({"turns": [turn]}))
+    told = json.loads(kode_lab("reproduce", "short.json", "--json", cwd=tmp_path).stdout)
+    (timed,) = (claim for claim in told["claims"] if claim["what"] == "answered in")
+    assert timed["verdict"] != "holds"
+    assert time_verdict(0.002, 0.002, slack_s=0.05) == "unknown"
+    assert time_verdict(0.06, 0.002, slack_s=0.05) == "violated"
+    assert time_verdict(0.2, 0.21, slack_s=0.05) == "holds"
+
+
 def test_what_a_turn_waited_for_its_own_session_is_not_the_models_time():
     turn = {"userId": "ada", "arrived_s": 0.0, "took_s": 2.0}
     _, turns = reported({"turns": [turn, turn | {"arrived_s": 0.5, "took_s": 3.0}]})
@@ -227,6 +341,10 @@ def test_what_a_turn_waited_for_its_own_session_is_not_the_models_time():
         ({"took_s": None}, "took_s is None"),
         ({"tool_calls": 20}, "TOOL_CALLS_LIMIT=19"),
         ({"calls_s": [9.0, 9.0]}, "18 s together"),
+        ({"calls_s": [0.1] * 7}, r"7 model calls.*tool_calls=5: give 2 to 6"),
+        ({"calls_s": [0.1]}, r"1 model calls.*tool_calls=5: give 2 to 6"),
+        ({"tool_calls": 0, "calls_s": [0.1, 0.1]}, r"tool_calls=0: give 1 to 1"),
+        ({"prompt": "\ud800"}, r"turns\[1\]\.prompt has half a surrogate"),
         ({"userId": ""}, "userId is empty"),
         ({"agentId": "other"}, "one agent"),
         ({"tokens": 3}, "no field 'tokens'"),
@@ -244,6 +362,13 @@ def test_impossible_times_and_unknown_words_are_refused_by_turn_and_field(change
 def test_what_is_no_report_is_refused(fields):
     with pytest.raises(InvalidScenario):
         reported(fields)
+
+
+@pytest.mark.parametrize("speed", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_replay_at_no_speed_is_refused(speed):
+    _, turns = reported(TWO)
+    with pytest.raises(InvalidScenario, match="must be above 0"):
+        scenario_of("r", turns, speed=speed)
 
 
 def test_a_turn_longer_than_the_agent_allows_needs_a_higher_speed():

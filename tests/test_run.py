@@ -135,12 +135,47 @@ def test_a_run_of_a_newer_schema_is_refused_by_name(recorder):
 
 
 @pytest.mark.parametrize("name", ["history.jsonl", "trace.jsonl"])
-@pytest.mark.parametrize("line", [b'{"type"', b"\xff\xfe"])
+@pytest.mark.parametrize("line", [b'{"type"\n', b"\xff\xfe\n"])
 def test_a_damaged_record_is_an_error_that_names_file_and_run(recorder, name, line):
     run = recorder.finish("complete")
     (recorder.path / name).write_bytes(line)
     with pytest.raises(InvalidRecord, match=f"{name} of {run.id}"):
         run.operations() if name == "history.jsonl" else run.spans()
+
+
+@pytest.mark.parametrize("name", ["history.jsonl", "trace.jsonl"])
+def test_a_directory_in_the_place_of_a_record_is_an_error_that_names_it(recorder, name):
+    run = recorder.finish("complete")
+    (recorder.path / name).unlink()
+    (recorder.path / name).mkdir()
+    with pytest.raises(InvalidRecord, match=f"{name} of {run.id}"):
+        run.operations() if name == "history.jsonl" else run.spans()
+
+
+def test_a_last_line_that_was_cut_off_is_taken_as_not_written(recorder):
+    recorder.history.invoke(ADA, "c1", 10, marker=marker_of(ADA, 0), turn_id="t1")
+    recorder.history.complete("c1", 20, "ok", read=Read(0, 0))
+    recorder.trace(span(ADA, "turn", 11, 19))
+    run = recorder.finish("complete")
+    whole = run.operations(), run.spans()
+    for name in ("history.jsonl", "trace.jsonl"):
+        with (run.path / name).open("ab") as records:
+            records.write(b'{"type": "invoke", "userId": "\xc3')
+    cut = Run.load(run.path)
+    assert (cut.operations(), cut.spans()) == whole
+
+
+@pytest.mark.parametrize(
+    "name", ["parameters", "summary", "commit", "machine", "versions", "scenario"]
+)
+def test_what_must_be_an_object_in_run_json_is_one_or_the_error_names_it(recorder, name):
+    facts = json.loads((recorder.path / "run.json").read_text())
+    for odd in ("text", 3, ["list"], True):
+        (recorder.path / "run.json").write_text(json.dumps(facts | {name: odd}))
+        with pytest.raises(InvalidRecord, match=f"{name} is .* must be an object"):
+            Run.load(recorder.path)
+    (recorder.path / "run.json").write_text(json.dumps(facts | {name: None}))
+    assert Run.load(recorder.path).facts[name] == {}
 
 
 def test_perfetto_shows_each_session_as_a_process_with_nested_steps():

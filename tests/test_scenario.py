@@ -1,6 +1,10 @@
 """Scenarios: what they ask is drawn once and for all, and what a run of one leaves behind."""
 
 import json
+import socket
+import subprocess
+import sys
+import time
 from concurrent.futures import CancelledError
 from dataclasses import replace
 
@@ -13,7 +17,7 @@ from kode_lab.experiment import lab
 from kode_lab.experiment.comparison import compare
 from kode_lab.experiment.live import Progress
 from kode_lab.experiment.run import Run
-from kode_lab.experiment.scenario import Scenario
+from kode_lab.experiment.scenario import Client, Scenario
 from kode_lab.operation import NEMESIS
 from kode_lab.sessions import JsonStore, Lease
 
@@ -89,6 +93,30 @@ def test_a_scenario_comes_back_from_its_json():
         ({"prompts": ()}, "prompts"),
         ({"name": "../up"}, "directory"),
         ({"colour": "red"}, "no 'colour'"),
+        ({"name": 5}, "name=5 becomes a directory"),
+        ({"name": None}, "name=None"),
+        ({"think_s": 0.5}, "think_s=0.5: give two numbers"),
+        ({"think_s": None}, "think_s=None"),
+        ({"think_s": (0,)}, r"think_s=\(0,\)"),
+        ({"think_s": ("a", "b")}, "think_s="),
+        ({"timeout_s": "60"}, "timeout_s='60' must be above 0"),
+        ({"timeout_s": None}, "timeout_s=None"),
+        ({"speed": "fast"}, "speed='fast'"),
+        ({"speed": None}, "speed=None"),
+        ({"arrival": "open", "rate_per_s": "7"}, "rate_per_s above 0, at most 100000, not '7'"),
+        ({"arrival": "open", "rate_per_s": None}, "rate_per_s"),
+        ({"rate_per_s": 7.0}, "rate_per_s=7.0 is for open arrivals"),
+        ({"clients_given": (1,)}, "clients_given: give a tuple of Client"),
+        ({"clients_given": 1}, "clients_given: give a tuple of Client"),
+        ({"clients_given": (Client("a", 0.0, (1,)),)}, "give an Ask with a SessionKey"),
+        ({"clients_given": (Client("a", "now", ()),)}, "the time 'now'"),
+        ({"profile": None}, "profile=None: give a Profile"),
+        ({"prompts": (1,)}, r"prompts=\(1,\): give a tuple"),
+        ({"prompts": "Hello"}, "prompts='Hello': give a tuple"),
+        ({"prompts": ("half \ud800",)}, "prompts="),
+        ({"is_http": "no"}, "is_http='no': give True or False"),
+        ({"is_http": True, "kills": 1}, "is_http=True has no use with kills"),
+        ({"seed": "one"}, "seed='one'"),
     ],
 )
 def test_what_makes_no_sense_is_refused_with_what_would(changes, told):
@@ -97,7 +125,12 @@ def test_what_makes_no_sense_is_refused_with_what_would(changes, told):
 
 
 def test_a_json_that_is_no_scenario_is_refused():
-    for fields in ({}, {"profile": {}}, QUICK.to_json() | {"colour": "red"}):
+    for fields in (
+        {},
+        {"profile": {}},
+        QUICK.to_json() | {"colour": "red"},
+        QUICK.to_json() | {"prompts": "Hello"},
+    ):
         with pytest.raises(InvalidScenario):
             Scenario.from_json(fields)
 
@@ -235,6 +268,39 @@ def test_kills_are_survived_and_told_and_a_store_of_ones_own_is_not_killed(resul
     assert [o.f for o in run.operations() if o.process == NEMESIS] == [
         "kill", "restart", "kill", "restart", "quiet",
     ]  # fmt: skip
+
+
+ABANDONED = """
+import asyncio, os, sys
+from pathlib import Path
+from kode_lab.experiment.scenario import Scenario
+from kode_lab.experiment.service import served
+
+async def main():
+    async with served(Scenario(kills=1), Path(sys.argv[1])) as child:
+        print(child._url, flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+def is_listening(port):
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_a_killed_laboratory_leaves_no_server_behind(tmp_path):
+    with subprocess.Popen(
+        [sys.executable, "-c", ABANDONED, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as laboratory:
+        port = int(laboratory.stdout.readline().rpartition(":")[2])
+        assert is_listening(port)
+        laboratory.kill()
+        laboratory.wait(30)
+        late_s = time.monotonic() + 30
+        while is_listening(port):
+            assert time.monotonic() < late_s, "the server lives on"
 
 
 def test_over_http_the_same_scenario_is_valid_by_what_the_simulated_api_received(results):

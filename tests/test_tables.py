@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from synthetic_runs import ZERO_NS, Recording, S, the_report, turn
 
+from kode_lab.experiment.run import Run, RunRecorder
 from kode_lab.experiment.tables import (
     events_table,
     sessions_table,
@@ -15,7 +16,8 @@ from kode_lab.experiment.tables import (
     turns_table,
 )
 from kode_lab.key import SessionKey
-from kode_lab.operation import NEMESIS, Operation, Read
+from kode_lab.operation import NEMESIS, Operation, Read, marker_of
+from kode_lab.span import Span
 
 TABLES = (turns_table, tool_calls_table, sessions_table, events_table)
 IDS = ["user_id", "session_id", "agent_id"]
@@ -97,6 +99,22 @@ def test_a_turn_sent_twice_is_one_row_with_both_attempts():
     [row] = turns_table(run._replace(history=(lost, first))).to_dict("records")
     assert (row["attempts"], row["outcome"]) == (2, "ok")
     assert row["latency_s"] == pytest.approx(2.5, abs=0.01)
+
+
+@pytest.mark.parametrize("make", TABLES)
+def test_a_run_whose_last_lines_were_cut_off_has_the_table_of_its_whole_ones(make, tmp_path):
+    recorder = RunRecorder(tmp_path, "cut", parameters={})
+    recorder.history.invoke(ADA, "c1", 10, marker=marker_of(ADA, 0), turn_id="t1")
+    recorder.history.complete("c1", 40, "ok", read=Read(0, 0))
+    for step in ("tool", "turn"):
+        recorder.trace(Span(ADA, "t1", step, 20, 30))
+    run = recorder.finish("complete")
+    whole = make(run)
+    for name in ("history.jsonl", "trace.jsonl"):
+        with (run.path / name).open("a") as records:
+            records.write('{"half a li')
+    pd.testing.assert_frame_equal(make(Run.load(run.path)), whole)
+    assert len(whole) > 0
 
 
 @pytest.mark.parametrize("make", TABLES)

@@ -124,6 +124,39 @@ def test_a_browser_draws_the_page_from_disk_and_tells_what_is_under_the_pointer(
     assert complaints == []
 
 
+WHERE_TEXTS_BEGIN = """() => {
+  const begins = {}, real = ctx.fillText.bind(ctx);
+  ctx.fillText = (words, x, y) => {
+    begins[words] = ctx.textAlign === "right" ? x - ctx.measureText(words).width : x;
+    real(words, x, y);
+  };
+  paint();
+  return begins;
+}"""
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+def test_no_label_is_cut_off_at_the_left_on_a_phone(tmp_path):
+    sync_api = pytest.importorskip("playwright.sync_api")
+    page_file = timeline(the_report()).save(tmp_path / "timeline.html")
+    with (
+        sync_api.sync_playwright() as playwright,
+        playwright.chromium.launch_persistent_context(
+            tmp_path / "profile",
+            executable_path=CHROMIUM,
+            args=CHROMIUM_ARGUMENTS,
+            viewport={"width": 375, "height": 667},
+        ) as browser,
+    ):
+        page = browser.pages[0]
+        page.goto(page_file.as_uri())
+        page.wait_for_selector("html[data-ready=yes]")
+        begins = page.evaluate(WHERE_TEXTS_BEGIN)
+    assert {"turns", "at once"} <= begins.keys() or "turns at once" in begins
+    assert all(x >= 0 for x in begins.values()), begins
+
+
 def test_a_run_without_turns_still_makes_a_page():
     assert packed(timeline(Recording((), ())).html)["turns"] == []
     assert timeline(Recording((), ())).title == "0 turns of 0 sessions"

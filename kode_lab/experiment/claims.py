@@ -20,7 +20,7 @@ from typing import Literal, TypeAlias
 
 from kode_lab.experiment.evidence import MESSAGES, Evidence, Turn
 
-__all__ = ["Claim", "Verdict", "allowance_s", "claims_of", "verdict_of"]
+__all__ = ["Claim", "Verdict", "allowance_s", "claims_of", "time_verdict", "verdict_of"]
 
 Verdict: TypeAlias = Literal["holds", "violated", "unknown", "not applicable"]
 
@@ -65,6 +65,17 @@ def allowance_s(critical_path_s: float, *, speed: float) -> float:
     return max(_ALLOWED_SHARE * critical_path_s * speed, _ALLOWED_S)
 
 
+def time_verdict(took_s: float, reported_s: float, *, slack_s: float) -> Verdict:
+    """Give whether a turn took its reported time.
+
+    A time within the slack is unknown where the slack is as long as the reported time itself:
+    nothing could then be too fast, and little too slow.
+    """
+    if abs(took_s - reported_s) > slack_s:
+        return "violated"
+    return "holds" if reported_s > slack_s else "unknown"
+
+
 def claims_of(evidence: Evidence) -> tuple[Claim, ...]:
     """Give every claim about one test, judged."""
     first, second = evidence.turns
@@ -100,8 +111,9 @@ def _about_one(evidence: Evidence, turn: Turn) -> Iterator[Claim]:
     slack_s = allowance_s((asked.answered_s or 0) / speed, speed=speed)
     if (reported_s := asked.answered_s) is not None:
 
-        def answered() -> tuple[str, bool]:
-            return _s(turn.took_s), abs(turn.took_s - reported_s / evidence.speed) <= slack_s
+        def answered() -> tuple[str, Verdict]:
+            due_s = reported_s / evidence.speed
+            return _s(turn.took_s), time_verdict(turn.took_s, due_s, slack_s=slack_s)
 
         reported = _scaled(evidence, f"{reported_s:.2f} s", reported_s)
         how = "client, send to answer"
@@ -246,7 +258,7 @@ def _judged(
     what: str,
     reported: str,
     how: str,
-    measure: Callable[[], tuple[str, bool]],
+    measure: Callable[[], tuple[str, bool | Verdict]],
     *,
     turns: Sequence[Turn] | None = None,
     timed: bool = False,
@@ -261,8 +273,8 @@ def _judged(
         error = broken.operation.error if broken.operation is not None else ""
         measured, verdict = f"{broken.asked.name} has no answer {error}".rstrip(), "unknown"
     else:
-        measured, holds = measure()
-        verdict = "holds" if holds else "violated"
+        measured, found = measure()
+        verdict = found if isinstance(found, str) else "holds" if found else "violated"
         if timed and not evidence.is_simulated:
             verdict = "not applicable"
     return Claim(evidence.test.name, what, reported, measured, verdict, how)

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Coroutine, Generator
 from concurrent import futures
 from concurrent.futures import CancelledError, Future
@@ -78,7 +79,11 @@ def run(
     if make_store is not None and scenario.kills:
         raise InvalidScenario("a store of your own cannot be killed: leave out make_store or kills")
     recorder = RunRecorder(
-        Path(results), scenario.name, parameters=scenario.to_json(), seed=scenario.seed
+        Path(results),
+        scenario.name,
+        parameters=scenario.to_json(),
+        store=_name_of(make_store),
+        seed=scenario.seed,
     )
     watched = progress or Progress("")
     watched.title, watched.where = scenario.name, str(recorder.path)
@@ -91,6 +96,13 @@ def run(
         on_tick=pace.tick,
         on_end=pace.end,
     )
+
+
+def _name_of(make_store: MakeStore | None) -> str:
+    if make_store is None:
+        return ""
+    name = getattr(make_store, "__qualname__", type(make_store).__qualname__)
+    return str(name).rpartition("<locals>.")[2]
 
 
 def runs(results: Path | str = "results") -> RunList:
@@ -162,16 +174,26 @@ class Handle(Generic[T]):
                 self._on_tick()
         except BaseException:
             # An interrupt, or whoever draws has failed: nobody waits any more.
-            self.cancel()
-            futures.wait((self._future,), SETTLE_LIMIT_S)
+            self._settle()
             self._on_tick()
             raise
         finally:
             self._on_end()
         return self._future.result()
 
+    def _settle(self) -> None:
+        """Cancel it and wait, whoever is impatient: a run that is not written says "running"."""
+        until_s = time.monotonic() + SETTLE_LIMIT_S
+        while not self._future.done() and (left_s := until_s - time.monotonic()) > 0:
+            with suppress(KeyboardInterrupt):
+                self.cancel()
+                futures.wait((self._future,), left_s)
+
     def cancel(self) -> None:
-        """Ask the run to stop; it cancels its turns, keeps what it has, and then is done."""
+        """Ask the run to stop; it cancels its turns, keeps what it has, and then is done.
+
+        Asking again does no harm: what a cancelled run still writes is not broken off.
+        """
         self._begun.wait()
         if self._cancel is not None:
             # The loop may have closed since; then there is nothing left to cancel.
@@ -214,7 +236,14 @@ class Handle(Generic[T]):
     async def _cancellable(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
-        self._cancel = lambda: loop.call_soon_threadsafe(task.cancel)
+        is_cancelled = False
+
+        def cancel() -> None:
+            nonlocal is_cancelled
+            if not is_cancelled:
+                is_cancelled = task.cancel()
+
+        self._cancel = lambda: loop.call_soon_threadsafe(cancel)
         self._begun.set()
         return await work()
 

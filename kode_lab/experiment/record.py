@@ -11,7 +11,11 @@ scenario that does it again, and compared with what was measured then (``claims_
 
 A turn may add its ``prompt`` (the simulated model then chooses the tools by its words) and
 ``calls_s``, the seconds of its single model calls; without, its time is dealt to them evenly. In a
-replay only the model takes time on purpose, so what a turn waited for its session is taken off.
+replay the model asks for one tool a call: where the report's asked for several at once, the time of
+its calls is dealt to more of them. Only the model takes time on purpose there, so what a turn
+waited for its session is taken off.
+
+A report tells of answered turns. A run's others, and its faults, are counted in ``left_out``.
 
 Idea: the concurrency report itself, which tells arrivals, durations and counts, and no more.
 """
@@ -19,6 +23,7 @@ Idea: the concurrency report itself, which tells arrivals, durations and counts,
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,14 +31,22 @@ from typing import Any, NamedTuple
 from kode_lab.claude import Plan, Profile
 from kode_lab.claude.wording import intent_of
 from kode_lab.errors import InvalidKey, InvalidScenario
-from kode_lab.experiment.claims import Claim, allowance_s
+from kode_lab.experiment.claims import Claim, Verdict, allowance_s, time_verdict
 from kode_lab.experiment.run import Run
-from kode_lab.experiment.scenario import AGENT, Ask, Client, Scenario
-from kode_lab.experiment.turn_view import turns_of
+from kode_lab.experiment.scenario import AGENT, SPEED_LIMIT, Ask, Client, Scenario
+from kode_lab.experiment.turn_view import TurnView, turns_of
 from kode_lab.key import SessionKey
-from kode_lab.operation import marker_of
+from kode_lab.operation import HEALS, NEMESIS, QUIET, Operation, marker_of
 
-__all__ = ["ReportedTurn", "claims_of_replay", "read_report", "recorded", "reported", "scenario_of"]
+__all__ = [
+    "ReportedTurn",
+    "claims_of_replay",
+    "left_out_of",
+    "read_report",
+    "recorded",
+    "reported",
+    "scenario_of",
+]
 
 FORMAT = 1
 TIME_LIMIT_S = 86_400.0
@@ -46,6 +59,8 @@ _FIELDS = ("userId", "agentId", "sessionId", *_TIMES, "tool_calls", "prompt", "c
 # The schedule assistant's own deadline is 120 s.
 _TURN_LIMIT_S = 115.0
 _TALK = "Thank you."
+# A file's seconds are rounded.
+_CALLS_SLACK_S = 0.001
 
 
 class ReportedTurn(NamedTuple):
@@ -123,8 +138,16 @@ def _turn(one: Any, where: str) -> ReportedTurn:
     prompt, told = one.get("prompt", ""), one.get("calls_s", [])
     if not isinstance(prompt, str) or not isinstance(told, list):
         raise InvalidScenario(f"{where}: prompt is a text, calls_s a list of seconds")
+    if prompt.encode(errors="replace").decode() != prompt:
+        raise InvalidScenario(f"{where}.prompt has half a surrogate pair, which is no character")
     calls_s = tuple(_time(value, f"{where}.calls_s") for value in told)
-    if sum(calls_s) > took_s + 0.001:
+    if calls_s and not _least_calls(calls) <= len(calls_s) <= calls + 1:
+        raise InvalidScenario(
+            f"{where}.calls_s has {len(calls_s)} model calls, which cannot be with "
+            f"tool_calls={calls}: give {_least_calls(calls)} to {calls + 1} (a tool's result is "
+            "read by one more call, and one call may ask for several tools)"
+        )
+    if sum(calls_s) > took_s + _CALLS_SLACK_S:
         raise InvalidScenario(
             f"{where}: its model calls take {sum(calls_s):g} s together, and the whole turn only "
             f"took_s={took_s:g}: one of them is wrong"
@@ -140,19 +163,26 @@ def _time(value: Any, where: str) -> float:
     return float(value)
 
 
+def _least_calls(tool_calls: int) -> int:
+    return 2 if tool_calls else 1
+
+
 def recorded(run: Run) -> dict[str, Any]:
-    """Give a run as a report that another run can replay; its final probes are left out.
+    """Give a run's answered turns as a report that another run can replay, without its probes.
 
     Raises:
         InvalidScenario: it has too many turns.
         InvalidRecord: its records cannot be read.
     """
-    views = turns_of(run.spans(), run.operations())
-    views = [view for view in views if not view.turn_id.startswith("probe-")]
+    operations = run.operations()
+    asked = [
+        view for view in turns_of(run.spans(), operations) if not view.turn_id.startswith("probe-")
+    ]
+    views = [view for view in asked if view.outcome == "ok"]
     if len(views) > REPORT_TURNS_LIMIT:
         raise InvalidScenario(
-            f"run {run.id} has {len(views)} turns (REPORT_TURNS_LIMIT={REPORT_TURNS_LIMIT}): "
-            "repeat it whole instead"
+            f"run {run.id} has {len(views)} answered turns "
+            f"(REPORT_TURNS_LIMIT={REPORT_TURNS_LIMIT}): repeat it whole instead"
         )
     origin_ns = min((view.start_ns for view in views), default=0)
     turns = [
@@ -161,11 +191,34 @@ def recorded(run: Run) -> dict[str, Any]:
             "arrived_s": round((view.start_ns - origin_ns) / 1e9, 6),
             "took_s": round(view.latency_ns / 1e9, 6),
             "tool_calls": min(TOOL_CALLS_LIMIT, len(view.steps_named("tool"))),
-            "calls_s": [round((s.end_ns - s.start_ns) / 1e9, 6) for s in view.steps_named("ask")],
+            "calls_s": _calls_s(view),
         }
         for view in views
     ]
-    return {"kode_lab_report": FORMAT, "name": str(run.facts.get("name", "")), "turns": turns}
+    told = {"kode_lab_report": FORMAT, "name": str(run.facts.get("name", ""))}
+    return told | {"left_out": _left_out(asked, operations), "turns": turns}
+
+
+def _calls_s(view: TurnView) -> list[float]:
+    """Its model calls; none where the trace has not all of them, or has more than its turn."""
+    spans = [span for span in view.steps_named("ask") if not span.error]
+    calls_s = [round((span.end_ns - span.start_ns) / 1e9, 6) for span in spans]
+    tools = min(TOOL_CALLS_LIMIT, len(view.steps_named("tool")))
+    is_whole = _least_calls(tools) <= len(calls_s) <= tools + 1
+    return calls_s if is_whole and sum(calls_s) <= view.latency_ns / 1e9 else []
+
+
+def _left_out(asked: list[TurnView], operations: tuple[Operation, ...]) -> dict[str, int]:
+    words = {"fail": "refused", "info": "unanswered"}
+    ends = Counter(words[view.outcome] for view in asked if view.outcome != "ok")
+    healed = {*HEALS.values(), QUIET}
+    return ends | Counter(o.f for o in operations if o.process == NEMESIS and o.f not in healed)
+
+
+def left_out_of(fields: Mapping[str, Any]) -> str:
+    """Give the sentence on what a recorded run has and its report has not; "" where it has all."""
+    told = ", ".join(f"{count} {name}" for name, count in fields["left_out"].items())
+    return f"only answered turns are recorded; left out: {told}" if told else ""
 
 
 def scenario_of(name: str, turns: tuple[ReportedTurn, ...], *, speed: float = 1.0) -> Scenario:
@@ -174,6 +227,8 @@ def scenario_of(name: str, turns: tuple[ReportedTurn, ...], *, speed: float = 1.
     Raises:
         InvalidScenario: a turn would take longer than the agent's deadline.
     """
+    if not 0 < speed <= SPEED_LIMIT:
+        raise InvalidScenario(f"speed={speed} must be above 0, at most {SPEED_LIMIT}")
     longest_s = max(turn.took_s for turn in turns)
     if longest_s / speed > _TURN_LIMIT_S:
         raise InvalidScenario(
@@ -192,8 +247,7 @@ def scenario_of(name: str, turns: tuple[ReportedTurn, ...], *, speed: float = 1.
         work_s = ended_s - begun_s if ended_s > begun_s else turn.took_s
         busy_until_s[turn.key.lock_name] = max(ended_s, begun_s)
         prompt = turn.prompt or _prompt(turn.tool_calls)
-        evenly = (work_s / (turn.tool_calls + 1),) * (turn.tool_calls + 1)
-        plans.append(Plan(marker[1:], intent_of(prompt), turn.calls_s or evenly, (marker,)))
+        plans.append(Plan(marker[1:], intent_of(prompt), _dealt(turn, work_s), (marker,)))
         ask = Ask(turn.key, marker[1:], marker, f"{prompt} {marker}")
         clients.append(Client(f"reported-{place}", turn.arrived_s / speed, (ask,)))
     return Scenario(
@@ -203,6 +257,14 @@ def scenario_of(name: str, turns: tuple[ReportedTurn, ...], *, speed: float = 1.
         clients_given=tuple(clients),
         timeout_s=min(TIME_LIMIT_S, 60.0 + 2 * longest_s),
     )
+
+
+def _dealt(turn: ReportedTurn, work_s: float) -> tuple[float, ...]:
+    """Give the seconds of each model call: one before each tool, and the last."""
+    count = turn.tool_calls + 1
+    if len(turn.calls_s) == count:
+        return turn.calls_s
+    return ((sum(turn.calls_s) if turn.calls_s else work_s) / count,) * count
 
 
 def _prompt(tool_calls: int) -> str:
@@ -220,18 +282,18 @@ def claims_of_replay(run: Run, turns: tuple[ReportedTurn, ...]) -> tuple[Claim, 
     for turn, client in zip(turns, scenario.clients_given, strict=True):
         view = views.get(client.asks[0].turn_id)
         reported_s = turn.took_s / scenario.speed
-        values: Mapping[str, tuple[str, str, bool]] = {}
+        values: Mapping[str, tuple[str, str, Verdict]] = {}
         if view is not None and view.outcome == "ok":
             took_s, tools = view.latency_ns / 1e9, len(view.steps_named("tool"))
             slack_s = allowance_s(reported_s, speed=scenario.speed)
-            holds = abs(took_s - reported_s) <= slack_s
+            timed = time_verdict(took_s, reported_s, slack_s=slack_s)
+            counted: Verdict = "holds" if tools == turn.tool_calls else "violated"
             values = {
-                "answered in": (f"{reported_s:.3f} s", f"{took_s:.3f} s", holds),
-                "tool calls": (str(turn.tool_calls), str(tools), tools == turn.tool_calls),
+                "answered in": (f"{reported_s:.3f} s", f"{took_s:.3f} s", timed),
+                "tool calls": (str(turn.tool_calls), str(tools), counted),
             }
-        for what, (said, measured, holds) in values.items():
-            verdict = "holds" if holds else "violated"
-            claims.append(Claim(str(turn.key), what, said, measured, verdict, "client and trace"))  # type: ignore[arg-type]
+        for what, (said, measured, verdict) in values.items():
+            claims.append(Claim(str(turn.key), what, said, measured, verdict, "client and trace"))
         if not values:
             why = view.error if view is not None else "it was never asked"
             claims.append(

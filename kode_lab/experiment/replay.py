@@ -19,10 +19,11 @@ from kode_lab.errors import InvalidScenario
 from kode_lab.experiment import lab
 from kode_lab.experiment.claims import Claim, verdict_of
 from kode_lab.experiment.comparison import compare
-from kode_lab.experiment.live import card_for
+from kode_lab.experiment.live import Progress, card_for
 from kode_lab.experiment.record import (
     ReportedTurn,
     claims_of_replay,
+    left_out_of,
     read_report,
     recorded,
     reported,
@@ -40,21 +41,19 @@ def replay_command(options: Namespace) -> int:
     """Replay the report or run that the command line names, print it, and give the exit status.
 
     Raises:
-        InvalidScenario: the report cannot be used; says why.
+        InvalidScenario: the report or run cannot be used; says why.
     """
     if options.model or options.profile:
         raise InvalidScenario("a replay has its report's own times: leave out --model, --profile")
-    path: Path = options.report
-    turns: tuple[ReportedTurn, ...] = ()
-    if path.is_dir() and "clients_given" in Run.load(path).parameters:
-        old = Scenario.from_json(Run.load(path).parameters)
-        scenario = old.with_(speed=old.speed * options.speed)
-    else:
-        found = reported(recorded(Run.load(path))) if path.is_dir() else read_report(path)
-        turns = found[1]
-        scenario = scenario_of(*found, speed=options.speed)
+    scenario, turns = _asked(options.report, options.speed)
+    progress = Progress("")
     card = card_for(sys.stderr if options.json else sys.stdout)
-    run = lab.run(scenario, results=options.results, card=card).result()
+    handle = lab.run(scenario, results=options.results, progress=progress, card=card)
+    try:
+        run = handle.result()
+    except KeyboardInterrupt:
+        sys.stderr.write(f"kode-lab: interrupted; what there is is kept in {progress.where}\n")
+        raise
     verdict = run.verdict()
     claims: Sequence[Claim] = claims_of_replay(run, turns) if turns else ()
     if options.json:
@@ -64,6 +63,24 @@ def replay_command(options: Namespace) -> int:
     else:
         _print(run, verdict, claims, turns)
     return _status(verdict, claims)
+
+
+def _asked(path: Path, speed: float) -> tuple[Scenario, tuple[ReportedTurn, ...]]:
+    """Give what to do again, and the turns to compare with: none where a scenario tells it all."""
+    if not path.is_dir():
+        name, turns = read_report(path)
+        return scenario_of(name, turns, speed=speed), turns
+    run = Run.load(path)
+    if run.own_store:
+        raise InvalidScenario(f"{run.id}: {run.own_store}")
+    if "clients_given" in run.parameters:
+        old = Scenario.from_json(run.parameters)
+        return old.with_(speed=old.speed * speed), ()
+    fields = recorded(run)
+    if missing := left_out_of(fields):
+        sys.stderr.write(f"kode-lab: {run.id}: {missing}\n")
+    name, turns = reported(fields)
+    return scenario_of(name, turns, speed=speed), turns
 
 
 def _status(verdict: Verdict, claims: Sequence[Claim]) -> int:

@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from html import escape
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from kode_lab.check import ANOMALIES, GUARANTEES, Anomaly, Verdict, check, explain
 from kode_lab.check.face import headline
-from kode_lab.errors import InvalidRecord, KodeLabError
+from kode_lab.errors import InvalidRecord, KodeLabError, StoreUnwritable
+from kode_lab.experiment.claims import Verdict as ClaimVerdict
 from kode_lab.experiment.run import Run
 from kode_lab.experiment.turn_view import TurnView, turns_of
 from kode_lab.operation import NEMESIS, QUIET, Operation
@@ -37,6 +38,7 @@ _WITNESS_LIMIT = 5
 _SLOWEST = 10
 _LANES_LIMIT = 12
 _ERRORS_LIMIT = 8
+_CLAIM = ("test", "what", "verdict", "reported", "measured")
 _WORDS = {"valid": "PASS", "invalid": "FAIL", "unknown": "UNKNOWN"}
 
 
@@ -55,8 +57,17 @@ class Report:
     html: str
 
     def save(self, path: Path) -> Path:
-        """Write the page; it opens from disk."""
-        path.write_text(self.html, encoding="utf-8")
+        """Write the page; it opens from disk.
+
+        Raises:
+            StoreUnwritable: there is no such directory, or the path is one.
+        """
+        try:
+            path.write_text(self.html, encoding="utf-8")
+        except OSError as error:
+            raise StoreUnwritable(
+                f"the page {path}: {error.strerror}: give a file in a directory that is there"
+            ) from None
         return path
 
     def __repr__(self) -> str:
@@ -216,7 +227,8 @@ def _pictures_part(records: _Records) -> Iterator[str]:
         yield "<p>There is no turn to draw.</p>"
         return
     if len(records.turns) <= _LANES_LIMIT:
-        speed = records.run.parameters.get("speed", 1.0)
+        speed = records.run.parameters.get("speed")
+        speed = speed if isinstance(speed, int | float) and speed > 0 else 1.0
         yield from _figure(lambda: figures.two_sessions(records, speed=speed))
     else:
         yield from _figure(lambda: figures.many_sessions(records))
@@ -281,13 +293,17 @@ def _claims(run: Run) -> dict[str, Any] | None:
     """What the report's own tests came to, where the run is a reproduction of them."""
     try:
         fields = json.loads((run.path / "claims.json").read_bytes())
-        counts = Counter(claim["verdict"] for claim in fields["claims"])
-    except (OSError, ValueError, KeyError, TypeError):
+        rows = [{name: str(claim[name]) for name in _CLAIM} for claim in fields["claims"]]
+        verdict = str(fields["verdict"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    status = {"holds": "valid", "violated": "invalid"}.get(fields["verdict"], "unknown")
+    counts = Counter(row["verdict"] for row in rows)
+    if not {verdict, *counts} <= set(get_args(ClaimVerdict)):
+        return None
+    status = {"holds": "valid", "violated": "invalid"}.get(verdict, "unknown")
     judged = sum(counts.values()) - counts["not applicable"]
     finding = f"{_WORDS[status]}: {counts['holds']} of {judged} claims of the report hold"
-    return {"finding": finding, "status": status, "claims": fields["claims"]}
+    return {"finding": finding, "status": status, "claims": rows}
 
 
 def _claims_part(claims: Mapping[str, Any]) -> Iterator[str]:
@@ -311,12 +327,11 @@ def _claims_part(claims: Mapping[str, Any]) -> Iterator[str]:
 
 def _repeat_part(run: Run) -> Iterator[str]:
     facts = run.facts
-    commit = facts.get("commit") or {}
-    machine = facts.get("machine") or {}
+    commit, machine = facts.get("commit") or {}, facts.get("machine") or {}
     versions = ", ".join(f"{name} {v}" for name, v in (facts.get("versions") or {}).items())
     changed = " with changes that are in no commit" if commit.get("is_dirty") else ""
     told = [
-        ("command", facts.get("command") or "kode-lab reproduce DIRECTORY_OF_THIS_RUN"),
+        ("command", _command(run)),
         ("seed", facts.get("seed", "")),
         ("commit", f"{commit.get('id', 'unknown')}{changed}"),
         ("versions", versions),
@@ -331,6 +346,12 @@ def _repeat_part(run: Run) -> Iterator[str]:
         '<p class="soft">The evidence lies beside this page: history.jsonl (what the clients saw), '
         "trace.jsonl (what the system did). <code>kode-lab check</code> judges it again.</p>"
     )
+
+
+def _command(run: Run) -> str:
+    if run.own_store:
+        return f"none: {run.own_store}"
+    return str(run.facts.get("command") or "kode-lab reproduce DIRECTORY_OF_THIS_RUN")
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str | tuple[str, str]]]) -> str:

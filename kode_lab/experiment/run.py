@@ -35,7 +35,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kode_lab.errors import InvalidRecord, NewerFormat, StoreUnwritable
-from kode_lab.operation import HistoryWriter, Operation, read_operations
+from kode_lab.history import read_operations
+from kode_lab.operation import HistoryWriter, Operation
 from kode_lab.span import Span, read_spans, span_line
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ _BATCH_SPANS = 256
 _NAME_TRIES = 3
 # Records of files up to this size are kept: tables, pictures and the page ask for them each.
 _KEPT_BYTES = 64 * 1024 * 1024
+# What run.json says of these is looked into by whoever shows a run.
+_OBJECTS = ("parameters", "summary", "commit", "machine", "versions", "scenario", "clock")
 _PACKAGES = ("anthropic", "aiohttp", "uvloop", "httptools", "pandas", "matplotlib")
 
 
@@ -59,8 +62,9 @@ def _parsed(
     path: Path, reader: Callable[[Iterable[str]], Iterable[Any]], _mtime_ns: int, _size_bytes: int
 ) -> tuple[Any, ...]:
     """Give the records of a file; once, as long as it does not change."""
-    with path.open(encoding="utf-8") as lines:
-        return tuple(reader(lines))
+    from kode_lab.check.stream import lines_of  # noqa: PLC0415 - a run can be kept without a judge
+
+    return tuple(reader(lines_of(path)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,7 @@ class Run:
                 if (half / "history.jsonl").is_file():
                     raise InvalidRecord(
                         f"{half.name} has no run.json: it was never a run, or its making was cut "
-                        f"short. Its history can still be judged: kode-lab check {half.name}"
+                        f"short. Its history can still be judged: kode-lab check {half}"
                     )
             known = sorted(p.parent.name for p in results.glob("*/run.json"))[-5:]
             raise InvalidRecord(
@@ -102,7 +106,7 @@ class Run:
         try:
             facts = json.loads((path / "run.json").read_bytes())
             schema, _ = facts["schema"], (facts["id"], facts["status"], facts["parameters"])
-        except (ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise InvalidRecord(
                 f"run.json of {path.name} cannot be read ({error!r}); history.jsonl and "
                 "trace.jsonl beside it may still be good"
@@ -112,6 +116,13 @@ class Run:
                 f"run {path.name} has schema {schema}, this kode_lab reads {SCHEMA}: "
                 "install the version that wrote it (run.json names it)"
             )
+        for name in _OBJECTS:
+            if facts.get(name, {}) is None:
+                facts[name] = {}
+            elif not isinstance(facts.get(name, {}), dict):
+                raise InvalidRecord(
+                    f"run.json of {path.name}: {name} is {facts[name]!r:.60} and must be an object"
+                )
         return cls(path, facts)
 
     @property
@@ -123,6 +134,12 @@ class Run:
     def status(self) -> str:
         """``running``, ``complete``, ``interrupted`` or ``crashed``."""
         return str(self.facts["status"])
+
+    @property
+    def own_store(self) -> str:
+        """The sentence that says why no command repeats it; "" where the store was ours."""
+        store = self.facts.get("store")
+        return f"this run used a store of its own, {store}: give it in Python" if store else ""
 
     @property
     def parameters(self) -> Mapping[str, Any]:
@@ -165,8 +182,8 @@ class Run:
             return _parsed(path, reader, status.st_mtime_ns, status.st_size)
         except FileNotFoundError:
             return ()
-        except UnicodeDecodeError as error:
-            raise InvalidRecord(f"{name} of {self.id} is not UTF-8: {error}") from None
+        except OSError as error:
+            raise InvalidRecord(f"{name} of {self.id} cannot be read: {error.strerror}") from None
         except InvalidRecord as error:
             raise InvalidRecord(f"{name} of {self.id}, {error}") from None
 
@@ -197,6 +214,7 @@ class RunRecorder:
         name: what kind of run it is; part of the id.
         parameters: what was asked for, as JSON values.
         command: how to do it again; without machine paths.
+        store: the name of a store of the caller's own, which no file can tell; "" is ours.
         now: the wall clock; a test may give another.
 
     Raises:
@@ -211,6 +229,7 @@ class RunRecorder:
         parameters: Mapping[str, Any],
         seed: int = 0,
         command: str = "",
+        store: str = "",
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._results = results
@@ -234,6 +253,7 @@ class RunRecorder:
             "started_at": _shown(started_at),
             "command": command,
             "parameters": dict(parameters),
+            **({"store": store} if store else {}),
             "seed": seed,
             "commit": _commit(),
             "versions": _versions(),

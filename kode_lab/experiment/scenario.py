@@ -12,6 +12,7 @@ Idea: Jepsen's generators, whose schedule is a value apart from its execution.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -22,10 +23,11 @@ from kode_lab.errors import InvalidScenario
 from kode_lab.key import SessionKey
 from kode_lab.operation import marker_of
 
-__all__ = ["AGENT", "PROMPTS", "TURNS_LIMIT", "Ask", "Client", "Scenario"]
+__all__ = ["AGENT", "PROMPTS", "SPEED_LIMIT", "TURNS_LIMIT", "Ask", "Client", "Scenario"]
 
 AGENT = "schedule-assistant"
 TURNS_LIMIT = 1_000_000
+SPEED_LIMIT = 100_000
 # A title of its own lets the schedule book tell which turn asked for an entry.
 PROMPTS = (
     'Create a schedule: "{title}" on 2026-03-02 at 15:00.',
@@ -107,6 +109,7 @@ class Scenario:
     clients_given: tuple[Client, ...] = ()
 
     def __post_init__(self) -> None:
+        self._check_given()
         for name in ("users", "sessions", "clients", "turns"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
@@ -115,12 +118,6 @@ class Scenario:
             raise InvalidScenario(
                 f"{self.turns_total} turns are too many for one run (TURNS_LIMIT={TURNS_LIMIT})"
             )
-        if not self.name.replace("-", "").replace("_", "").isalnum() or len(self.name) > 60:
-            raise InvalidScenario(
-                f"name={self.name!r:.80} becomes a directory: give up to 60 letters, digits, - or _"
-            )
-        if not self.prompts or not all(self.prompts):
-            raise InvalidScenario("prompts: give one text at least, and no empty one")
         self._check_times()
         for name, known in (
             ("arrival", _ARRIVALS),
@@ -132,19 +129,57 @@ class Scenario:
                 listed = ", ".join(repr(one) for one in known)
                 raise InvalidScenario(f"{name}={getattr(self, name)!r:.80} is none of {listed}")
         if type(self.kills) is not int or not 0 <= self.kills <= 1000:
-            raise InvalidScenario(f"kills={self.kills!r} must be a whole number from 0 to 1000")
+            raise InvalidScenario(f"kills={self.kills!r:.80} must be a whole number, 0 to 1000")
+        if self.kills and self.is_http:
+            raise InvalidScenario(
+                "is_http=True has no use with kills: a killed service has its model inside, so "
+                "that both die; leave out one of the two"
+            )
+
+    def _check_given(self) -> None:
+        """Check what is given as values of their own: texts, a profile, clients."""
+        name = self.name if isinstance(self.name, str) else ""
+        if not name.replace("-", "").replace("_", "").isalnum() or len(name) > 60:
+            raise InvalidScenario(
+                f"name={self.name!r:.80} becomes a directory: give up to 60 letters, digits, - or _"
+            )
+        prompts = self.prompts if isinstance(self.prompts, tuple | list) else ()
+        if not prompts or not all(one and _is_text(one) for one in prompts):
+            raise InvalidScenario(
+                f"prompts={self.prompts!r:.80}: give a tuple of one text at least, and no empty "
+                "one; ('Hello',) asks the same always"
+            )
+        if not isinstance(self.profile, Profile):
+            raise InvalidScenario(f"profile={self.profile!r:.80}: give a Profile, or leave it out")
+        if type(self.is_http) is not bool:
+            raise InvalidScenario(f"is_http={self.is_http!r:.80}: give True or False")
+        if type(self.seed) is not int:
+            raise InvalidScenario(f"seed={self.seed!r:.80} must be a whole number")
+        given = self.clients_given if isinstance(self.clients_given, tuple | list) else (None,)
+        for client in given:
+            if (problem := _problem_of(client)) is not None:
+                raise InvalidScenario(f"clients_given: {problem}")
 
     def _check_times(self) -> None:
-        low_s, high_s = self.think_s
-        if not 0 <= low_s <= high_s <= 3600:
-            raise InvalidScenario(f"think_s={self.think_s} must rise, within 0 and 3600")
-        if not 0 < self.timeout_s <= 86_400:
-            raise InvalidScenario(f"timeout_s={self.timeout_s} must be above 0, at most 86400")
-        if not 0 < self.speed <= 100_000:
-            raise InvalidScenario(f"speed={self.speed} must be above 0, at most 100000")
-        if self.arrival == "open" and not 0 < self.rate_per_s <= 100_000:
+        pair = self.think_s if isinstance(self.think_s, tuple | list) else ()
+        if len(pair) != 2 or not all(map(_is_number, pair)) or not 0 <= pair[0] <= pair[1] <= 3600:
             raise InvalidScenario(
-                f"open arrivals need rate_per_s above 0, at most 100000, not {self.rate_per_s}"
+                f"think_s={self.think_s!r:.80}: give two numbers, the least and the most seconds; "
+                "they must rise, within 0 and 3600"
+            )
+        for name, most in (("timeout_s", 86_400), ("speed", SPEED_LIMIT)):
+            value = getattr(self, name)
+            if not _is_number(value) or not 0 < value <= most:
+                raise InvalidScenario(f"{name}={value!r:.80} must be above 0, at most {most}")
+        rate = self.rate_per_s
+        if self.arrival != "open" and rate != 0:
+            raise InvalidScenario(
+                f"rate_per_s={rate!r:.80} is for open arrivals: give arrival='open' too, or leave "
+                "it out"
+            )
+        if self.arrival == "open" and not (_is_number(rate) and 0 < rate <= 100_000):
+            raise InvalidScenario(
+                f"open arrivals need rate_per_s above 0, at most 100000, not {rate!r:.80}"
             )
 
     @property
@@ -212,7 +247,9 @@ class Scenario:
                 for name, intent, calls_s, words in profile.pop("plans")
             )
             given["clients_given"] = tuple(map(_client_of, given.get("clients_given", ())))
-            tuples = {name: tuple(given[name]) for name in ("prompts", "think_s")}
+            # A text has letters, and no prompts: the constructor says so.
+            listed = {name: given[name] for name in ("prompts", "think_s")}
+            tuples = {n: v if isinstance(v, str) else tuple(v) for n, v in listed.items()}
             return cls(**{**given, **tuples, "profile": Profile(plans=plans, **profile)})
         except (KeyError, TypeError, ValueError) as error:
             raise InvalidScenario(f"not a scenario: {error}") from None
@@ -235,6 +272,33 @@ class Scenario:
 
 def _name(number: int) -> str:
     return _NAMES[number] if number < len(_NAMES) else f"{_NAMES[number % 8]}-{number // 8}"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_text(value: object) -> bool:
+    """Whether it can be written: half a surrogate pair is no character."""
+    return isinstance(value, str) and value.encode(errors="replace").decode() == value
+
+
+def _problem_of(client: Any) -> str | None:
+    if not isinstance(client, Client) or not isinstance(client.asks, tuple):
+        return f"give a tuple of Client, each with a tuple of Ask, not {client!r:.80}"
+    times: list[Any] = [client.start_s]
+    texts: list[Any] = [client.name]
+    asks: tuple[Any, ...] = client.asks
+    for ask in asks:
+        if not isinstance(ask, Ask) or not isinstance(ask.key, SessionKey):
+            return f"client {client.name!r:.40} asks {ask!r:.80}: give an Ask with a SessionKey"
+        times.append(ask.pause_s)
+        texts += [ask.turn_id, ask.marker, ask.prompt]
+    if bad := [text for text in texts if not _is_text(text)]:
+        return f"client {client.name!r:.40} has {bad[0]!r:.80}: give text that UTF-8 can write"
+    if bad := [time for time in times if not (_is_number(time) and 0 <= time < math.inf)]:
+        return f"client {client.name!r:.40} has the time {bad[0]!r:.40}: give seconds from 0"
+    return None
 
 
 def _client_json(client: Client) -> dict[str, Any]:

@@ -5,7 +5,8 @@ state is read. It writes no history and knows no scenario's script: a client's w
 trial's.
 
 The child is ``kode-lab serve`` with its model inside, so that ``kill -9`` takes everything with it
-that a real crash would take.
+that a real crash would take. It hangs on a pipe of ours (``tether``): killed ourselves, we leave
+nothing behind.
 """
 
 from __future__ import annotations
@@ -150,7 +151,10 @@ class Child:
         """
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *self._command, stdout=asyncio.subprocess.PIPE, stderr=log
+                *self._command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
             )
         assert self._process.stdout is not None
         line = b""
@@ -229,7 +233,8 @@ async def served(scenario: Scenario, path: Path) -> AsyncIterator[Child]:
     (path / "profile.toml").write_text(_profile_toml(profile), encoding="utf-8")
     data = path / ".kode"
     command = [
-        *(sys.executable, "-m", "kode_lab", "serve", "--port", "0", "--in-process"),
+        *(sys.executable, "-m", "kode_lab.experiment.tether"),
+        *("serve", "--port", "0", "--in-process"),
         *("--data", str(data), "--durability", scenario.durability, "--layout", scenario.layout),
         *("--profile", str(path / "profile.toml"), "--trace", str(path / "trace.jsonl")),
     ]

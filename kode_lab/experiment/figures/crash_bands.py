@@ -2,7 +2,8 @@
 
 A band begins with a fault of the process ``nemesis`` and ends with the first answer to a request
 that was sent after it: the time in which clients got nothing new. It shows what clients saw;
-whether anything was lost is the judge's to say.
+whether anything was lost is the judge's to say. A turn that was sent several times is one turn, as
+it is for the judge.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from kode_lab.experiment.figures.page import (
     nice_ticks,
     seconds,
 )
+from kode_lab.key import SessionKey
 from kode_lab.operation import HEALS, NEMESIS, QUIET, Operation
 
 __all__ = ["Band", "bands_of", "draw_crash_bands"]
@@ -75,16 +77,17 @@ def draw_crash_bands(operations: Sequence[Operation]) -> Picture:
     Raises:
         InvalidRecord: the history has no turn, or no fault.
     """
-    turns = [operation for operation in operations if _is_turn(operation)]
+    sendings = [operation for operation in operations if _is_turn(operation)]
     bands = bands_of(operations)
-    if not turns or not bands:
-        missing = "fault" if turns else "turn"
+    if not sendings or not bands:
+        missing = "fault" if sendings else "turn"
         raise InvalidRecord(f"there is no {missing} in this history: nothing to draw bands of")
-    times = [o.invoke_ns for o in turns] + [band.start_ns for band in bands]
-    ends = [o.complete_ns for o in turns if not math.isinf(o.complete_ns)]
+    turns = _merged(sendings)
+    times = [o.invoke_ns for o in sendings] + [band.start_ns for band in bands]
+    ends = [o.complete_ns for o in sendings if not math.isinf(o.complete_ns)]
     start_ns, end_ns = min(times), int(max([*times, *ends, min(times) + 1]))
     scale = Scale(start_ns, end_ns, MARGIN_PT + _LEFT_PT, WIDTH_PT - MARGIN_PT - 20)
-    page = Page(*_words(turns, bands))
+    page = Page(*_words(turns, sendings, bands))
     top = page.top_pt + 40
     base = top + _BARS_PT
     bottom = base + _MARKS_PT
@@ -93,7 +96,8 @@ def draw_crash_bands(operations: Sequence[Operation]) -> Picture:
         page.box(left, top - 12, max(1.6, right - left), bottom - top + 12, FAINT)
         page.line([(left, top - 12), (left, bottom)], INK, 1.2)
     _draw_answers(page, turns, scale, base)
-    _draw_unknown(page, turns, scale, base + 8)
+    noun = "unknown" if len(sendings) == len(turns) else "sendings"
+    _draw_unknown(page, sendings, noun, scale, base + 8)
     _name_bands(page, bands, scale, top - 16)
     unit, per_unit = unit_of(end_ns - start_ns)
     high = (end_ns - start_ns) / per_unit
@@ -108,9 +112,25 @@ def _is_turn(operation: Operation) -> bool:
     return operation.f == "turn" and operation.process != NEMESIS
 
 
-def _words(turns: Sequence[Operation], bands: Sequence[Band]) -> tuple[str, str]:
+def _merged(sendings: Sequence[Operation]) -> list[Operation]:
+    """Give one sending a turn: the first acknowledged, or the first that may have been accepted."""
+    by_turn: dict[tuple[SessionKey, str], list[Operation]] = {}
+    for sending in sendings:
+        by_turn.setdefault((sending.key, sending.turn_id or sending.marker), []).append(sending)
+    rank = {"ok": 0, "info": 1, "fail": 2}
+    return [min(of, key=lambda o: (rank[o.type], o.complete_ns)) for of in by_turn.values()]
+
+
+def _words(
+    turns: Sequence[Operation], sendings: Sequence[Operation], bands: Sequence[Band]
+) -> tuple[str, str]:
     lost = [band for band in bands if math.isinf(band.back_ns)]
     unknown = sum(turn.type == "info" for turn in turns)
+    left = f"{unknown:,} of {len(turns):,} turns whose outcome nobody knows."
+    if len(sendings) != len(turns):
+        cut = sum(sending.type == "info" for sending in sendings)
+        ends = f"{unknown:,} of {len(turns):,} turns stayed so."
+        left = f"{cut:,} of {len(sendings):,} sendings whose outcome nobody knew; {ends}"
     counts = Counter(band.name for band in bands)
     begun = " and ".join(f"{count:,} × {name}" for name, count in sorted(counts.items())[:4])
     if lost:
@@ -122,7 +142,7 @@ def _words(turns: Sequence[Operation], bands: Sequence[Band]) -> tuple[str, str]
         found = f"clients were answered again after {seconds(slowest)}{most}"
     reading = (
         "Blue: turns acknowledged. Grey: from a fault to the first answer to a turn sent after it. "
-        f"Ticks: {unknown:,} of {len(turns):,} turns whose outcome nobody knows."
+        f"Ticks: {left}"
     )
     return f"{begun}: {found}", reading
 
@@ -158,14 +178,16 @@ def _draw_answers(page: Page, turns: Sequence[Operation], scale: Scale, base: fl
     page.text(x, base - _BARS_PT + 33, "at the busiest", color=SOFT, align="right")
 
 
-def _draw_unknown(page: Page, turns: Sequence[Operation], scale: Scale, top: float) -> None:
-    unknown = [turn for turn in turns if turn.type == "info"]
+def _draw_unknown(
+    page: Page, sendings: Sequence[Operation], noun: str, scale: Scale, top: float
+) -> None:
+    unknown = [sending for sending in sendings if sending.type == "info"]
     page.lines(
         [[(scale(turn.invoke_ns), top), (scale(turn.invoke_ns), top + 10)] for turn in unknown],
         INK,
         0.9,
     )
-    page.text(scale.start_pt - 8, top + 8, f"{len(unknown):,} unknown", color=INK, align="right")
+    page.text(scale.start_pt - 8, top + 8, f"{len(unknown):,} {noun}", color=INK, align="right")
 
 
 def _name_bands(page: Page, bands: Sequence[Band], scale: Scale, y: float) -> None:

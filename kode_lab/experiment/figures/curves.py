@@ -114,30 +114,59 @@ def _latency_words(curves: Mapping[str, Latencies]) -> tuple[str, str]:
     asked = sum(one.asked for one in curves.values())
     unanswered = sum(one.unanswered for one in curves.values())
     share, _ = _tail(next(iter(curves.values())))
-    part = _share_words(share)
-    middle = {name: seconds(median(one.answered_ns)) for name, one in curves.items()}
-    tails = {name: _told(_tail(one)[1]) for name, one in curves.items()}
-    names = list(curves)
+    tails = [_tail(one) for one in curves.values()]
     reading = f"{asked:,} turns. "
-    if share == _NO_TAIL:
-        slowest = seconds(max(max(one.answered_ns) for one in curves.values()))
-        title = f"Half of the turns took {middle[names[0]]} or less, the slowest {slowest}"
-    elif len(curves) == 1:
-        title = f"Half of the turns took {middle[names[0]]} or less; {part} {tails[names[0]]}"
+    if share == _NO_TAIL or len(curves) == 1:
+        title = _half_and_rest(curves, share)
     else:
-        first, last = tails[names[0]], tails[names[-1]]
-        # "took 1 s and took 2 s" needs its verb once.
-        last = last.removeprefix("took ") if first.startswith("took ") else last
-        title = f"{part} turns {first} ({names[0]}) and {last} ({names[-1]})"
-    if share != _NO_TAIL:
-        reading += f"The dot on a curve: {part} turns took longer than that. "
+        title = _first_and_last(curves)
+    if any(part != _NO_TAIL and not math.isinf(tail_ns) for part, tail_ns in tails):
+        reading += f"The dot on a curve: {_share_words(share)} turns took longer than that. "
     if unanswered:
         reading += f"{unanswered:,} without a good answer count as slower than any time."
     return title, reading.strip()
 
 
-def _told(tail_ns: float) -> str:
-    return "got no good answer" if math.isinf(tail_ns) else f"took {seconds(tail_ns)} or more"
+def _half_and_rest(curves: Mapping[str, Latencies], share: float) -> str:
+    """Give the title of one curve, or of turns too few for a tail."""
+    answered = [time for one in curves.values() for time in one.answered_ns]
+    unanswered = sum(one.unanswered for one in curves.values())
+    whole = Latencies(answered, unanswered)
+    middle_ns = median([*answered, *[math.inf] * unanswered])
+    if math.isinf(middle_ns):
+        return f"{_none(whole)}; half of the others took {seconds(median(answered))} or less"
+    half = f"Half of the turns took {seconds(middle_ns)} or less"
+    tail_ns = _tail(whole)[1]
+    if share != _NO_TAIL and not math.isinf(tail_ns):
+        return f"{half}; {_share_words(share)} took {seconds(tail_ns)} or more"
+    return f"{half}; {_none(whole)}" if unanswered else f"{half}, the slowest {_slowest(answered)}"
+
+
+def _first_and_last(curves: Mapping[str, Latencies]) -> str:
+    """Give the title of several curves: the tails of the two that stand at the ends."""
+    names = list(curves)
+    (share, first_ns), (other, last_ns) = (_tail(curves[name]) for name in (names[0], names[-1]))
+    if share == other and not math.isinf(max(first_ns, last_ns)):
+        tails = f"took {seconds(first_ns)} or more ({names[0]}) and {seconds(last_ns)} or more"
+        return f"{_share_words(share)} turns {tails} ({names[-1]})"
+    return "; ".join(f"{_tail_words(curves[name])} ({name})" for name in (names[0], names[-1]))
+
+
+def _tail_words(one: Latencies) -> str:
+    share, tail_ns = _tail(one)
+    if math.isinf(tail_ns):
+        return _none(one)
+    if share == _NO_TAIL:
+        return f"the slowest of {one.asked:,} turns took {_slowest(one.answered_ns)}"
+    return f"{_share_words(share)} turns took {seconds(tail_ns)} or more"
+
+
+def _none(one: Latencies) -> str:
+    return f"{one.unanswered:,} of {one.asked:,} turns got no good answer"
+
+
+def _slowest(answered_ns: Sequence[int]) -> str:
+    return seconds(max(answered_ns))
 
 
 def _share_words(share: float) -> str:
