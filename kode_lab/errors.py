@@ -18,7 +18,7 @@
     │   ├── SessionBusy            strategy "reject", and a turn is running
     │   ├── WaitingRoomFull        strategy "enqueue", and the queue is at its limit
     │   └── Draining               the manager is closing
-    ├── TurnFailed             accepted, but ended without a reply; nothing of it was saved
+    ├── TurnFailed             accepted, but ended without a reply; sent again, it goes on
     │   ├── DeadlineExceeded       the turn's time was up
     │   ├── StepLimitReached       the model kept asking for tools
     │   ├── Superseded             a later turn interrupted it or rolled it back
@@ -158,7 +158,10 @@ class Draining(Refused):
 
 
 class TurnFailed(KodeLabError):
-    """The turn was accepted but ended without a reply; nothing of it was saved."""
+    """The turn was accepted but ended without a reply; the conversation does not show it yet.
+
+    Its steps are kept: the same ``turn_id`` goes on from them, any other turn closes it first.
+    """
 
 
 class DeadlineExceeded(TurnFailed, TimeoutError):

@@ -31,6 +31,7 @@ from house import (
 
 import kode_lab.sessions
 from kode_lab.errors import (
+    CallerError,
     ForeignHost,
     InvalidPrompt,
     ModelGarbage,
@@ -724,6 +725,104 @@ def test_tools_cut_off_by_the_token_limit_are_not_run(tmp_path):
             assert_legal(await manager.history(ADA))
 
     run(scenario())
+
+
+def test_tools_cut_off_by_the_token_limit_are_not_run_after_a_kill_or_an_error_either(tmp_path):
+    """The reply and the word that its calls are not to be run go down in one write."""
+
+    async def scenario():
+        async def model(request, _on_text=None):
+            if request.messages[-1]["content"][0]["type"] == "tool_result":
+                return Reply((TEXT,), "end_turn")
+            return Reply((CALL, {**CALL, "id": "call_2"}), "max_tokens")
+
+        world, images = World(), []
+        there = tmp_path / "there"
+        disk = FaultyDisk(there / "store")
+
+        def hook(call, path, change):
+            images.append(disk.after_kill())
+            if call == "write" and "runtime" in path:
+                images.append(disk.after_kill(path, change, len(change[2])))
+
+        async with managing(there, model, world, store={"disk": disk}) as manager:
+            disk.hook = hook
+            await manager.turn(ADA, "hello", turn_id="t")
+            for number in itertools.count():
+                turn = SessionKey.of(f"u{number}", "clerk"), "hello"
+                counter = disk.fail_at(number)
+                with contextlib.suppress(StoreUnwritable):
+                    await manager.turn(*turn, turn_id="t")
+                disk.hook = None
+                assert (await manager.turn(*turn, turn_id="t")).text == "hello"
+                if next(counter) <= number:
+                    break
+            assert number > 3
+        for number, image in enumerate(images):
+            disk.restore(image, tmp_path / f"{number}" / "store")
+            async with managing(tmp_path / f"{number}", model, world) as manager:
+                assert (await manager.turn(ADA, "hello", turn_id="t")).text == "hello"
+                assert_legal(await manager.history(ADA))
+        assert world.runs == []
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), 2**64, -(2**63) - 1, 10**400, 10**5000], ids=range(6)
+)
+def test_a_reply_with_a_number_that_would_be_read_as_another_is_refused(tmp_path, value):
+    async def scenario():
+        async def model(request, on_text=None):
+            if prompts(request.messages)[-1] != "garbage":
+                return await Clerk()(request, on_text)
+            return Reply(({**CALL, "input": {"text": [{"deep": value}]}},), "tool_use")
+
+        async with managing(tmp_path, model, World()) as manager:
+            with pytest.raises(ModelGarbage, match="cannot be stored as JSON"):
+                await manager.turn(ADA, "garbage")
+            assert (await manager.turn(ADA, "hello")).text == "re: hello"
+            assert prompts(await manager.history(ADA)) == ["hello"]
+
+    run(scenario())
+
+
+def test_the_largest_numbers_of_a_reply_are_read_as_they_were_given(tmp_path):
+    numbers = {"n": [2**64 - 1, -(2**63), 1.7e308, 5e-324, None], "text": str(10**40)}
+
+    async def scenario():
+        async def model(request, _on_text=None):
+            if request.messages[-1]["content"][0]["type"] == "tool_result":
+                return Reply((TEXT,), "end_turn")
+            return Reply(({**CALL, "input": numbers},), "tool_use")
+
+        async with managing(tmp_path, model, World()) as manager:
+            first = await manager.turn(ADA, "hello", turn_id="t")
+        async with managing(tmp_path, model, World()) as manager:
+            again = await manager.turn(ADA, "hello", turn_id="t")
+            assert again.tool_calls == first.tool_calls
+            assert again.tool_calls[0].input == numbers
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"durability": "Power"}, r"durability 'Power' is none of process, power"),
+        ({"durability": "fsync"}, r"durability 'fsync' is none of process, power"),
+        ({"layout": "reprot"}, r"layout 'reprot' is none of user, report"),
+        ({"layout": None}, r"layout None is none of user, report"),
+        ({"root": ""}, r"root is empty"),
+    ],
+)
+def test_a_store_with_an_option_that_is_none_is_refused_and_makes_nothing(
+    tmp_path, monkeypatch, options, complaint
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CallerError, match=complaint):
+        JsonStore(**({"root": tmp_path / "store"} | options))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_while_several_tools_end_is_the_store_s_error_and_no_group_of_errors(tmp_path):

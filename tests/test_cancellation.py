@@ -7,6 +7,7 @@ which what it waits for has come (``as it comes``), when cancelling comes too la
 
 import asyncio
 import itertools
+import json
 from contextlib import asynccontextmanager
 
 import pytest
@@ -155,7 +156,7 @@ def test_a_turn_cancelled_at_any_of_its_awaits_can_be_sent_again_or_followed_by_
         ]
         ran = [context.call_id for _, context in world.runs if context.key == key]
         assert set(ran) <= set(in_history), "no tool ran that the conversation does not know of"
-        done = [k for k in world.notes if k.partition(":")[2] in in_history]
+        done = [k for k in world.notes if json.loads(k)[-1] in in_history]
         assert len(done) == len(set(ran)), "each once"
 
     run(scenario())

@@ -6,6 +6,9 @@ the client sends its turn again.
 """
 
 import asyncio
+import contextlib
+import errno
+import itertools
 
 import pytest
 from house import (
@@ -19,10 +22,14 @@ from house import (
     managing,
     prompts,
     run,
+    shelf,
     until,
 )
 
-from kode_lab.errors import InvalidPrompt, ModelUnavailable, Superseded
+from kode_lab.errors import InvalidPrompt, ModelUnavailable, StoreUnwritable, Superseded
+from kode_lab.key import SessionKey
+from kode_lab.message import Reply
+from kode_lab.sessions import JsonStore
 
 PLAIN = "hello"
 TOOLS = "note:2 thread:1"
@@ -154,6 +161,28 @@ def test_a_turn_id_with_another_prompt_is_refused_and_changes_nothing(tmp_path):
     run(scenario())
 
 
+def test_effects_of_sessions_that_count_alike_are_all_made(tmp_path):
+    """Clients number the turns of each session, and models the calls of each conversation."""
+
+    async def scenario():
+        async def model(request, _on_text=None):
+            if request.messages[-1]["content"][0]["type"] == "tool_result":
+                return Reply(({"type": "text", "text": "done"},), "end_turn")
+            text = prompts(request.messages)[-1]
+            call = {"type": "tool_use", "id": "call_0", "name": "note", "input": {"text": text}}
+            return Reply((call,), "tool_use")
+
+        world = World()
+        keys = [SessionKey(*ids) for ids in itertools.product(("a", "b"), ("s", "s:c"), ("c", "d"))]
+        async with managing(tmp_path, model, world) as manager:
+            for key in keys:
+                shelf(tmp_path / "agents", world.box, key.agent_id)
+                await manager.turn(key, f"{key}", turn_id="1")
+        assert len(world.notes) == len(keys)
+
+    run(scenario())
+
+
 def test_a_turn_id_means_another_turn_in_another_session(tmp_path):
     async def scenario():
         async with managing(tmp_path) as manager:
@@ -262,5 +291,147 @@ def test_a_turn_shows_in_the_history_whole_or_not_at_all_while_it_runs(tmp_path)
             assert len(looks) > 12
             assert {len(look) for look in looks} <= {2, 2 + 8}
             assert len(await manager.history(ADA)) == 2 + 8
+
+    run(scenario())
+
+
+# ---- deletions
+
+
+async def assert_there_or_gone(manager, said):
+    """The conversation is whole and knows its turns, or it is gone and knows none; say which."""
+    found = prompts(await manager.history(ADA))
+    assert found in ([], said)
+    again = await manager.turn(ADA, said[0], turn_id="t0")
+    assert again.is_replay == bool(found)
+    assert prompts(await manager.history(ADA)) == (found or said[:1])
+    assert_legal(await manager.history(ADA))
+    return bool(found)
+
+
+@pytest.mark.parametrize(("durability", "stride"), [("process", 1), ("power", 50)])
+@pytest.mark.parametrize("is_open", [False, True], ids=["closed", "open"])
+def test_a_conversation_whose_deletion_is_killed_at_any_moment_is_whole_or_gone_with_its_ids(
+    tmp_path, durability, stride, is_open
+):
+    async def scenario():
+        disk, images, said = FaultyDisk(tmp_path / "store"), [], ["one", "note:1 two"]
+
+        def hook(call, path, change):
+            images.append(disk.after_kill())
+            torn = range(1, len(change[2]) if call == "write" else 0, stride)
+            images.extend(disk.after_kill(path, change, count) for count in torn)
+
+        def watch(event):
+            if event.kind == "tool_result":
+                raise LookupError
+
+        store = {"disk": disk, "durability": durability, "journal_bytes": 8192}
+        async with managing(tmp_path, world=World(), store=store) as manager:
+            for number, prompt in enumerate(said):
+                await manager.turn(ADA, prompt, turn_id=f"t{number}")
+            if is_open:
+                with pytest.raises(LookupError):
+                    await manager.turn(ADA, "note:1", turn_id="open", on_event=watch)
+            disk.hook = hook
+            await manager.delete(ADA)
+        disk.hook = None
+        images.append(disk.after_kill())
+        there = []
+        for number, image in enumerate(images):
+            path = tmp_path / f"{number}"
+            disk.restore(image, path / "store")
+            store = {"disk": FaultyDisk(path / "store"), "durability": durability}
+            store["journal_bytes"] = 8192
+            async with managing(path, world=World(), store=store) as manager:
+                there.append(await assert_there_or_gone(manager, said))
+        assert there == sorted(there, reverse=True), "gone once, it does not come back"
+        assert there[0]
+        assert not there[-1]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_a_deletion_that_the_disk_refuses_leaves_the_conversation_whole_or_gone_with_its_ids(
+    tmp_path, code
+):
+    async def scenario():
+        said, calls = ["one", "two"], ("write", "truncate", "remove")
+        for number in itertools.count():
+            path = tmp_path / f"{number}"
+            disk = FaultyDisk(path / "store")
+            async with managing(path, store={"disk": disk}) as manager:
+                for at, prompt in enumerate(said):
+                    await manager.turn(ADA, prompt, turn_id=f"t{at}")
+                disk.torn_bytes = 5 * number
+                counter = disk.fail_at(number, code, calls)
+                with contextlib.suppress(StoreUnwritable):
+                    await manager.delete(ADA)
+                disk.hook = None
+                await assert_there_or_gone(manager, said)
+            if next(counter) <= number:
+                break
+        assert number >= 3
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("durability", ["process", "power"])
+def test_deleting_a_session_that_never_was_makes_nothing_and_one_that_begins_is_waited_for(
+    tmp_path, durability
+):
+    async def scenario():
+        model = Clerk()
+        gate = model.gates["first"] = asyncio.Event()
+        async with managing(tmp_path, model, store={"durability": durability}) as manager:
+            await manager.delete(ADA)
+            assert not (tmp_path / "store" / "ada").exists()
+            turn = asyncio.create_task(manager.turn(ADA, "first"))
+            await asyncio.sleep(0)
+            deleting = asyncio.create_task(manager.delete(ADA))
+            await until(lambda: manager.statistics().lock.waiting == 1)
+            gate.set()
+            await asyncio.gather(turn, deleting)
+            assert await manager.history(ADA) == []
+
+    run(scenario())
+
+
+def test_a_deletion_that_waits_for_another_process_for_ever_is_cancelled_by_a_manager_that_closes(
+    tmp_path,
+):
+    async def scenario():
+        elsewhere = JsonStore(tmp_path / "store")
+        lease = await elsewhere.hold(ADA, queue_limit=0)
+        async with managing(tmp_path, drain_s=0.05) as manager:
+            deleting = asyncio.create_task(manager.delete(ADA))
+            await asyncio.sleep(0)
+        with pytest.raises(asyncio.CancelledError):
+            await deleting
+        elsewhere.release(lease)
+        await elsewhere.aclose()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("durability", ["process", "power"])
+def test_a_manager_that_closes_lets_deletions_end_and_its_store_takes_no_more(tmp_path, durability):
+    async def scenario():
+        model, store = Clerk(), JsonStore(tmp_path / "store", durability=durability)
+        gate = model.gates["busy"] = asyncio.Event()
+        async with managing(tmp_path, model, store=store) as manager:
+            busy = asyncio.create_task(manager.turn(ADA, "busy"))
+            await model.asked.wait()
+            deleting = [asyncio.create_task(manager.delete(ADA)) for _ in range(2)]
+            await until(lambda: manager.statistics().lock.waiting == 2)
+            closing = asyncio.create_task(manager.aclose())
+            await asyncio.sleep(0)
+            gate.set()
+            await asyncio.gather(busy, closing, *deleting)
+            with pytest.raises(StoreUnwritable, match="ada:s1: the store is closed"):
+                await store.hold(ADA, queue_limit=9)
+        async with managing(tmp_path) as manager:
+            assert await manager.history(ADA) == []
 
     run(scenario())

@@ -350,3 +350,23 @@ def test_a_conversation_edited_by_hand_between_two_lives_is_taken_as_it_is(tmp_p
                 assert prompts(await manager.history(ADA)) == ["one", "three", "four"]
 
     run(scenario())
+
+
+def test_an_edit_under_a_resident_agent_refuses_the_next_turn_which_sent_again_goes_on_from_it(
+    tmp_path,
+):
+    async def scenario():
+        edited = [user("one"), assistant("edited by hand")]
+        async with managing(tmp_path) as manager:
+            await manager.turn(ADA, "one")
+            [path] = tmp_path.rglob("messages.json")
+            path.write_text(json.dumps(edited))
+            with pytest.raises(SessionDamaged, match="somebody else changed"):
+                await manager.turn(ADA, "two", turn_id="t")
+            assert await manager.history(ADA) == edited
+            await manager.turn(ADA, "two", turn_id="t")
+            messages = await manager.history(ADA)
+            assert messages[:2] == edited
+            assert prompts(messages) == ["one", "two"]
+
+    run(scenario())

@@ -135,6 +135,27 @@ def test_the_waiting_room_has_a_limit_that_its_error_names_and_a_refused_one_lea
     run(scenario())
 
 
+def test_who_was_cancelled_in_this_very_moment_makes_room_already():
+    async def scenario():
+        lock = KeyedLock()
+        assert lock.try_hold("k")
+        leaving, staying = (asyncio.create_task(lock.hold("k", queue_limit=2)) for _ in range(2))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        late = lock.hold("k", queue_limit=2)
+        late.send(None)  # it stands in the queue before the loop runs anybody
+        assert lock.waiting("k") == 2
+        with pytest.raises(WaitingRoomFull):
+            await lock.hold("k", queue_limit=2)
+        late.close()
+        lock.release("k")
+        await staying
+        lock.release("k")
+        assert not lock.is_held("k")
+
+    run(scenario())
+
+
 def test_a_waiter_whose_coroutine_is_closed_is_passed_over():
     async def scenario():
         lock = KeyedLock()

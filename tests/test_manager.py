@@ -187,7 +187,8 @@ def test_a_tool_is_told_for_whom_it_runs_even_when_many_run_at_once(tmp_path):
             assert len(world.runs) == 80
             for text, context in world.runs:
                 assert text.split()[0] == context.key.user_id
-                assert context.idempotency_key == f"{context.turn_id}:{context.call_id}"
+                names = [*context.key, context.turn_id, context.call_id]
+                assert json.loads(context.idempotency_key) == names
             assert len(world.notes) == 80
 
     run(scenario())

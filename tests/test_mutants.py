@@ -12,8 +12,9 @@ import json
 import os
 import shutil
 import sys
+import threading
 from collections.abc import Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -40,6 +41,7 @@ from kode_lab.errors import (
     ForeignHost,
     InvalidPrompt,
     ModelGarbage,
+    ModelUnavailable,
     NewerFormat,
     SessionBusy,
     SessionDamaged,
@@ -108,6 +110,7 @@ async def room(lab, path):
         await asyncio.sleep(0)
         leaver.cancel()
         await asyncio.wait([leaver])
+        assert manager.statistics().lock.waiting == 0
         stays = asyncio.create_task(manager.turn(ADA, "stays"))
         await asyncio.sleep(0)
         with pytest.raises(WaitingRoomFull):
@@ -308,7 +311,7 @@ async def steps(lab, path):
 
 async def power(lab, path):
     """What was acknowledged survives a power cut at any moment."""
-    for seed in range(6):
+    for seed in range(12):  # a thread may be too quick to be caught
         random, said, left = Random(seed), {ADA: [], BOB: []}, []
         here = path / f"{seed}"
         disk = FaultyDisk(here / "store")
@@ -408,11 +411,16 @@ async def failures(lab, path):
     async def model(request, on_text=None):
         if "model" in fails:
             raise ZeroDivisionError
+        numbers = {"NaN": float("nan"), "large": 2**64}
+        if (number := numbers.get("".join(fails))) and prompts(request.messages[-1:]):
+            call = {"type": "tool_use", "id": "c", "name": "note", "input": {"text": number}}
+            return Reply((call,), "tool_use")
         return Reply(None, "") if "garbage" in fails else await Clerk()(request, on_text)
 
     disk = FaultyDisk(path / "store")
     async with managing(path, model, World(lab), lab=lab, trace=trace, store={"disk": disk}) as m:
         causes = {"model": ZeroDivisionError, "garbage": ModelGarbage, "wait": OSError}
+        causes |= {"NaN": ModelGarbage, "large": ModelGarbage}
         for cause, error in causes.items():
             fails[:] = [cause]
             with pytest.raises(error):
@@ -426,7 +434,7 @@ async def failures(lab, path):
             await m.turn(ADA, "note:2", turn_id="full")
         disk.hook = None
         await m.turn(ADA, "note:2", turn_id="full")
-        assert prompts(await m.history(ADA)) == ["note:2"] * 4
+        assert prompts(await m.history(ADA)) == ["note:2"] * 6
 
 
 def _full(call, change):
@@ -454,6 +462,11 @@ async def interrupts(lab, path):
         messages = await manager.history(ADA)
         assert_legal(messages)
         assert prompts(messages) == ["note:2", "new"]
+        manager._model.gates["new"] = asyncio.Event()
+        asked = ("new", "enqueue"), ("next", "interrupt"), ("later", "enqueue")
+        turns = [asyncio.create_task(manager.turn(ADA, p, strategy=s)) for p, s in asked]
+        await asyncio.wait(turns)
+        assert prompts(await manager.history(ADA))[-2:] == ["next", "later"]
     async with _busy(lab, path / "two") as (manager, busy, world):
         again = asyncio.create_task(
             manager.turn(ADA, "note:2", turn_id="busy", strategy="interrupt")
@@ -481,6 +494,117 @@ async def rollbacks(lab, path):
             ticket = next(iter(manager._lines.get(ADA[:2], ())), None)
         await manager.turn(ADA, "second", strategy="rollback")
         assert (await first).text == "re: first"
+    asked = asyncio.Event()
+
+    async def model(request, on_text=None):
+        if prompts(request.messages)[-1] != "busy":
+            return await Clerk()(request, on_text)
+        asked.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise ModelUnavailable("the connection was closed") from None
+
+    async def tidy_up():
+        asyncio.current_task().cancel()
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)
+        with pytest.raises(Superseded):
+            await manager.turn(ADA, "busy")
+        assert asyncio.current_task().cancelling() == 1
+
+    async with managing(path / "three", model, lab=lab) as manager:
+        busy = asyncio.create_task(tidy_up())
+        await asked.wait()
+        await manager.turn(ADA, "new", strategy="rollback")
+        await busy
+
+
+async def cut_off(lab, path):
+    """The calls of a reply that was cut off are not run after a kill, either."""
+    disk, world, images = FaultyDisk(path / "one" / "store"), World(lab), []
+
+    async def model(request, on_text=None):
+        reply = await Clerk()(request, on_text)
+        return reply._replace(stop_reason="max_tokens") if reply.tool_calls else reply
+
+    def hook(*_):
+        images.append(disk.after_kill())
+
+    async with managing(path / "one", model, world, lab=lab, store={"disk": disk}) as manager:
+        disk.hook = hook
+        await manager.turn(ADA, "note:2", turn_id="t")
+        disk.hook = None
+    for number, image in enumerate(images):
+        disk.restore(image, path / f"{number}" / "store")
+        async with managing(path / f"{number}", model, world, lab=lab) as manager:
+            await manager.turn(ADA, "note:2", turn_id="t")
+    assert not world.runs
+
+
+async def deletions(lab, path):
+    """Killed within its deletion, a conversation is whole or gone, and so are its turns' ids."""
+    disk, images = FaultyDisk(path / "store"), []
+    async with managing(path, lab=lab, store={"disk": disk}) as manager:
+        await manager.turn(ADA, "one", turn_id="t")
+        disk.hook = lambda *_: images.append(disk.after_kill())
+        await manager.delete(ADA)
+        disk.hook = None
+    for number, image in enumerate(images):
+        disk.restore(image, path / f"{number}" / "store")
+        async with managing(path / f"{number}", lab=lab) as manager:
+            await manager.turn(ADA, "one", turn_id="t")
+            assert prompts(await manager.history(ADA)) == ["one"]
+    model = Clerk()
+    model.gates["busy"] = asyncio.Event()
+    async with managing(path, model, lab=lab) as manager:
+        busy = asyncio.create_task(manager.turn(ADA, "busy"))
+        await model.asked.wait()
+        deleting = [asyncio.create_task(manager.delete(ADA)) for _ in range(2)]
+        await until(lambda: manager.statistics().lock.waiting == 2)
+        closing = asyncio.create_task(manager.aclose())
+        await asyncio.sleep(0)
+        model.gates["busy"].set()
+        await asyncio.gather(busy, closing, *deleting)
+
+
+async def spelled(lab, path):
+    """The journal finds its sessions however the root was spelled, and grows for a large turn."""
+    path.mkdir(exist_ok=True)
+    store = lab.JsonStore(f"{path}/./store", **POWER)
+    async with managing(path / "one", lab=lab, store=store) as manager:
+        await manager.turn(ADA, "one")
+        await manager.turn(ADA, "long " * 2_000)
+        shutil.copytree(path / "store", path / "killed" / "store")
+    async with managing(path / "killed", lab=lab) as manager:
+        assert prompts(await manager.history(ADA)) == ["one", "long " * 2_000]
+
+
+async def alike(lab, path):
+    """Effects of sessions that count alike are all made, and none has all threads."""
+
+    async def model(request, on_text=None):
+        reply = await Clerk()(request, on_text)
+        blocks = [b | {"id": "call_0"} if "id" in b else b for b in reply.content]
+        return reply._replace(content=tuple(blocks))
+
+    world = World(lab)
+    async with managing(path, model, world, lab=lab) as manager:
+        for session in "abc":
+            await manager.turn(SessionKey.of("ada", "clerk", session), "note:1", turn_id="1")
+    assert len(world.notes) == 3
+    threads, begun = importlib.import_module(f"{lab.__name__}.threads").Threads(8), []
+    release = threading.Event()
+
+    def block():
+        begun.append(1)
+        release.wait(STEP_S)
+
+    calls = [asyncio.create_task(threads.run(block, PATIENCE_S, owner="a")) for _ in range(9)]
+    await threads.run(lambda: None, PATIENCE_S, owner="b")
+    assert len(begun) <= 2
+    release.set()
+    await asyncio.gather(*calls)
 
 
 async def ends(lab, path):
@@ -548,6 +672,7 @@ async def files(lab, path):
 CHECKS = (
     *(order, room, parallel, apart, owner, residents, overtaken, processes, kills, steps),
     *(prompts_of_ids, power, journal, lives, cancels, failures, interrupts, rollbacks, ends, files),
+    *(cut_off, deletions, spelled, alike),
 )
 
 
@@ -732,8 +857,8 @@ MUTANTS = [
         "no idempotency key",
         kills,
         "session",
-        'f"{turn.turn_id}:{call.id}"',
-        'f"{time.monotonic_ns()}"',
+        "encode([*key, turn.turn_id, call.id]).decode()",
+        "str(time.monotonic_ns())",
     ),
     Mutant(
         "replies not journalled",
@@ -885,6 +1010,76 @@ MUTANTS = [
     ),
     Mutant("newer files are read", files, "session_format", 'header["kode_lab"] > FORMAT', "False"),
     Mutant("changed files are written over", files, "json_store", "if is_touched:", "if False:"),
+    Mutant("the root as it was spelled", spelled, "json_store", "str(self.root)", "str(root)"),
+    Mutant(
+        "a large turn is refused",
+        spelled,
+        "power_journal",
+        "self._grow(_FRAME.size + len(payload))",
+        'raise OSError("full")',
+    ),
+    Mutant(
+        "keys of effects without the session",
+        alike,
+        "session",
+        "[*key, turn.turn_id, call.id]",
+        "[turn.turn_id, call.id]",
+    ),
+    Mutant(
+        "all threads for one session",
+        alike,
+        "threads",
+        "running.get(job.owner, 0) < share",
+        "True",
+    ),
+    Mutant("calls cut off are run", cut_off, "session", 'entry["not_run"] = cut', "pass"),
+    Mutant("NaN is stored", failures, "session", "allow_nan=False", "allow_nan=True"),
+    Mutant("large numbers are stored", failures, "session", "_LONG_NUMBER.search(text)", "False"),
+    Mutant(
+        "ids are forgotten before their turns",
+        deletions,
+        "json_store",
+        "await self._write(files, [saying])",
+        "rest.reverse()",
+    ),
+    Mutant(
+        "a deletion is not finished",
+        deletions,
+        "session_files",
+        "if text.is_deleted:",
+        "if False:",
+    ),
+    Mutant(
+        "closes under a deletion",
+        deletions,
+        "manager",
+        "while self._deletions or self._in_flight():",
+        "while self._in_flight():",
+    ),
+    Mutant(
+        "overtaken before it stands in the queue",
+        interrupts,
+        "manager",
+        "return await self._hold(ticket)",
+        "if others: await asyncio.sleep(0)\n            return await self._hold(ticket)",
+    ),
+    Mutant(
+        "a cancel of others is taken for a later turn's",
+        rollbacks,
+        "ticket",
+        "self.is_asked_away = False\n        return self.task.uncancel() <= self._cancels",
+        "self.is_asked_away = False\n        return not self.task.uncancel()",
+    ),
+    Mutant(
+        "no way given where the model makes an error of it",
+        rollbacks,
+        "manager",
+        "except (TurnFailed, asyncio.CancelledError) as error:\n            if",
+        (
+            "except (TurnFailed, asyncio.CancelledError) as error:\n"
+            "            if not isinstance(error, TurnFailed) and"
+        ),
+    ),
     Mutant("two hosts", files, "occupancy", "if host != here:", "if False:"),
 ]
 

@@ -7,6 +7,7 @@ dropped, torn at any byte or turned to zeros, names lost, all drawn by Hypothesi
 import asyncio
 import errno
 import os
+import shutil
 from pathlib import Path
 from random import Random
 
@@ -25,7 +26,7 @@ from house import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kode_lab.errors import ForeignHost, StoreUnwritable
+from kode_lab.errors import ForeignHost, ModelUnavailable, StoreUnwritable
 from kode_lab.key import SessionKey
 from kode_lab.sessions import JsonStore
 
@@ -338,12 +339,107 @@ def test_a_session_moved_away_by_hand_disturbs_no_other(tmp_path):
     run(scenario())
 
 
-def test_a_step_larger_than_the_journal_is_refused_by_the_name_of_the_limit(tmp_path):
+@pytest.mark.parametrize("spelling", ["s", "./s", "s/", "x//s", "x/../s", "."])
+def test_what_was_acknowledged_is_recovered_however_the_root_is_spelled_and_wherever_one_goes(
+    tmp_path, monkeypatch, spelling
+):
+    home = tmp_path / "home"
+    (home / "x").mkdir(parents=True)
+    monkeypatch.chdir(home)
+    killed = tmp_path / "killed"
+
     async def scenario():
-        async with managing(tmp_path, store=POWER) as manager:
-            with pytest.raises(StoreUnwritable, match=rf"journal_bytes={SMALL}"):
-                await manager.turn(ADA, "long " * SMALL)
+        store = JsonStore(spelling, durability="power")
+        monkeypatch.chdir(home / "x")
+        async with managing(tmp_path / "one", store=store) as manager:
+            await manager.turn(ADA, "one")
+            await manager.turn(ADA, "two")
+            shutil.copytree(home / spelling, killed / "store")
+        async with managing(killed, store={"durability": "power"}) as manager:
+            assert prompts(await manager.history(ADA)) == ["one", "two"]
+        users = {path for path in tmp_path.rglob("ada") if path.is_dir()}
+        assert users == {(home / spelling).resolve() / "ada", killed / "store" / "ada"}
+
+    run(scenario())
+
+
+def test_a_turn_larger_than_the_journal_makes_it_grow_and_survives_a_kill(tmp_path):
+    """A frame holds all of a turn's messages; each of its steps alone would fit."""
+
+    async def scenario():
+        disk, acknowledged = FaultyDisk(tmp_path / "store"), {}
+        store = {"disk": disk, **POWER}
+        long = f"rounds:5 note:1 {'long ' * 300}"
+        async with managing(tmp_path, world=World(), store=store) as manager:
+            await converse(manager, BOB, 3, acknowledged)
+            for number in range(2):
+                await manager.turn(ADA, f"{number} {long}")
+                acknowledged.setdefault(ADA, []).append(f"{number} {long}")
+                await converse(manager, BOB, 3, acknowledged, f"more{number}")
+            image = disk.after_kill()
+        there = tmp_path / "killed"
+        disk.restore(image, there / "store")
+        await assert_all_there(there, acknowledged, **POWER)
+
+    run(scenario())
+
+
+def test_a_turn_larger_than_the_journal_that_was_left_is_sealed_and_the_session_goes_on(tmp_path):
+    async def scenario():
+        async def model(request, on_text=None):
+            if len(request.messages) > 10:
+                raise ModelUnavailable("overloaded")
+            return await Clerk()(request, on_text)
+
+        long = f"rounds:9 note:1 {'long ' * 300}"
+        async with managing(tmp_path, model, World(), store=POWER) as manager:
+            with pytest.raises(ModelUnavailable):
+                await manager.turn(ADA, long)
+            await manager.turn(BOB, "other")
+        async with managing(tmp_path, world=World(), store=POWER) as manager:
             assert (await manager.turn(ADA, "short")).text == "re: short"
+            messages = await manager.history(ADA)
+            assert prompts(messages) == [long, "short"]
+            assert_legal(messages)
+
+    run(scenario())
+
+
+def test_where_the_disk_has_no_room_for_a_larger_journal_only_that_step_is_refused(tmp_path):
+    async def scenario():
+        disk = FaultyDisk(tmp_path / "store")
+        async with managing(tmp_path, store={"disk": disk, **POWER}) as manager:
+            disk.hook = _full
+            with pytest.raises(
+                StoreUnwritable, match=r"ada:s1: a step of \d+ bytes.*free some space"
+            ):
+                await manager.turn(ADA, "long " * SMALL, turn_id="long")
+            assert (await manager.turn(BOB, "other")).text == "re: other"
+            assert (await manager.turn(ADA, "short")).text == "re: short"
+            disk.hook = None
+            assert (await manager.turn(ADA, "long " * SMALL, turn_id="long")).text
+
+    def _full(call, path, change):
+        if call == "write" and path.endswith("+journal") and change[1] >= SMALL:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    run(scenario())
+
+
+def test_a_session_whose_place_is_taken_is_named_by_the_recovery_that_it_stops(tmp_path):
+    async def scenario():
+        disk = FaultyDisk(tmp_path / "store")
+        async with managing(tmp_path, store={"disk": disk, **POWER}) as manager:
+            await manager.turn(ADA, "one")
+            image = {n: c for n, c in disk.after_kill().items() if "runtime" not in n}
+        there = tmp_path / "killed"
+        disk.restore(image, there / "store")
+        (there / "store" / "ada").write_text("in the way")
+        with pytest.raises(StoreUnwritable, match=r"Not a directory: ada/s1:clerk.*move it away"):
+            JsonStore(there / "store", durability="power")
+        (there / "store" / "ada").unlink()
+        async with managing(there, store=POWER) as manager:
+            assert prompts(await manager.history(ADA)) == ["one"]
 
     run(scenario())
 

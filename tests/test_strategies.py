@@ -1,6 +1,7 @@
 """Two turns for one session: the second waits, is refused, or takes the place of the first."""
 
 import asyncio
+import contextlib
 import os
 
 import pytest
@@ -21,6 +22,7 @@ from house import (
 from kode_lab.errors import (
     DeadlineExceeded,
     InvalidPrompt,
+    ModelUnavailable,
     SessionBusy,
     StaleLease,
     Superseded,
@@ -199,6 +201,108 @@ def test_interrupt_has_room_in_a_full_waiting_room_because_it_empties_it(tmp_pat
 
 
 @pytest.mark.parametrize("strategy", ["interrupt", "rollback"])
+def test_who_takes_a_place_comes_before_all_that_come_later(tmp_path, strategy):
+    async def scenario():
+        for limit in (2, 100):
+            async with Scene(tmp_path / f"{limit}", agent={"queue_limit": limit}) as scene:
+                waiting = [scene.begin(f"w{n}") for n in range(2)]
+                await until(lambda: scene.manager.statistics().lock.waiting == 2)
+                tasks = [scene.begin("next", strategy=strategy), scene.begin("later")]
+                assert [(await task).text for task in tasks] == ["re: next", "re: later"]
+                assert (await scene.said())[-2:] == ["next", "later"]
+                ended = await asyncio.gather(*waiting, return_exceptions=True)
+                assert all(isinstance(error, Superseded) for error in ended)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("strategy", ["interrupt", "rollback"])
+def test_a_turn_whose_model_makes_an_error_of_the_interruption_gives_way_all_the_same(
+    tmp_path, strategy
+):
+    async def scenario():
+        world = World()
+        gate, after_tool, inner = asyncio.Event(), asyncio.Event(), Clerk()
+
+        async def model(request, on_text=None):
+            try:
+                if len(request.messages) == 3 and not gate.is_set():
+                    after_tool.set()
+                    await gate.wait()
+            except asyncio.CancelledError:
+                raise ModelUnavailable("the connection was closed") from None
+            return await inner(request, on_text)
+
+        async def caller():
+            with pytest.raises(Superseded, match=strategy):
+                await manager.turn(ADA, "note:1", turn_id="busy")
+            return asyncio.current_task().cancelling()
+
+        async with managing(tmp_path, model, world) as manager:
+            busy = asyncio.create_task(caller())
+            await after_tool.wait()
+            assert (await manager.turn(ADA, "new", strategy=strategy)).text == "re: new"
+            assert await busy == 0, "nobody is owed a cancel"
+            kept = ["note:1"] if strategy == "interrupt" else []
+            assert prompts(await manager.history(ADA)) == [*kept, "new"]
+            gate.set()
+            if strategy == "rollback":
+                again = await manager.turn(ADA, "note:1", turn_id="busy")
+                assert not again.is_replay
+                assert len(world.runs) == 2
+
+    run(scenario())
+
+
+def test_a_task_whose_turn_was_superseded_owes_nobody_a_cancel_however_the_turn_ended(tmp_path):
+    async def scenario():
+        async def model(request, _on_text=None):
+            if prompts(request.messages) == ["busy"]:
+                asking.set()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.Event().wait()
+                raise ValueError("of the model's own")
+            return await Clerk()(request)
+
+        async def caller():
+            with pytest.raises(ValueError, match="own"):
+                await manager.turn(ADA, "busy")
+            return asyncio.current_task().cancelling()
+
+        asking = asyncio.Event()
+        async with managing(tmp_path, model) as manager:
+            busy = asyncio.create_task(caller())
+            await asking.wait()
+            await manager.turn(ADA, "new", strategy="interrupt")
+            assert await busy == 0
+
+    run(scenario())
+
+
+def test_a_turn_taken_while_a_cancelled_task_tidies_up_is_told_that_it_was_superseded(tmp_path):
+    async def scenario():
+        async def caller():
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                with pytest.raises(Superseded, match="interrupt"):
+                    await manager.turn(ADA, "tidy up")
+                return asyncio.current_task().cancelling()
+
+        model = Clerk()
+        model.gates["tidy up"] = asyncio.Event()
+        async with managing(tmp_path, model) as manager:
+            task = asyncio.create_task(caller())
+            await asyncio.sleep(0)
+            task.cancel()
+            await model.asked.wait()
+            await manager.turn(ADA, "new", strategy="interrupt")
+            assert await task == 1, "its own cancel is still there"
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("strategy", ["interrupt", "rollback"])
 def test_a_turn_sent_again_does_not_take_the_place_of_its_own_first_sending(tmp_path, strategy):
     """A client whose connection broke sends its turn again: it is one turn, and runs once."""
 
@@ -334,6 +438,18 @@ def test_the_agent_s_deadline_holds_where_the_call_has_none(tmp_path):
             with pytest.raises(DeadlineExceeded, match="deadline_s=0;"):
                 await manager.turn(ADA, "no time at all", deadline_s=0)
             assert_idle(manager)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("deadline_s", [float("nan"), float("inf"), 1e300, 10**20, "5", True])
+def test_a_deadline_that_is_no_time_is_refused_by_name(tmp_path, deadline_s):
+    async def scenario():
+        async with managing(tmp_path) as manager:
+            with pytest.raises(InvalidPrompt, match="deadline_s is "):
+                await manager.turn(ADA, "hello", deadline_s=deadline_s)
+            assert_idle(manager)
+            assert await manager.history(ADA) == []
 
     run(scenario())
 

@@ -424,7 +424,7 @@ def test_what_a_tool_sets_in_its_context_ends_with_the_call():
 
 
 def test_blocking_tools_run_at_the_same_time_and_the_loop_goes_on():
-    box = Toolbox(thread_limit=8)
+    box = Toolbox(thread_limit=32)
     together = threading.Barrier(9)
 
     @box.tool
@@ -462,6 +462,62 @@ def test_no_more_threads_work_at_once_than_the_limit():
         await asyncio.gather(*calls)
         assert len(begun) == 7
         assert len(set(begun)) == 3
+
+    asyncio.run(scenario())
+
+
+def test_a_session_whose_blocking_tools_fill_its_share_keeps_no_other_session_waiting():
+    box = Toolbox(thread_limit=8)
+    release, begun = threading.Event(), []
+
+    @box.tool
+    def block(who: str) -> str:
+        begun.append(who)
+        if who == "ada":
+            release.wait(LONG_S)
+        return who
+
+    def using(number, key):
+        asked = ToolCall(f"c{number}", "block", {"who": key.user_id})
+        return asyncio.create_task(use(box.get("block"), asked, context(key), LONG_S))
+
+    async def scenario():
+        blocked = [using(number, ADA) for number in range(20)]
+        await until(lambda: len(begun) == 2)
+        others = [using(number, SessionKey.of(f"u{number}", "clerk")) for number in range(20)]
+        results = await asyncio.gather(*others)
+        assert [result.content for result in results] == [f"u{number}" for number in range(20)]
+        assert begun.count("ada") == 2, "a quarter of the threads"
+        assert box.threads.statistics().waiting == 18
+        release.set()
+        assert {result.content for result in await asyncio.gather(*blocked)} == {"ada"}
+
+    asyncio.run(scenario())
+
+
+def test_a_session_whose_tools_hang_has_its_share_again_when_they_are_given_up():
+    box, release = Toolbox(thread_limit=4), threading.Event()
+
+    @box.tool
+    def hang() -> str:
+        release.wait(LONG_S)
+        return "late"
+
+    @box.tool
+    def quick() -> str:
+        return "quick"
+
+    async def scenario():
+        for number in range(3):
+            hung = ToolCall(f"h{number}", "hang", {})
+            assert (await use(box.get("hang"), hung, context(), 0.02)).is_error
+        asked = [ToolCall(f"q{number}", "quick", {}) for number in range(3)]
+        calls = [use(box.get("quick"), one, context(), LONG_S) for one in asked]
+        assert [result.content for result in await asyncio.gather(*calls)] == ["quick"] * 3
+        release.set()
+        await until(lambda: box.threads.statistics().hung == 0)
+        last = await use(box.get("quick"), asked[0], context(), LONG_S)
+        assert last.content == "quick"
 
     asyncio.run(scenario())
 

@@ -22,8 +22,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kode_lab.errors import (
+    InvalidScenario,
     SessionDamaged,
     StaleLease,
+    StoreUnwritable,
     WaitingRoomFull,
 )
 from kode_lab.key import SessionKey
@@ -43,6 +45,7 @@ __all__ = ["JsonStore"]
 
 # A recovery of a full journal takes some two seconds.
 _MOVE_IN_S = 10.0
+_CHOICES = {"layout": ("user", "report"), "durability": ("process", "power")}
 
 
 class _Held:
@@ -60,16 +63,17 @@ class JsonStore:
     """Sessions as JSON files below one directory.
 
     Args:
-        root: made if it is not there.
+        root: made if it is not there; a relative one is found from where the process is now.
         layout: ``user`` keeps users apart by directory; ``report`` gives the report's exact paths.
         durability: ``process`` survives kill -9 of this process; ``power`` a power cut too.
         open_sessions_limit: how many sessions have both files open, twice as many have one; no
             limit on sessions. By default they take a quarter of what the process may open.
-        journal_bytes: size of the journal that ``power`` writes; no step can be larger.
+        journal_bytes: size of the journal that ``power`` writes; a larger step makes it grow.
         move_in_s: how long to wait for another process that is just opening or leaving it.
         disk: the file system; tests give a failing one.
 
     Raises:
+        InvalidScenario: an option is none of its choices, or the root is empty.
         StoreUnwritable: the directory cannot be made or written.
         ForeignHost: another host works in it, or another process owns it for ``power``.
     """
@@ -85,9 +89,16 @@ class JsonStore:
         move_in_s: float = _MOVE_IN_S,
         disk: Disk | None = None,
     ) -> None:
-        self.root = Path(root)
-        self._root = str(root)
+        for name, value in (("layout", layout), ("durability", durability)):
+            if value not in (choices := _CHOICES[name]):
+                raise InvalidScenario(f"{name} {value!r:.40} is none of {', '.join(choices)}")
+        if not str(root):
+            raise InvalidScenario("the store's root is empty: name a directory ('.' for this one)")
+        # Where the process goes later, and how the path is spelled, must make no difference.
+        self.root = Path(root).absolute()
+        self._root = str(self.root)
         self._layout = layout
+        self._is_closed = False
         self._disk: Disk = disk or PosixDisk()
         self._lock: KeyedLock[tuple[str, ...]] = KeyedLock()
         self._held: dict[SessionKey, _Held] = {}
@@ -134,6 +145,8 @@ class JsonStore:
             raise
 
     async def _hold_files(self, key: SessionKey, *, is_patient: bool) -> Lease:
+        if self._is_closed:
+            raise StoreUnwritable(f"{key}: the store is closed: open it again")
         # Who owns the directory alone needs no lock between processes.
         place = None if self._power is not None else self._locks.place_of(key.lock_name)
         if place is not None and not self._locks.try_hold(place):
@@ -228,7 +241,10 @@ class JsonStore:
     async def delete(self, lease: Lease) -> None:
         """Forget the conversation; the fence goes on growing, so no old holder comes back."""
         files = self._settled_files(lease)
-        await self._write(files, files.delete_tails())
+        saying, *rest = files.delete_tails()
+        if self._power is None:  # whose journal is all or nothing by itself
+            await self._write(files, [saying])
+        await self._write(files, rest, can_undo=False)
         files.forgot()
 
     async def peek(self, key: SessionKey) -> list[Message]:
@@ -272,12 +288,19 @@ class JsonStore:
         found = sessions_in(self.root, pattern)
         return (key for key in found if user_id in (None, key.user_id))
 
+    def is_there(self, key: SessionKey) -> bool:
+        """Whether the session has a directory: it was held once."""
+        with contextlib.suppress(OSError):  # then a hold says what is wrong
+            return (self.root / self._directory(key)).is_dir()
+        return True
+
     def statistics(self) -> LockStatistics:
         """Give what the in-process lock is doing."""
         return self._lock.statistics()
 
     async def aclose(self) -> None:
-        """Give everything back; leases that are still out are void."""
+        """Give everything back; leases that are still out are void, and there are no new ones."""
+        self._is_closed = True
         for held in list(self._held.values()):
             self.release(held.lease)
         try:

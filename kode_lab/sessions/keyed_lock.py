@@ -71,6 +71,11 @@ class KeyedLock(Generic[K]):
         if queue is None:
             queue = queues[key] = deque()
         if len(queue) >= queue_limit:
+            # Those who were cancelled in this moment still stand there, and make room.
+            still_there = [turn for turn in queue if not turn.done()]
+            queue.clear()
+            queue.extend(still_there)
+        if len(queue) >= queue_limit:
             raise WaitingRoomFull(
                 f"{len(queue)} turns wait already, queue_limit={queue_limit}: send it again later"
             )

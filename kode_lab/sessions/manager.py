@@ -34,8 +34,8 @@ from kode_lab.sessions.keyed_lock import LockStatistics
 from kode_lab.sessions.open_turn import OpenTurn
 from kode_lab.sessions.residents import Agent, Residents
 from kode_lab.sessions.session import Session, TurnEvent
-from kode_lab.sessions.store import Lease, Store
-from kode_lab.sessions.ticket import Ticket
+from kode_lab.sessions.store import Lease, Lookable, Store
+from kode_lab.sessions.ticket import Ticket, checked_deadline
 from kode_lab.sessions.turn import take_turn
 from kode_lab.sessions.turn_reply import TurnReply, reply_of
 from kode_lab.span import Span, Trace
@@ -96,6 +96,7 @@ class SessionManager:
         self._drain_s = drain_s
         # The turns in flight of each userId:sessionId, in the order of their arrival.
         self._lines: dict[tuple[str, ...], dict[Ticket, None]] = {}
+        self._deletions: set[asyncio.Task[Any] | None] = set()
         self._is_closing = False
         self._one_ended = asyncio.Event()
 
@@ -129,7 +130,7 @@ class SessionManager:
             raise Draining(f"{key}: the manager is closing: send the turn to another one")
         config = self._agents.current(key.agent_id)
         ticket = Ticket(key, prompt, turn_id, strategy, config, on_event)
-        limit_s = config.deadline_s if deadline_s is None else deadline_s
+        limit_s = config.deadline_s if deadline_s is None else checked_deadline(deadline_s)
         timer = ticket.expire_in(limit_s)
         line = self._lines.setdefault(key[:2], {})
         # A turn that is sent again waits for its first sending: it is one turn.
@@ -138,15 +139,13 @@ class SessionManager:
         try:
             for other in others:
                 other.supersede(ticket.strategy)
-            if others:
-                await asyncio.sleep(0)  # let those who waited leave the queue
             return await self._hold(ticket)
         except asyncio.CancelledError:
             if ticket.ran_out():
                 raise DeadlineExceeded(
                     f"{key}: no reply within deadline_s={limit_s:g}; the same turnId goes on"
                 ) from None
-            if ticket.superseded_by is None or ticket.task is None or ticket.task.uncancel():
+            if not ticket.gave_way():
                 raise
             raise Superseded(
                 f"{key}: a later turn took its place ({ticket.superseded_by})"
@@ -154,6 +153,7 @@ class SessionManager:
         finally:
             timer.cancel()
             ticket.ran_out()  # it may have ended in another way all the same
+            ticket.gave_way()
             ticket.task = None  # which holds the error, whose traceback holds the ticket
             del line[ticket]
             if not line:
@@ -189,13 +189,16 @@ class SessionManager:
             if not await self._store.peek(key):  # a hold would make what was never there
                 raise
             queue_limit = _QUEUE_LIMIT
-        lease = await self._store.hold(key, queue_limit=queue_limit)
+        is_new = isinstance(self._store, Lookable) and not self._store.is_there(key)
+        if is_new and key[:2] not in self._lines:  # a hold would make what is to be forgotten
+            return
+        task = asyncio.current_task()
+        self._deletions.add(task)
         try:
-            self._residents.drop(key)
-            await self._store.load(lease)
-            await self._store.delete(lease)
+            await self._delete(key, queue_limit)
         finally:
-            self._store.release(lease)
+            self._deletions.remove(task)
+            self._one_ended.set()
 
     def statistics(self) -> ManagerStatistics:
         """Give what the manager is doing now."""
@@ -210,9 +213,9 @@ class SessionManager:
         """Take no more turns, let those in flight end, cancel what outlasts ``drain_s``."""
         self._is_closing = True
         await self._ended(self._drain_s)
-        for ticket in self._in_flight():
-            if ticket.task is not None:
-                ticket.task.cancel()
+        for task in [*(ticket.task for ticket in self._in_flight()), *self._deletions]:
+            if task is not None:
+                task.cancel()
         await self._ended(None)
         await self._store.aclose()
 
@@ -235,12 +238,21 @@ class SessionManager:
         return [ticket for line in self._lines.values() for ticket in line if ticket.task is not me]
 
     async def _ended(self, timeout_s: float | None) -> None:
-        """Wait until no turn is in flight, so long at most; their tasks may live on."""
+        """Wait until no turn or deletion is in flight, so long at most; their tasks may live on."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                while self._in_flight():
+                while self._deletions or self._in_flight():
                     self._one_ended.clear()
                     await self._one_ended.wait()
+
+    async def _delete(self, key: SessionKey, queue_limit: int) -> None:
+        lease = await self._store.hold(key, queue_limit=queue_limit)
+        try:
+            self._residents.drop(key)
+            await self._store.load(lease)
+            await self._store.delete(lease)
+        finally:
+            self._store.release(lease)
 
     # ---- one turn, step by step
 
@@ -293,13 +305,13 @@ class SessionManager:
         )
         try:
             await take_turn(session)
-        except TurnFailed:
-            agent.open = turn if turn.steps else None
-            self._residents.keep(agent)
-            raise
-        except asyncio.CancelledError:
+        except (TurnFailed, asyncio.CancelledError) as error:
             if ticket.superseded_by is not None and not session.is_committing:
                 await self._give_way(lease, agent, turn, ticket.superseded_by)
+                raise asyncio.CancelledError from error  # whatever the model made of it
+            if isinstance(error, TurnFailed):
+                agent.open = turn if turn.steps else None
+                self._residents.keep(agent)
             raise
         self._residents.keep(agent)
         assert session.finished is not None

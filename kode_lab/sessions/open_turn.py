@@ -6,6 +6,7 @@ from them again. It decides nothing and touches no file.
 
     {"open": turn_id, "fence": 7, "version": "…", "prompt": message}      first, with the first step
     {"reply": message, "usage": [in, out]}                                 after each model call
+    {"reply": …, "usage": …, "not_run": reason}                            one that was cut off
     {"result": {"call_id": …, "content": …, "is_error": …}}                after each tool call
     {"done": turn_id, "fence": 7, …}                                       instead of all of these
 
@@ -101,16 +102,19 @@ class OpenTurn:
             self.messages.append(tool_results(self.results[call.id] for call in asked))
             self.results = {}
 
+    def refuse_calls(self, reason: str) -> list[ToolResult]:
+        """Give each open call an error result in place of its own."""
+        refused = [ToolResult(call.id, reason, is_error=True) for call in self.calls]
+        for result in refused:
+            self.add_result(result)
+        return refused
+
     def seal(self, reason: str) -> list[dict[str, Any]]:
         """Close it for good, and give the entries that say so.
 
         What is open gets an error result, and the assistant has the last word.
         """
-        entries: list[dict[str, Any]] = []
-        for call in self.calls:
-            result = ToolResult(call.id, reason, is_error=True)
-            self.add_result(result)
-            entries.append(self.result_entry(result))
+        entries = [self.result_entry(result) for result in self.refuse_calls(reason)]
         self.is_sealed = self.is_answered = True
         last = assistant(reason)
         self.messages.append(last)
@@ -157,6 +161,8 @@ class OpenTurn:
         if "reply" in entry:
             self.add_reply(entry["reply"], Usage(*entry["usage"]))
             self.is_sealed = "sealed" in entry
+            if "not_run" in entry:
+                self.refuse_calls(entry["not_run"])
         elif "result" in entry:
             self.add_result(ToolResult(**entry["result"]))
         else:

@@ -14,7 +14,7 @@ from kode_lab.errors import SessionDamaged
 from kode_lab.key import SessionKey
 from kode_lab.message import Message
 from kode_lab.sessions.disk import explained
-from kode_lab.sessions.session_format import decode, messages_of, owner_of, read_header
+from kode_lab.sessions.session_format import DELETED, decode, messages_of, owner_of, read_header
 
 __all__ = ["peek", "sessions_in"]
 
@@ -57,6 +57,8 @@ def _look(key: SessionKey, directory: Path) -> list[Message] | None:
         data = b""
     if is_whole:
         read_header(key, header)
+        if turns.endswith(DELETED):
+            return []
     if not data:  # none yet, unless the turns say that there were some
         return None if turns.startswith(b'{"done"') else []
     return messages_of(data) if is_whole else None

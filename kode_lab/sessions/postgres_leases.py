@@ -111,7 +111,7 @@ class PostgresLeases:
 
     def statistics(self) -> LockStatistics:
         """Give what the lines are doing now."""
-        waiting = sum(len(line.queue) + len(line.tickets) for line in self._lines.values())
+        waiting = sum(line.waiting for line in self._lines.values())
         held = sum(line.is_busy for line in self._lines.values())
         return LockStatistics(held, waiting, self._longest_queue, self._handed_over)
 
@@ -130,7 +130,7 @@ class PostgresLeases:
 
     async def _wait(self, line: Line, key: SessionKey, limit: int) -> int:
         """Wait in line, and give the fence under which the session came."""
-        waiting = len(line.queue) + len(line.tickets)
+        waiting = line.waiting
         is_here = line.is_ours_alone or (line.is_asking and limit > 0)
         if waiting >= limit and (waiting or line.is_busy or is_here):
             raise WaitingRoomFull(

@@ -67,6 +67,11 @@ class Line:
         """Whether this worker holds it and knows of nobody else who wants it."""
         return self.fence > 0 and not (self.wishes or self.passing)
 
+    @property
+    def waiting(self) -> int:
+        """How many wait here; one who was just cancelled does not."""
+        return sum(not w.future.done() for w in (*self.queue, *self.tickets.values()))
+
     def becomes(self, fence: int) -> None:
         """Take note that this worker holds it under a new fence, or, with 0, no more."""
         self.fence = fence

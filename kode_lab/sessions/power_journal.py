@@ -8,8 +8,9 @@ cut the frames are applied again: each says where a file's new end begins, so ap
 applying once.
 
 The journal is preallocated and written from its beginning; when it is full, the files that it
-speaks of are synced, and it begins again with the next generation. It belongs to one process at a
-time.
+speaks of are synced, and it begins again with the next generation. A frame that is larger than all
+of it makes it grow: a step that was refused could never be sealed either. It belongs to one process
+at a time.
 
 Frame: length, CRC-32, generation, sequence (4 + 4 + 4 + 4 bytes), then a JSON line saying
 directory and tails, then the tails' bytes. The first frame that does not fit this chain is the
@@ -34,7 +35,7 @@ from pathlib import Path
 import orjson
 
 from kode_lab.errors import StoreUnwritable
-from kode_lab.sessions.disk import Disk
+from kode_lab.sessions.disk import Disk, explained
 from kode_lab.sessions.session_directory import MESSAGES, TURNS
 from kode_lab.sessions.session_files import SessionFiles, Tail
 
@@ -79,7 +80,6 @@ class PowerJournal:
         self._root = root
         self._root_chars = len(str(root)) + 1
         self._disk = disk
-        self._size_bytes = size_bytes
         self._fd = disk.open(path, create=True)
         self._generation = recover(self._fd, root, disk) + 1
         self._sequence = 0
@@ -91,8 +91,7 @@ class PowerJournal:
         self._flusher: asyncio.Task[None] | None = None
         self._failure: str | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kode-lab-journal")
-        for at in range(disk.size(self._fd), size_bytes, len(_BLANK)):
-            disk.write(self._fd, _BLANK[: size_bytes - at], at)
+        self._grow(size_bytes)
         _empty(self._fd, disk, self._generation)
         for place in (root, *root.absolute().parents):  # the root may be as new as what is in it
             with contextlib.suppress(PermissionError):
@@ -106,12 +105,13 @@ class PowerJournal:
             asyncio.CancelledError: the caller was cancelled; the tails are down all the same.
         """
         if self._failure is not None:
-            raise StoreUnwritable(self._failure)
+            raise StoreUnwritable(f"{files.key}: {self._failure}")
         payload = _payload(files.place.path[self._root_chars :], files, tails)
-        if len(payload) + _FRAME.size > self._size_bytes:
-            raise StoreUnwritable(
-                f"a step of {len(payload)} bytes does not fit journal_bytes={self._size_bytes}"
-            )
+        if _FRAME.size + len(payload) > self._size_bytes:
+            try:
+                self._grow(_FRAME.size + len(payload))
+            except OSError as error:
+                raise explained(f"{files.key}: a step of {len(payload)} bytes", error) from error
         waiting = _Waiting(files, tails, payload)
         files.expect(tails)
         self._queue.append(waiting)
@@ -174,6 +174,12 @@ class PowerJournal:
             loop = asyncio.get_running_loop()
             self._catching_up = loop.call_later(_CATCH_UP_S, self._catch_up_now)
 
+    def _grow(self, size_bytes: int) -> None:
+        """Make room for a frame of that size; the sync of the first frame there makes it last."""
+        for at in range(self._disk.size(self._fd), size_bytes, len(_BLANK)):
+            self._disk.write(self._fd, _BLANK[: size_bytes - at], at)
+        self._size_bytes = size_bytes
+
     def _catch_up_now(self) -> None:
         try:
             self._catch_up()
@@ -210,7 +216,8 @@ class PowerJournal:
         for waiting in [*batch, *self._queue]:
             waiting.is_down = True
             if not waiting.done.done():
-                waiting.done.set_exception(StoreUnwritable(self._failure))
+                told = StoreUnwritable(f"{waiting.files.key}: {self._failure}")
+                waiting.done.set_exception(told)
         self._queue.clear()
 
     def _write(self, batch: list[_Waiting]) -> None:
@@ -247,7 +254,10 @@ def recover(fd: int, root: Path, disk: Disk) -> int:
     touched: set[str] = set()
     for directory, tails in _frames(data):
         touched.add(f"{root}/{directory}")
-        _apply(root / directory, tails, disk)
+        try:
+            _apply(root / directory, tails, disk)
+        except OSError as error:
+            raise OSError(error.errno, f"{error.strerror}: {directory} in it") from error
     if touched:
         _sync_all(touched, root, disk)
         _empty(fd, disk, generation)

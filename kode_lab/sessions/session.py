@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
@@ -28,6 +29,7 @@ from kode_lab.message import (
 from kode_lab.sessions.agent import AgentConfig
 from kode_lab.sessions.open_turn import Finished, OpenTurn
 from kode_lab.sessions.residents import Agent
+from kode_lab.sessions.session_format import encode
 from kode_lab.sessions.store import Lease, Store
 from kode_lab.sessions.tool import ToolContext, use
 from kode_lab.span import Span, Trace
@@ -37,6 +39,8 @@ __all__ = ["Session", "TurnEvent"]
 # As much of a tool's result as a picture or a table can show.
 _SHOWN_CHARS = 200
 _EMPTY_REPLY = "(The reply was empty.)"
+# As many digits as only a number near the end of 64 bits has.
+_LONG_NUMBER = re.compile(r"\d{19}")
 
 
 class TurnEvent(NamedTuple):
@@ -180,15 +184,17 @@ class Session:
         if turn.is_answered:
             self._last_steps.append(entry)  # goes down with the commit, which is the next step
             return
+        if reply.stop_reason == "max_tokens":  # with the reply, or a crash between lets them run
+            cut = f"Not run: the reply was cut off at max_tokens={self._config.max_tokens}."
+            turn.refuse_calls(cut)
+            entry["not_run"] = cut
         await self._store.journal(self._lease, turn, entry)
-        if reply.stop_reason == "max_tokens":
-            for call in turn.calls:
-                cut = f"Not run: the reply was cut off at max_tokens={self._config.max_tokens}."
-                await self._keep_result(ToolResult(call.id, cut, is_error=True))
 
     async def _use_one(self, call: ToolCall) -> None:
         key, turn, config = self._lease.key, self._turn, self._config
-        context = ToolContext(key, turn.turn_id, call.id, f"{turn.turn_id}:{call.id}")
+        # Clients count turns anew in each session, and models the calls in each conversation.
+        once = encode([*key, turn.turn_id, call.id]).decode()
+        context = ToolContext(key, turn.turn_id, call.id, once)
         self._tell("tool_call", call)
         start_ns = time.monotonic_ns()
         attributes: dict[str, Any] = {"gen_ai.tool.name": call.name, "gen_ai.tool.call.id": call.id}
@@ -244,9 +250,23 @@ def _check(reply: object, turn: OpenTurn, agent: Agent) -> None:
     rich = [block for block in reply.content if len(block) > 2 or "text" not in block]
     try:
         if rich:
-            json.dumps(rich)
+            _check_json(rich)
     except (TypeError, ValueError, RecursionError) as error:
         raise ModelGarbage(f"the reply cannot be stored as JSON: {error}") from None
+
+
+def _check_json(value: object) -> None:
+    """Refuse what would not be read as it was written: NaN, infinities, numbers past 64 bits."""
+    text = json.dumps(value, allow_nan=False)
+    if _LONG_NUMBER.search(text):
+        json.loads(text, parse_int=_checked_integer)
+
+
+def _checked_integer(digits: str) -> int:
+    value = int(digits)
+    if not -(2**63) <= value < 2**64:
+        raise ValueError(f"{digits:.40} does not fit 64 bits")
+    return value
 
 
 def _checked_calls(reply: Reply) -> set[str]:

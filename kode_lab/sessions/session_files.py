@@ -24,6 +24,7 @@ from kode_lab.sessions.open_turn import Finished, OpenTurn
 from kode_lab.sessions.session_directory import MESSAGES, TURNS, SessionDirectory
 from kode_lab.sessions.session_format import (
     CLOSING,
+    DELETED,
     FENCE_AT,
     FENCE_DIGITS,
     encode,
@@ -177,6 +178,8 @@ class SessionFiles:
         size = self.disk.size(fd)
         start = len(self.header)
         text = read_turns(self.key, self.disk.read(fd, size - start, start))
+        if text.is_deleted:  # by somebody who died of it
+            self.place.remove_messages()
         messages = self._read_messages(text.end_bytes, is_open=text.open is not None)
         self.done_bytes = start + text.done_bytes
         self.turns_bytes = start + text.good_bytes
@@ -280,9 +283,13 @@ class SessionFiles:
         """Give what forgetting the unfinished turn writes."""
         return Tail(TURNS, self.done_bytes, b"")
 
-    def delete_tails(self) -> tuple[Tail, Tail]:
-        """Give what forgetting the conversation writes; the header with its fence stays."""
-        return Tail(TURNS, len(self.header), b""), Tail(MESSAGES, 0, b"")
+    def delete_tails(self) -> tuple[Tail, Tail, Tail]:
+        """Give what forgetting the conversation writes; the header with its fence stays.
+
+        The first one says what is coming, so that the turns' ids never go without the turns.
+        """
+        saying = Tail(TURNS, self.turns_bytes, DELETED)
+        return saying, Tail(MESSAGES, 0, b""), Tail(TURNS, len(self.header), b"")
 
     # ---- writing it
 

@@ -5,6 +5,7 @@ r"""The two files of one session as text: what their lines mean. Pure: no file i
                     {"done":…,"end":bytes,…}    a line for each turn in the conversation
                     {"open":…} {"reply":…} {"result":…}      the steps of an unfinished turn
                     {"ending":{"done":…}}       after its last step: the line to replace them all
+                    {"deleted":true}            at the end: the conversation is being forgotten
 
 Everything that decides whether bytes on a disk are a conversation must live here.
 
@@ -26,6 +27,7 @@ from kode_lab.sessions.open_turn import Finished, OpenTurn
 
 __all__ = [
     "CLOSING",
+    "DELETED",
     "FENCE_AT",
     "FENCE_DIGITS",
     "FORMAT",
@@ -43,6 +45,7 @@ __all__ = [
 
 FORMAT = 1
 CLOSING = b"\n]\n"
+DELETED = b'{"deleted":true}\n'
 FENCE_AT = len(b'{"kode_lab":1,"fence":"')
 FENCE_DIGITS = 20
 
@@ -56,6 +59,7 @@ class TurnsText(NamedTuple):
         done_bytes: where the last ``done`` line ends, counted from the first line after the header.
         good_bytes: where the last whole line that belongs here ends; what follows is rubbish.
         torn_done: the ``done`` line that was being written at ``done_bytes``, or b"".
+        is_deleted: what is there was to be forgotten, and is not the conversation any more.
     """
 
     finished: list[Finished]
@@ -64,6 +68,7 @@ class TurnsText(NamedTuple):
     done_bytes: int
     good_bytes: int
     torn_done: bytes = b""
+    is_deleted: bool = False
 
 
 def header_of(key: SessionKey, fence: int) -> bytes:
@@ -125,6 +130,8 @@ def read_turns(key: SessionKey, data: bytes) -> TurnsText:
     Raises:
         SessionDamaged: a line cannot be read, and turns follow it: no crash does that.
     """
+    if data.endswith(DELETED) and data[: -len(DELETED)][-1:] in (b"", b"\n"):
+        return TurnsText([], None, 0, 0, 0, is_deleted=True)
     lines = data.split(b"\n")[:-1]
     finished: list[Finished] = []
     turn: OpenTurn | None = None

@@ -11,14 +11,14 @@ Source: fencing tokens, Kleppmann 2016; leases, Gray and Cheriton 1989.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from kode_lab.key import SessionKey
 from kode_lab.message import Message
 from kode_lab.sessions.keyed_lock import LockStatistics
 from kode_lab.sessions.open_turn import Finished, OpenTurn
 
-__all__ = ["Lease", "Store", "Stored"]
+__all__ = ["Lease", "Lookable", "Store", "Stored"]
 
 
 class Lease:
@@ -51,6 +51,15 @@ class Stored(NamedTuple):
     messages: list[Message]
     finished: dict[str, Finished]
     open: OpenTurn | None
+
+
+@runtime_checkable
+class Lookable(Protocol):
+    """A store where a hold leaves a trace, and that can tell without one whether there is any."""
+
+    def is_there(self, key: SessionKey) -> bool:
+        """Whether the session was ever held."""
+        ...
 
 
 class Store(Protocol):

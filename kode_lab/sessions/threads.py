@@ -5,7 +5,9 @@ thread is written off and another may take its place, up to a limit. All threads
 nobody joins them, so neither the end of an event loop nor that of the process waits for a hung
 call, as both would with ``ThreadPoolExecutor``. Idle threads go away by themselves.
 
-It knows nothing of tools, sessions or models; it is the only place where tools leave the loop.
+No owner of calls has more than a quarter of the threads at a time: what one of them blocks, others
+do not wait for. It knows nothing of tools, sessions or models, and is the only place where tools
+leave the loop.
 
 Source: trio's ``to_thread.run_sync`` (a limit, abandonment by name) and ``asyncio.to_thread`` (each
 call runs in its own copy of the context, so what it sets there ends with it).
@@ -18,14 +20,24 @@ import contextlib
 import contextvars
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, TypeVar
 
 from kode_lab.errors import Refused
 
-__all__ = ["HUNG_LIMIT", "IDLE_S", "THREAD_LIMIT", "WAITING_LIMIT", "Threads", "ThreadsStatistics"]
+__all__ = [
+    "HUNG_LIMIT",
+    "IDLE_S",
+    "SHARES",
+    "THREAD_LIMIT",
+    "WAITING_LIMIT",
+    "Threads",
+    "ThreadsStatistics",
+]
 
 THREAD_LIMIT = 32
+# One part of so many is what one owner's calls may have at a time, one thread at least.
+SHARES = 4
 # Beyond this, hung calls do use up the pool: a service with hundreds of them wants a person.
 HUNG_LIMIT = 256
 WAITING_LIMIT = 10_000
@@ -44,10 +56,11 @@ class ThreadsStatistics(NamedTuple):
 
 
 class _Job:
-    __slots__ = ("context", "future", "is_given_up", "is_running", "loop", "work")
+    __slots__ = ("context", "future", "is_given_up", "is_running", "loop", "owner", "work")
 
-    def __init__(self, work: Callable[[], Any]) -> None:
+    def __init__(self, work: Callable[[], Any], owner: Hashable | None) -> None:
         self.work = work
+        self.owner = owner
         self.context = contextvars.copy_context()
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[Any] = self.loop.create_future()
@@ -58,7 +71,8 @@ class _Job:
 class Threads:
     """Runs blocking work first come, first served, at most ``thread_limit`` calls at a time.
 
-    Threads start when they are needed. One pool serves any number of event loops.
+    Calls of one owner have at most one part in ``SHARES`` of them; those behind it go past. Threads
+    start when they are needed. One pool serves any number of event loops.
     """
 
     def __init__(
@@ -76,21 +90,26 @@ class Threads:
         self.idle_s = idle_s
         self._lock = threading.Condition()  # guards all below
         self._waiting: deque[_Job] = deque()
+        # How many threads run for each owner; those that were given up run for nobody.
+        self._running: dict[Hashable | None, int] = {}
         self._total = 0
         self._idle = 0
         self._hung = 0
 
-    async def run(self, work: Callable[[], T], timeout_s: float) -> T:
+    async def run(
+        self, work: Callable[[], T], timeout_s: float, *, owner: Hashable | None = None
+    ) -> T:
         """Give what ``work`` gives, or raise what it raises.
 
-        A cancelled caller leaves at once; work that has begun then runs on to its own end.
+        A cancelled caller leaves at once; work that has begun then runs on to its own end. Work of
+        no ``owner`` may have every thread.
 
         Raises:
             TimeoutError: it did not begin, or did not end, within ``timeout_s``; the message says
                 which. What has not begun never will.
             Refused: ``waiting_limit`` calls wait already, or the system has no thread to give.
         """
-        job = _Job(work)
+        job = _Job(work, owner)
         self._enter(job)
         try:
             async with asyncio.timeout(timeout_s):
@@ -107,7 +126,7 @@ class Threads:
                 f"no result after {timeout_s:g} s; its thread cannot be stopped and may still act"
             )
         raise TimeoutError(
-            f"not begun within {timeout_s:g} s: every thread is busy"
+            f"not begun within {timeout_s:g} s: every thread that it may have is busy"
             f" (THREAD_LIMIT={self.thread_limit}); nothing was done"
         )
 
@@ -156,6 +175,7 @@ class Threads:
                 return False
             job.is_given_up = True
             self._hung += 1
+            self._give_back(job)
             with contextlib.suppress(RuntimeError):  # no thread to be had; the next call asks again
                 self._grow()
             return True
@@ -174,6 +194,8 @@ class Threads:
                 job.is_running = False
                 if job.is_given_up:
                     self._hung -= 1
+                else:
+                    self._give_back(job)
             with contextlib.suppress(RuntimeError):  # a closed loop: nobody is left to be told
                 job.loop.call_soon_threadsafe(settle)
             del job, settle  # an idle thread holds nothing of its last call
@@ -183,9 +205,7 @@ class Threads:
             while True:
                 if self._total > self._allowed():
                     break
-                if self._waiting:
-                    job = self._waiting.popleft()
-                    job.is_running = True
+                if (job := self._first()) is not None:
                     return job
                 self._idle += 1
                 is_woken = self._lock.wait(self.idle_s)
@@ -194,6 +214,24 @@ class Threads:
                     break
             self._total -= 1
             return None
+
+    def _first(self) -> _Job | None:
+        """Give the job to run: the first whose owner may have a thread; holds the lock."""
+        running, share = self._running, max(1, self.thread_limit // SHARES)
+        for at, job in enumerate(self._waiting):
+            if job.owner is None or running.get(job.owner, 0) < share:
+                del self._waiting[at]
+                running[job.owner] = running.get(job.owner, 0) + 1
+                job.is_running = True
+                return job
+        return None
+
+    def _give_back(self, job: _Job) -> None:
+        """Let another job of the same owner have its thread; holds the lock."""
+        self._running[job.owner] -= 1
+        if not self._running[job.owner]:
+            del self._running[job.owner]
+        self._lock.notify()  # it may wait while a thread is idle
 
 
 def _success(future: asyncio.Future[Any], result: object) -> Callable[[], None]:

@@ -15,10 +15,17 @@ from kode_lab.key import SessionKey
 from kode_lab.sessions.agent import STRATEGIES, AgentConfig
 from kode_lab.sessions.session import Session, TurnEvent
 
-__all__ = ["PROMPT_LIMIT_CHARS", "TURN_ID_LIMIT_CHARS", "Ticket"]
+__all__ = [
+    "DEADLINE_LIMIT_S",
+    "PROMPT_LIMIT_CHARS",
+    "TURN_ID_LIMIT_CHARS",
+    "Ticket",
+    "checked_deadline",
+]
 
 PROMPT_LIMIT_CHARS = 1_000_000
 TURN_ID_LIMIT_CHARS = 200
+DEADLINE_LIMIT_S = 30 * 86_400
 
 
 class Ticket:
@@ -30,6 +37,7 @@ class Ticket:
         task: who waits for the reply.
         session: what the turn works with once it holds the session.
         superseded_by: the strategy of the later turn that took its place.
+        is_asked_away: its task was asked to end for that one.
         is_expired: its time was up, and its task was asked to end.
 
     Raises:
@@ -39,6 +47,7 @@ class Ticket:
     __slots__ = (
         "_cancels",
         "config",
+        "is_asked_away",
         "is_expired",
         "key",
         "on_event",
@@ -70,7 +79,7 @@ class Ticket:
         self.task = asyncio.current_task()
         self.session: Session | None = None
         self.superseded_by: str | None = None
-        self.is_expired = False
+        self.is_asked_away = self.is_expired = False
         self._cancels = 0 if self.task is None else self.task.cancelling()
 
     @property
@@ -107,11 +116,19 @@ class Ticket:
         self.is_expired = False
         return self.task.uncancel() <= self._cancels
 
+    def gave_way(self) -> bool:
+        """Take back what a later turn asked of the task; say whether nobody else asked."""
+        if self.task is None or not self.is_asked_away:
+            return False
+        self.is_asked_away = False
+        return self.task.uncancel() <= self._cancels
+
     def supersede(self, strategy: str) -> None:
         """End this turn for a later one, unless it is past the point of no return."""
         is_late = self.session is not None and self.session.is_committing
         if self.superseded_by is None and self.task is not None and not is_late:
             self.superseded_by = strategy
+            self.is_asked_away = True
             self.task.cancel()
 
 
@@ -131,6 +148,19 @@ def _checked_turn_id(turn_id: object) -> str:
         raise InvalidPrompt(f"turnId must be text of 1 to {TURN_ID_LIMIT_CHARS=} characters")
     _check_unicode("turnId", turn_id)
     return turn_id
+
+
+def checked_deadline(deadline_s: object) -> float:
+    """Give the time that a caller allows a turn.
+
+    Raises:
+        InvalidPrompt: it is no number of seconds, or longer than ``DEADLINE_LIMIT_S``.
+    """
+    if isinstance(deadline_s, bool) or not isinstance(deadline_s, int | float):
+        raise InvalidPrompt(f"deadline_s is {deadline_s!r:.40}: give a number of seconds")
+    if not deadline_s <= DEADLINE_LIMIT_S:  # NaN is not, either
+        raise InvalidPrompt(f"deadline_s is {deadline_s!r:.40}: give at most {DEADLINE_LIMIT_S=}")
+    return deadline_s
 
 
 def _check_unicode(what: str, text: str) -> None:

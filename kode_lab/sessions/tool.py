@@ -59,8 +59,8 @@ class ToolContext(NamedTuple):
         key: the session.
         turn_id: the turn that asked.
         call_id: the model's id of this call.
-        idempotency_key: the same whenever this call is made again; an effect carries it, so that
-            it happens once.
+        idempotency_key: the same whenever this call is made again, and no other call's of whichever
+            session; an effect carries it, so that it happens once.
     """
 
     key: SessionKey
@@ -180,7 +180,9 @@ async def use(
         if tool.is_async:
             content, is_error = await _in_task(tool, arguments, timeout_s)
         else:
-            content, is_error = await tool.threads.run(lambda: _run(tool, arguments), timeout_s)
+            content, is_error = await tool.threads.run(
+                lambda: _run(tool, arguments), timeout_s, owner=context.key[:2]
+            )
     except (TimeoutError, Refused) as error:
         content, is_error = f"{tool.name}: {error}.", True
     return ToolResult(call.id, content, is_error)

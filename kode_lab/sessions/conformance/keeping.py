@@ -25,14 +25,14 @@ async def _appended(scene: Scene) -> None:
     wanted = Finished("t1", TURN_MESSAGES, 2 * TURN_MESSAGES - 1, False, turn.usage, "v1")
     demand(ended[1] == wanted, f"append gave {ended[1]}, not {wanted}")
     other = await scene.perhaps_another(store)
+    nothing = await scene.stored(other, scene.key("none"))
+    demand(nothing == ([], {}, None), f"a new session is not empty: {nothing!r:.200}")
     for is_last, one in ((False, store), (False, other), (True, store)):
         found = await scene.stored(await scene.reopened(one) if is_last else one, key)
         scene.expect(found.messages, ["t0", "t1", "t2"])
         known = list(found.finished.values())
         demand(known == ended, f"load says that the turns ended as {known}, append said {ended}")
         demand(found.open is None, "load found an open turn after all had ended")
-    nothing = await scene.stored(other, scene.key("none"))
-    demand(nothing == ([], {}, None), f"a new session is not empty: {nothing!r:.200}")
 
 
 async def _whole(scene: Scene) -> None:
