@@ -24,19 +24,18 @@ from kode_lab.sessions.conformance.scene import QUEUE, MakeStore, Scene, Skipped
 
 __all__ = ["Child", "Order", "main"]
 
-_TURNS = 100_000
-
 
 class Order(NamedTuple):
     """What a child is to do.
 
     Attributes:
-        is_writing: append turn after turn; else hold, journal one step, and wait for a word.
+        turns: append so many, one after another, and wait; with 0, hold, journal one step, and
+            wait for a word.
     """
 
     make_store: MakeStore
     key: SessionKey
-    is_writing: bool
+    turns: int
 
 
 class Child:
@@ -46,11 +45,11 @@ class Child:
         Skipped: ``make_store`` cannot be sent to a process.
     """
 
-    def __init__(self, scene: Scene, key: SessionKey, *, is_writing: bool = False) -> None:
+    def __init__(self, scene: Scene, key: SessionKey, *, turns: int = 0) -> None:
         if not scene.claims.is_shared:
             raise Skipped("the store says that one handle can be open at a time")
         try:
-            pickled = pickle.dumps(Order(scene.make_store, key, is_writing))
+            pickled = pickle.dumps(Order(scene.make_store, key, turns))
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise Skipped(f"make_store cannot be sent to a process: {error}") from None
         self._scene = scene
@@ -122,18 +121,19 @@ def main() -> None:
     except (AttributeError, ImportError) as error:  # a class of a script or a notebook
         _tell({"unusable": str(error)})
         return
-    asyncio.run(_write(order) if order.is_writing else _wait(order))
+    asyncio.run(_write(order) if order.turns else _wait(order))
 
 
 async def _write(order: Order) -> None:
     made = order.make_store()
     store = await made if inspect.isawaitable(made) else made
-    for number in range(_TURNS):
+    for number in range(order.turns):
         lease = await store.hold(order.key, queue_limit=QUEUE)
         await store.load(lease)
         await store.append(lease, *Scene.turn(f"t{number}"))
         store.release(lease)
         _tell(number)
+    await asyncio.Event().wait()  # to be killed
 
 
 async def _wait(order: Order) -> None:
