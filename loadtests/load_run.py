@@ -24,6 +24,7 @@ from gevent.event import Event
 from locust import events
 from locust.runners import MasterRunner, WorkerRunner
 from probe import probe
+from ranges import wrong_in
 from recorder import HISTORY, Recorder, merged
 from server_watch import ServerWatch
 from summary import Judged, judged, save_figures, told
@@ -37,6 +38,7 @@ _HUSH, _HUSHED = "kode_lab_hush", "kode_lab_hushed"
 # Beyond the patience: for messages on their way.
 _GRACE_S = 10.0
 _PROGRESS_S = 2.0
+_UNUSABLE = 3
 
 
 class LoadRun:
@@ -127,7 +129,7 @@ class LoadRun:
         if self.state == "running":
             runner.stop(*([False] if isinstance(runner, MasterRunner) else []))
         self.environment.process_exit_code = (
-            self.verdict.exit_code(self.environment.parsed_options) if self.verdict else 3
+            self.verdict.exit_code(self.environment.parsed_options) if self.verdict else _UNUSABLE
         )
 
     def say(self) -> None:
@@ -196,7 +198,7 @@ def listen() -> None:
 def _add_options(parser: Any) -> None:
     add = parser.add_argument_group("kode_lab").add_argument
     add("--run-dir", default="", help="where the evidence goes (default: results/<utc>-<name>-…)")
-    add("--rate", type=float, default=0.0, help="turns a second that each user begins")
+    add("--rate", type=float, default=0.0, help="turns a second of each user (0: its own)")
     add("--closed-loop", action="store_true", help="wait for each answer before the next turn")
     add("--seed", type=int, default=0, help="of arrivals and choices")
     add("--patience", type=float, default=60.0, help="seconds for turns under way at the end")
@@ -208,6 +210,10 @@ def _add_options(parser: Any) -> None:
 
 
 def _begin(environment: Any, web_ui: Any, **_: Any) -> None:
+    if wrong := wrong_in(environment.parsed_options):
+        if not isinstance(environment.runner, WorkerRunner):  # it is said once
+            sys.stderr.write(f"kode-lab: {wrong}\n")
+        sys.exit(_UNUSABLE)
     # With it, -t 5s runs five seconds: gevent's idea of now is as old as its last wait.
     gevent.get_hub().loop.update_now()
     # Locust looks at its stack when it stops, which stalls the whole process for a third of a

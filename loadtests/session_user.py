@@ -24,6 +24,8 @@ from typing import Any
 import gevent
 from load_run import listen
 from locust import FastHttpUser, task
+from locust.exception import StopTest
+from ranges import wrong_in
 from recorder import LATE, Outcome, Recorder
 
 from kode_lab.key import SessionKey
@@ -66,6 +68,8 @@ class SessionUser(FastHttpUser):
     def on_start(self) -> None:
         """Draw when the first turn is due, so that users do not fire in phase."""
         options = self.environment.parsed_options
+        if wrong := wrong_in(options):  # the web page can change what was right at the start
+            raise StopTest(wrong)
         self.recorder: Recorder = self.environment.recorder
         self.number = self.recorder.next_user()
         self.draw = random.Random(f"{options.seed}/{self.recorder.worker}/{self.number}")

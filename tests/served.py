@@ -14,10 +14,12 @@ import re
 import subprocess
 import sys
 from contextlib import asynccontextmanager, contextmanager
+from urllib.parse import quote
 
 import aiohttp
 from house import PATIENCE_S, Clerk, World, shelf, until
 
+from kode_lab.key import SessionKey
 from kode_lab.server import Board, HttpServer, Limits, app_of, in_thread
 from kode_lab.sessions import JsonStore, SessionManager
 
@@ -73,6 +75,9 @@ class GatedStore:
     def __getattr__(self, name):
         return getattr(self._store, name)
 
+    async def has(self, key):
+        return await self._store.has(key)
+
     async def append(self, lease, turn, entries):
         await self._gate()
         return await self._store.append(lease, turn, entries)
@@ -88,6 +93,7 @@ class Served:
         self.store = JsonStore(path / "store")
         self.board = Board()
         self.agents = shelf(path / "agents", self.world.box, **(agent or {}))
+        self.listings = []
         self.manager = None
         self.service = None
         self.http = None
@@ -96,6 +102,11 @@ class Served:
     @property
     def connections(self):
         return self.http._connections
+
+    def sessions(self, user_id):
+        """Give the user's sessions, as the server asks for them, and remember that it did."""
+        self.listings.append(user_id)
+        return list(self.store.sessions(user_id))
 
     async def idle(self):
         """Wait until no turn is in flight."""
@@ -131,6 +142,15 @@ class Served:
         status, told, _ = await self.ask("GET", f"/v1/sessions/{user}/{session}/clerk/messages")
         assert status == 200, told
         return told["messages"]
+
+    async def delete(self, session):
+        path = f"/v1/sessions/ada/{quote(session, safe='')}/clerk"
+        status, _, _ = await self.ask("DELETE", path)
+        return status
+
+    @staticmethod
+    def key(session):
+        return SessionKey.of("ada", "clerk", session)
 
     async def connect(self):
         """Give a raw connection: reader and writer."""
@@ -171,7 +191,7 @@ async def served(path, *, agent=None, limits=None, tokens=None):
         app = app_of(
             scene.manager,
             board=scene.board,
-            sessions_of=in_thread(scene.store.sessions),
+            sessions_of=in_thread(scene.sessions),
             tokens=tokens,
             limits=limits,
         )

@@ -341,6 +341,49 @@ def test_what_cannot_be_run_is_said_in_one_line(tmp_path, capsys, words, told):
     assert told in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("--rate", value) for value in ("-1", "0", "nan", "inf")),
+        *(("--users", value) for value in ("0", "-1")),
+        *(("--processes", value) for value in ("0", "-1")),
+        *(("--spawn-rate", value) for value in ("0", "nan")),
+        ("--slo-p99-ms", "-5"),
+        ("--kills", "-1"),
+        ("--for", "nonsense"),
+        ("--fault", "nope"),
+        ("--fault", "directory-not-synced"),
+        ("--fault", "no-lock --host=http://127.0.0.1:1"),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_named_before_anything_starts(
+    tmp_path, capsys, option, value
+):
+    began_s = time.monotonic()
+    words = [f"{option}={word}" if word[:2] != "--" else word for word in value.split()]
+    assert main(["load", "chaos", *words, "--results", str(tmp_path)]) == 3
+    (said,) = capsys.readouterr().err.splitlines()
+    assert option in said or f"there is no fault {value!r}" in said
+    assert list(tmp_path.iterdir()) == []
+    assert time.monotonic() - began_s < 10
+
+
+@pytest.mark.parametrize(
+    "words", [("--rate=-1",), ("--rate=nan", "--processes", "2"), ("--kills=-1",)]
+)
+def test_locust_itself_begins_nothing_with_an_option_that_makes_no_sense(tmp_path, words):
+    run = locust(
+        tmp_path / "run", "chaos", "http://127.0.0.1:1", "--headless", "-t", "60s", *words,
+        workers=(),
+    )  # fmt: skip
+    status, _ = run.ended()
+    assert status == 3, run.words()
+    option = words[0].partition("=")[0]
+    assert run.words().count(f"kode-lab: {option} ") == 1
+    assert "Traceback" not in run.words()
+    assert not (run.path / "history.jsonl").exists()
+
+
 def test_every_load_test_has_its_setting_and_its_page():
     places = {path.stem for path in LOADTESTS.glob("*.py") if "task" not in path.stem}
     assert set(SETTINGS) <= places

@@ -11,11 +11,13 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 import pytest
 from house import PATIENCE_S
 
+from kode_lab.cli import main
 from kode_lab.errors import PortOccupied, PostgresMissing, StoreUnreachable, StoreUnwritable
 from kode_lab.postgres import ThrowawayPostgres, find_binaries
 from kode_lab.postgres.binaries import server_account
@@ -159,6 +161,34 @@ def test_it_dies_with_a_parent_that_is_killed_and_its_data_go_too():
         running.kill()
     until(lambda: not is_there(int(pid)), "the server ends with its parent")
     until(lambda: not Path(data).parent.exists(), "its data are removed")
+
+
+@needs_postgres
+def test_of_a_command_that_is_killed_only_the_kept_data_stay(open_place):
+    data = open_place / "kept"
+    command = [sys.executable, "-m", "kode_lab", "postgres", "--data", str(data)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as running:
+        (host,) = parse_qs(urlsplit(running.stdout.readline().strip()).query)["host"]
+        pid = int((data / "postmaster.pid").read_text().split()[0])
+        assert (Path(host).parent / "log").exists()
+        running.kill()
+    until(lambda: not is_there(pid), "the server ends with its parent")
+    until(lambda: not Path(host).parent.exists(), "its log and its socket are removed")
+    with ThrowawayPostgres(data=data) as server:
+        assert asked(server.dsn, "SELECT 1") == 1
+
+
+@needs_postgres
+@pytest.mark.parametrize("port", [99_999, 65_536, -1])
+def test_a_port_that_is_none_is_refused_before_anything_is_made(open_place, capsys, port):
+    data = open_place / "kept"
+    assert main(["postgres", f"--port={port}", "--data", str(data)]) == 3
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert f"port {port} is none: choose 1 to 65535" in err
+    assert not data.exists()
 
 
 @needs_postgres

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from house import ADA, Clerk, managing, prompts
 
 from kode_lab.errors import (
     InvalidConfig,
@@ -18,6 +19,7 @@ from kode_lab.errors import (
     StaleLease,
     StoreError,
     StoreUnreachable,
+    Superseded,
     WaitingRoomFull,
 )
 from kode_lab.key import SessionKey
@@ -79,6 +81,27 @@ async def rows(dsn, schema, query, *arguments):
 
 
 # ---- leases
+
+
+def test_who_takes_a_place_comes_next_and_has_room_in_a_full_waiting_room(
+    postgres, postgres_schema, tmp_path
+):
+    async def scenario():
+        model, store = Clerk(), PostgresStore(postgres, schema=postgres_schema)
+        model.gates["busy"] = asyncio.Event()
+        async with managing(tmp_path, model, store=store, agent={"queue_limit": 2}) as manager:
+            busy = asyncio.create_task(manager.turn(ADA, "busy"))
+            await model.asked.wait()
+            ahead = [asyncio.create_task(manager.turn(ADA, f"w{n}")) for n in range(2)]
+            await until(lambda: manager.statistics().lock.waiting == 2)
+            next_one = asyncio.create_task(manager.turn(ADA, "next", strategy="interrupt"))
+            later = asyncio.create_task(manager.turn(ADA, "later"))
+            ended = await asyncio.gather(busy, *ahead, return_exceptions=True)
+            assert {type(error) for error in ended} == {Superseded}
+            assert [(await task).text for task in (next_one, later)] == ["re: next", "re: later"]
+            assert prompts(await manager.history(ADA)) == ["busy", "next", "later"]
+
+    asyncio.run(scenario())
 
 
 def test_a_warm_session_stays_with_its_worker_and_moves_when_another_wants_it(

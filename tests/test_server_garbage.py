@@ -95,6 +95,18 @@ async def left(scene):
     gate.open()
 
 
+async def left_with_the_next_sent(scene):
+    gate = scene.gates["ask"]
+    gate.reached.clear()
+    gate.shut()
+    async with _connection(scene) as (_, writer):
+        writer.write(turn_request(scene.body()) * 2 + b"POST /v1/tu")
+        await gate.reached.wait()
+        writer.transport.abort()
+    gate.open()
+    await scene.idle()
+
+
 async def cut(scene):
     async with _connection(scene) as (_, writer):
         writer.write(turn_request(scene.body())[:-10])
@@ -120,7 +132,7 @@ async def _connection(scene):
 
 WAYS = (
     *(answered, with_a_tool, streamed, no_json, wrong_field, unknown_agent),
-    *(no_room, rejected, interrupted, rolled_back, left, cut, no_http),
+    *(no_room, rejected, interrupted, rolled_back, left, left_with_the_next_sent, cut, no_http),
 )
 
 

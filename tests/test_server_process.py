@@ -5,11 +5,15 @@ import json
 import signal
 import socket
 import subprocess
+import sys
+from pathlib import Path
 
 import aiohttp
+import pytest
 from house import PATIENCE_S, assert_legal, prompts, run
 from served import command, patient, serving
 
+from kode_lab.cli import main
 from kode_lab.server.listener import is_loopback
 
 CREATE = "Create a meeting tomorrow at 15:00"
@@ -190,6 +194,39 @@ def test_what_cannot_be_used_is_said_in_a_sentence(tmp_path):
         assert said in refused(tmp_path, *options)
 
 
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("--turns-limit=-3", "--turns-limit=0", "--sessions-per-user=0", "--residents=-1"),
+        *("--residents=0", "--drain=nan", "--drain=-1", "--drain=inf", "--model="),
+        *("--ttl=5", "--schema=other"),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_named_before_anything_is_opened(
+    tmp_path, monkeypatch, capsys, option
+):
+    monkeypatch.delenv("KODE_LAB_STORE", raising=False)
+    assert main([*command(tmp_path)[3:], option]) == 3
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert f"kode-lab: InvalidScenario: {option.partition('=')[0]} " in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [b"", b"hello\n", b"[1]\n", b"{}\n", b"\xff\n"])
+def test_a_worker_that_nobody_told_its_place_says_who_starts_it(words):
+    ended = subprocess.run(
+        (sys.executable, "-m", "kode_lab", "worker"),
+        input=words,
+        capture_output=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (3, b"")
+    assert b"a worker is started by kode-lab serve --workers N" in ended.stderr
+    assert b"Traceback" not in ended.stderr
+
+
 def test_the_trace_has_every_step_of_every_turn(tmp_path):
     async def scenario():
         trace = tmp_path / "trace.jsonl"
@@ -200,3 +237,52 @@ def test_the_trace_has_every_step_of_every_turn(tmp_path):
         assert steps == ["wait", "load", "ask", "tool", "ask", "commit", "turn"]
 
     run(scenario())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_turn_never_fails_for_its_trace(tmp_path):
+    async def scenario():
+        with serving(tmp_path, "--trace", "/dev/full") as child:
+            async with patient() as client:
+                for number in range(3):
+                    status, told = await child.post(client, CREATE, f"s{number}")
+                    assert (status, len(told["toolCalls"])) == (200, 1)
+                    assert prompts(await child.messages(client, f"s{number}")) == [CREATE]
+                child.signal(signal.SIGTERM)
+                assert await child.ended() == 0
+
+    run(scenario())
+    said = (tmp_path / "stderr").read_text()
+    assert said.count("No space left on device: its steps are dropped") == 1
+    assert "the trace full lacks 21 steps" in said
+    assert "Traceback" not in said
+
+
+CUT = """
+import resource, signal, sys
+from pathlib import Path
+from kode_lab.key import SessionKey
+from kode_lab.server.trace_file import TraceFile
+from kode_lab.span import Span
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+path, span = Path(sys.argv[1]), Span(SessionKey.of("ada", "clerk"), "t1", "wait", 1, 2)
+hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+with TraceFile(path) as trace:
+    trace.write(span)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20, hard))
+    trace.write(span)
+    trace.write(span)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    trace.write(span)
+    print(trace.dropped)
+"""
+
+
+def test_a_line_that_a_full_disk_cut_spoils_no_other_one(tmp_path):
+    path = tmp_path / "trace.jsonl"
+    command = (sys.executable, "-c", CUT, path)
+    assert subprocess.check_output(command, timeout=PATIENCE_S) == b"2\n"
+    whole, torn, again, end = path.read_text().split("\n")
+    assert json.loads(whole)["step"] == "wait"
+    assert (torn, again, end) == (whole[:20], whole, "")

@@ -13,12 +13,13 @@ from house import PATIENCE_S, run
 from served import patient, serving
 
 from kode_lab.cli import main
-from kode_lab.errors import PostgresMissing
+from kode_lab.errors import InvalidConfig, PostgresMissing
 from kode_lab.key import SessionKey
 from kode_lab.message import user
 from kode_lab.postgres import ThrowawayPostgres
 from kode_lab.sessions import PostgresStore
 from kode_lab.sessions.open_turn import OpenTurn
+from kode_lab.sessions.postgres_schema import checked_name
 
 SECRET = "s3cr3t"
 
@@ -154,6 +155,55 @@ def test_a_schema_of_another_format_or_other_settings_is_refused(
     asyncio.run(done(postgres, f"UPDATE {postgres_schema}.meta SET format = 99"))
     for command in ("serve", "migrate"):
         assert "format 99" in refused(postgres, *schema, command=command)
+
+
+def test_a_name_that_postgresql_keeps_for_itself_is_refused(refused, postgres):
+    async def reserved():
+        async with connected(postgres) as connection:
+            return [
+                row[0]
+                for row in await connection.fetch(
+                    "SELECT word FROM pg_get_keywords() WHERE catcode::text IN ('R', 'T')"
+                )
+            ]
+
+    for command in ("serve", "migrate"):
+        for schema in ("select", "pg_x", "pg_catalog", "information_schema"):
+            said = refused(postgres, "--schema", schema, command=command)
+            assert f"schema '{schema}': PostgreSQL keeps this name for itself" in said
+    for word in asyncio.run(reserved()):
+        with pytest.raises(InvalidConfig, match="for itself"):
+            checked_name(word)
+
+
+def test_a_word_that_postgresql_only_uses_is_a_name(postgres, monkeypatch, capsys):
+    monkeypatch.setenv("KODE_LAB_STORE", postgres)
+    # One of each kind that may be a name: unreserved, and a column's.
+    for schema in ("action", "values"):
+        assert main(["migrate", "--schema", schema]) == 0
+        assert capsys.readouterr().out.startswith(f"schema {schema}: made")
+
+
+@pytest.mark.parametrize(
+    ("done_to_it", "said"),
+    [
+        ("DELETE FROM meta", "its table meta has no row"),
+        ("ALTER TABLE meta DROP COLUMN format", "its table meta says no format"),
+        ("ALTER TABLE meta DROP COLUMN settings", "its table meta says no ttl_s"),
+        ("UPDATE meta SET settings = '{}'", "its table meta says no ttl_s"),
+        ("UPDATE meta SET settings = '[1]'", "its table meta says no ttl_s"),
+    ],
+)
+def test_a_schema_that_says_nothing_of_itself_is_damaged(
+    refused, postgres, postgres_schema, monkeypatch, capsys, done_to_it, said
+):
+    monkeypatch.setenv("KODE_LAB_STORE", postgres)
+    assert main(["migrate", "--schema", postgres_schema]) == 0
+    capsys.readouterr()
+    asyncio.run(done(postgres, f"SET search_path = {postgres_schema}", done_to_it))
+    for command in ("serve", "migrate"):
+        told = refused(postgres, "--schema", postgres_schema, command=command)
+        assert f"schema {postgres_schema} is damaged: {said}" in told
 
 
 # ---- while it serves

@@ -1,6 +1,7 @@
 """``kode-lab serve --workers``: several processes behind one port, as their clients see them."""
 
 import asyncio
+import io
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from kode_lab.errors import InvalidScenario
 from kode_lab.history import read_operations
 from kode_lab.key import SessionKey
 from kode_lab.operation import HistoryWriter, echo_in, marker_of, markers_in
+from kode_lab.server import Limits
 from kode_lab.server.body import named, turn_request
 from kode_lab.server.joint import joint_live, joint_statistics
 from kode_lab.server.listener import listening_within
@@ -289,6 +291,40 @@ def test_no_acknowledged_turn_is_lost_where_a_worker_is_killed_and_it_comes_back
     async def ask(judged, key):
         for _ in range(30):
             await judged.turn(key)
+
+    run(scenario())
+
+
+def test_a_body_of_just_the_limit_is_taken_wherever_it_lands(pair):
+    async def scenario():
+        async with strangers() as client:
+            found = set()
+            for number in range(8):
+                # No agent has this name, so that nothing of it is kept.
+                fields = {"userId": "ada", "agentId": "nobody", "sessionId": f"long {number}"}
+                body = json.dumps(fields | {"message": ""}).encode()
+                missing = Limits().body_limit_bytes - len(body)
+                body = body[:-2] + b"m" * missing + body[-2:]
+                data = io.BytesIO(body)
+                async with client.post(f"{pair.url}/v1/turns", data=data, headers=JSON) as answer:
+                    told = await answer.json()
+                found.add(told["error"]["type"])
+            assert found == {"UnknownAgent"}
+
+    run(scenario())
+
+
+def test_a_head_of_just_the_limit_is_taken_wherever_it_lands(pair):
+    async def scenario():
+        port = int(pair.url.rpartition(":")[2])
+        for number in range(8):
+            path = f"/v1/sessions/ada/{number}%s/schedule-assistant/state"
+            room = Limits().head_limit_bytes - len(path % "") - len("Hostlocalhost")
+            path %= "%F0%9F%98%80" * (room // 12) + "x" * (room % 12)
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            assert (await reader.readline()).split()[1] == b"200", number
+            writer.transport.abort()
 
     run(scenario())
 

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 from kode_lab.errors import InvalidScenario
 from kode_lab.experiment.exports import export
+from kode_lab.experiment.load_options import check_load
 from kode_lab.experiment.load_report import write_report
 from kode_lab.experiment.load_services import Service
 from kode_lab.experiment.run import RunRecorder
@@ -80,16 +81,17 @@ def run_load(options: Namespace) -> int:
     path = _locustfile(options.name)
     if importlib.util.find_spec("locust") is None:
         raise InvalidScenario("load tests need Locust: pip install locust")
+    check_load(options)
     setting = SETTINGS.get(path.stem, Setting())
     for_s = setting.for_s if options.run_time is None else seconds_of(options.run_time)
     users = options.users or setting.users
     recorder = RunRecorder(
         options.results,
         path.stem,
-        parameters={"users": users, "for_s": for_s, "rate": options.rate, "host": "its own"}
+        parameters={"users": users, "for_s": for_s, "rate": options.rate or 0.0, "host": "its own"}
         | ({"host": options.host} if options.host else {})
         | {"fault": options.fault}
-        | {"is_closed_loop": options.closed_loop, "processes": options.processes},
+        | {"is_closed_loop": options.closed_loop, "processes": options.processes or 0},
         seed=options.seed,
         command=" ".join(["kode-lab load", shlex.quote(options.name), f"--for {for_s:g}s"]),
     )

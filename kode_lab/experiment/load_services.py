@@ -86,10 +86,12 @@ class Service:
 
     def _address(self) -> str:
         due_s = time.monotonic() + _READY_S
+        ended = f"within {_READY_S:g} s"
         while time.monotonic() < due_s:
             if found := _URL.search(self._log.read_bytes()):
                 return found[0].decode()
             if self._process.poll() is not None:
+                ended = "but ended"
                 break
             time.sleep(0.02)
         self._process.kill()
@@ -97,7 +99,7 @@ class Service:
         self._output.close()
         said = self._log.read_text("utf-8", "replace").strip().splitlines()
         raise InvalidScenario(
-            f"kode-lab {self._words[0]} did not start within {_READY_S:g} s: "
+            f"kode-lab {self._words[0]} did not start {ended}: "
             f"{said[-1] if said else 'it said nothing'}"
         )
 

@@ -5,9 +5,9 @@ own; on loopback's TCP only when asked. It never runs as root, and it knows noth
 stored.
 
 Whoever started it holds the only end of a pipe. When that end closes without a word, a small shell
-beside the server stops it and removes the data: so it ends with its parent however that ends, from
-whichever thread it was started, which ``PR_SET_PDEATHSIG`` would confuse with the end of the
-thread.
+beside the server stops it and removes its home: log, socket, and data that are not kept. So it ends
+with its parent however that ends, from whichever thread it was started, which ``PR_SET_PDEATHSIG``
+would confuse with the end of the thread.
 """
 
 from __future__ import annotations
@@ -26,7 +26,13 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import quote
 
-from kode_lab.errors import PortOccupied, PostgresMissing, StoreUnreachable, StoreUnwritable
+from kode_lab.errors import (
+    InvalidScenario,
+    PortOccupied,
+    PostgresMissing,
+    StoreUnreachable,
+    StoreUnwritable,
+)
 from kode_lab.postgres.binaries import Binaries, find_binaries, server_account
 from kode_lab.postgres.template import DATABASE, PASSWORD, ROLE, copy, own, template
 
@@ -35,6 +41,7 @@ __all__ = ["ThrowawayPostgres"]
 # sun_path, less the NUL that ends it.
 _SOCKET_PATH_LIMIT_BYTES = 107
 _PORT = 5432
+_PORT_LIMIT = 65_535
 _READY_S = 30.0
 # After the longest recovery of what a laboratory wrote.
 _STOP_S = 15.0
@@ -53,7 +60,7 @@ exec 3<&0
         for _ in 0 1 2 3 4 5 6 7 8 9; do [ -e "$2/postmaster.pid" ] && sleep 0.05; done
     done
     [ -e "$2/postmaster.pid" ] && kill -QUIT $$
-    [ -z "$1" ] || rm -rf -- "$1"
+    rm -rf -- "$1"
   ) <&3 & ) </dev/null
 exec 3<&-
 shift 2
@@ -75,6 +82,7 @@ class ThrowawayPostgres:
         PostgresMissing: there are no binaries.
         PortOccupied: somebody else listens on the port.
         StoreUnwritable: no space, or the directory cannot be used.
+        InvalidScenario: the port is none.
         StoreUnreachable: it did not start; the end of its log is in the message.
     """
 
@@ -87,6 +95,8 @@ class ThrowawayPostgres:
         binaries: Binaries | None = None,
         cache: Path | None = None,
     ) -> None:
+        if port is not None and not 0 <= port <= _PORT_LIMIT:
+            raise InvalidScenario(f"port {port} is none: choose 1 to {_PORT_LIMIT}, or 0 for any")
         self.binaries = find_binaries() if binaries is None else binaries
         self.port = port
         self._settings = dict(settings or {})
@@ -259,7 +269,7 @@ class ThrowawayPostgres:
         }
         command = [
             *("/bin/sh", "-c", _BESIDE, "kode-lab-postgres"),
-            *("" if self._kept else str(self._home), str(self.data)),
+            *(str(self._home), str(self.data)),  # data that are kept are not in the home
             *(str(self.binaries.directory / "postgres"), "-D", str(self.data)),
             *(f"--{name}={value}" for name, value in settings.items()),
         ]

@@ -7,7 +7,8 @@
     service      what all endpoints share; turns as tasks of their own
     visitor      who asks;  census  how many sessions they have;  board  what goes on
     listener     the socket and the end in good order;  connection  its patience
-    storage      what sessions rest in
+    ranges       what its options may be
+    storage      what sessions rest in;  trace_file  what their steps are written to
     run          ``kode-lab serve``
     workers      several processes behind one port;  place  what one of them is told
     peers        the way to the one whose session it is;  exchange  a connection on that way

@@ -121,9 +121,11 @@ class _Door:
         # As it was sent: an encoded slash is part of an id, not of the path.
         scope["path"] = scope["raw_path"].decode("ascii")
         try:
-            self._check_head(scope)
-            # Another worker has asked already who comes.
-            is_open = scope["path"] in _OPEN or scope["state"].get("is_inside", False)
+            # Another worker has measured it already, and asked who comes.
+            is_inside = scope["state"].get("is_inside", False)
+            if not is_inside:
+                self._check_head(scope)
+            is_open = is_inside or scope["path"] in _OPEN
             visitor = ANYBODY if is_open else self._service.visitor_of(scope["headers"])
         except Rejected as error:
             await _response(self._service, problem_of(error))(scope, receive, send)

@@ -2,7 +2,9 @@
 
 The store knows the truth; here it is asked once for each user, and what it says remembered for the
 users that were here lately. Another process may add sessions meanwhile, so the limit is one of each
-process, not exact to the last session. It decides nothing about turns.
+process, not exact to the last session. Sessions may also go without a word: deleted by another
+process, or never saved because their first turn failed. So the store is asked again before anybody
+is refused. It decides nothing about turns.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ class Census:
     Args:
         sessions_of: lists a user's sessions.
         limit: sessions of one user.
+        in_flight: gives the sessions of a user in which a turn is taken now; they may rest later.
         remembered_limit: sessions of all users that are remembered at once.
     """
 
@@ -46,13 +49,16 @@ class Census:
         sessions_of: SessionsOf,
         limit: int,
         *,
+        in_flight: Callable[[str], Iterable[SessionKey]] = lambda _: (),
         remembered_limit: int = REMEMBERED_LIMIT,
     ) -> None:
         self._sessions_of = sessions_of
         self._limit = limit
+        self._in_flight = in_flight
         self._remembered_limit = remembered_limit
         self._users: OrderedDict[str, set[SessionKey]] = OrderedDict()
         self._remembered = 0
+        self._looks: dict[str, asyncio.Task[None]] = {}
 
     async def admit(self, key: SessionKey) -> bool:
         """Let the session in if the user has it already, or may have one more; say which.
@@ -66,6 +72,8 @@ class Census:
         known = self._users.get(key.user_id)
         if known is None:
             known = await self._read(key.user_id)
+        if key not in known and len(known) >= self._limit:
+            await self._look_again(key.user_id, known)
         if key in known:
             return False
         if len(known) >= self._limit:
@@ -91,6 +99,25 @@ class Census:
     async def sessions(self, user_id: str) -> list[SessionKey]:
         """Give the user's sessions as the store has them now, sorted."""
         return sorted(await self._sessions_of(user_id))
+
+    async def _look_again(self, user_id: str, known: set[SessionKey]) -> None:
+        """Have the store asked again, once for all who are about to be refused now."""
+        look = self._looks.get(user_id)
+        if look is None:
+            look = self._looks[user_id] = asyncio.create_task(self._look(user_id, known))
+            look.add_done_callback(lambda _: self._looks.pop(user_id))
+        await asyncio.shield(look)
+
+    async def _look(self, user_id: str, known: set[SessionKey]) -> None:
+        """Bring what is known up to date; what comes, or may come, meanwhile is not taken away."""
+        at_rest = known.difference(self._in_flight(user_id))
+        found = set(await self.sessions(user_id))
+        gone = (at_rest - found).difference(self._in_flight(user_id))
+        before = len(known)
+        known -= gone
+        known |= found
+        if self._users.get(user_id) is known:  # not forgotten meanwhile
+            self._remembered += len(known) - before
 
     async def _read(self, user_id: str) -> set[SessionKey]:
         found = set(await self.sessions(user_id))

@@ -4,6 +4,11 @@ uvicorn waits for ever for a head, a body, or a client that stopped reading, tak
 length, and says 400 in plain text. Here each wait has a time-out and each refusal the one shape of
 errors. What a request means is never looked at.
 
+A client may send its next request before it has the answer to the one before. While an answer is
+owed the client owes nothing: no time runs, and what comes of the next request is only counted. A
+refusal written then would be taken for the answer that is owed, so there is none: the connection
+ends, which is indeterminate, as it must be.
+
 Idea: the three time-outs are nginx's client_header_timeout, client_body_timeout and send_timeout.
 """
 
@@ -59,6 +64,7 @@ class Connection:
         self._count = 0
         self._transport: Any = None
         inner.send_400_response = self._on_garbage
+        inner.on_response_complete = self._on_answered
 
     # ---- what the event loop calls
 
@@ -78,23 +84,8 @@ class Connection:
         """Some of a request has come, or more than one."""
         if self not in self._open or self._transport.is_closing():
             return
-        inner, limits = self._inner, self._limits
-        inner.data_received(data)
-        cycle = inner.cycle
-        if self._transport.is_closing():
-            self._expect("", 0)
-        elif cycle is None or inner.scope is not cycle.scope:
-            # A message has begun whose head is not whole yet.
-            if self._expect("head", limits.head_timeout_s, len(data)) > limits.head_limit_bytes:
-                said = f"shorten the headers to head_limit_bytes={limits.head_limit_bytes}"
-                self._refuse(431, "HeadTooLarge", said)
-        elif cycle.response_complete:
-            if self._expect("rest", limits.body_timeout_s, len(data)) > DISCARD_LIMIT_BYTES:
-                self.abort()
-        elif cycle.more_body:
-            self._expect("body", limits.body_timeout_s)
-        else:
-            self._expect("", 0)
+        self._inner.data_received(data)
+        self._look(len(data))
 
     def eof_received(self) -> None:
         """The client will send no more; as with uvicorn, that ends the connection."""
@@ -118,8 +109,9 @@ class Connection:
             self._open.discard(self)
             self._inner.connection_lost(error)
         # What holds it in circles, where it would stay until the collector comes.
-        del self._inner.send_400_response
+        del self._inner.send_400_response, self._inner.on_response_complete
         self._inner.cycle = self._inner.parser = None
+        self._inner.pipeline.clear()
 
     # ---- what the server calls
 
@@ -133,8 +125,33 @@ class Connection:
 
     # ---- inside
 
+    def _look(self, length: int = 0) -> None:
+        """See what the client owes, now that ``length`` bytes came, or an answer is whole."""
+        inner, limits = self._inner, self._limits
+        cycle = inner.cycle
+        if self._transport.is_closing() or inner.pipeline:
+            self._expect("", 0)
+        elif cycle is None or inner.scope is not cycle.scope:
+            # A message has begun whose head is not whole yet.
+            if cycle is None or cycle.response_complete:
+                count = self._expect("head", limits.head_timeout_s, length)
+            else:
+                count = self._expect("early head", 0, length)
+            if count > limits.head_limit_bytes:
+                said = f"shorten the headers to head_limit_bytes={limits.head_limit_bytes}"
+                self._refuse(431, "HeadTooLarge", said)
+        elif cycle.response_complete:
+            if not length and not cycle.more_body:
+                self._expect("", 0)
+            elif self._expect("rest", limits.body_timeout_s, length) > DISCARD_LIMIT_BYTES:
+                self.abort()
+        elif cycle.more_body:
+            self._expect("body", limits.body_timeout_s)
+        else:
+            self._expect("", 0)
+
     def _expect(self, phase: str, timeout_s: float, length: int = 0) -> int:
-        """Wait for the end of something, or for nothing; give how much of it has come.
+        """Wait for the end of something, 0 is without a time; give how much of it has come.
 
         What is waited for already keeps its time: a byte now and then buys none.
         """
@@ -144,12 +161,12 @@ class Connection:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._phase = phase
-        self._count = length
-        if phase:
-            self._timer = self._loop.call_later(timeout_s, self._on_timeout)
         # What came together with it may have belonged to the request before.
-        return 0
+        self._count = 1 if length or self._phase == "early head" else 0
+        self._phase = phase
+        if timeout_s:
+            self._timer = self._loop.call_later(timeout_s, self._on_timeout)
+        return self._count
 
     def _end_stall(self) -> None:
         if self._stall is not None:
@@ -169,18 +186,29 @@ class Connection:
         """In place of uvicorn's 400 in plain text."""
         self._refuse(400, "BadRequest", "this is not HTTP/1.1 as RFC 9112 has it: send it whole")
 
-    def _on_long_head(self) -> None:
-        limit_bytes = self._limits.head_limit_bytes
-        said = f"the headers are too long: shorten them to head_limit_bytes={limit_bytes}"
-        self._refuse(431, "HeadTooLarge", said)
+    def _on_answered(self) -> None:
+        """In place of uvicorn's: an answer is whole, and the client's next request has its time."""
+        inner = self._inner
+        type(inner).on_response_complete(inner)
+        if self in self._open:
+            self._look()
+            if self._phase:  # it is not idle
+                inner._unset_keepalive_if_required()  # noqa: SLF001 - only a name keeps it private
+
+    def _is_owing(self) -> bool:
+        """Whether an answer is due, or under way, to a request that came whole."""
+        inner = self._inner
+        cycle = inner.cycle
+        if cycle is None or cycle.response_complete:
+            return False
+        return bool(inner.pipeline) or cycle.response_started or not cycle.more_body
 
     def _refuse(
         self, status: int, kind: str, message: str, *, retry_after_s: float | None = None
     ) -> None:
         """Answer without the application, and close."""
-        cycle = self._inner.cycle
-        if cycle is not None and cycle.response_started and not cycle.response_complete:
-            self.abort()  # an answer inside another would be taken for a part of it
+        if self._is_owing():
+            self.abort()
             return
         problem = Problem(status, kind, message, retry_after_s)
         body = problem.body()

@@ -12,6 +12,8 @@ from argparse import Namespace
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from kode_lab.errors import InvalidScenario
+
 __all__ = ["Place", "told_place", "words_for"]
 
 _PATHS = ("data", "agents", "auth", "trace")
@@ -46,8 +48,17 @@ def words_for(options: Namespace, place: Place) -> bytes:
 
 
 def told_place(pipe: BinaryIO) -> Namespace:
-    """Give the server's options as this worker was told them, its place among them."""
-    place, fields = json.loads(pipe.readline())
-    for name in _PATHS:
-        fields[name] = None if fields[name] is None else Path(fields[name])
-    return Namespace(place=Place(*place), **fields)
+    """Give the server's options as this worker was told them, its place among them.
+
+    Raises:
+        InvalidScenario: nobody told it anything that can be used.
+    """
+    try:
+        place, fields = json.loads(pipe.readline())
+        for name in _PATHS:
+            fields[name] = None if fields[name] is None else Path(fields[name])
+        return Namespace(place=Place(*place), **fields)
+    except (ValueError, TypeError, KeyError):
+        raise InvalidScenario(
+            "a worker is started by kode-lab serve --workers N, which tells it its place"
+        ) from None

@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 from argparse import Namespace
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from kode_lab.claude.client import Claude
 from kode_lab.claude.in_process import InProcessClaude
 from kode_lab.claude.profile import Profile, profile_of, report_profile
 from kode_lab.claude.simulated import SimulatedClaude
-from kode_lab.errors import CallerError, InvalidScenario, KodeLabError, StoreUnwritable
+from kode_lab.errors import CallerError, InvalidScenario, KodeLabError
 from kode_lab.message import Model, Reply, Request
 from kode_lab.server.app import app_of
 from kode_lab.server.board import Board
@@ -37,9 +37,10 @@ from kode_lab.server.peers import Peers
 from kode_lab.server.place import Place
 from kode_lab.server.service import LOG, Limits, Service
 from kode_lab.server.storage import opened
+from kode_lab.server.trace_file import TraceFile
 from kode_lab.server.visitor import tokens_of
 from kode_lab.sessions import AgentShelf, SessionManager, Toolbox
-from kode_lab.span import Span, Trace, span_line
+from kode_lab.span import Trace
 
 __all__ = ["open_sessions_limit", "run_server"]
 
@@ -91,7 +92,7 @@ async def _serve(options: Namespace, toolbox: Toolbox, agents: Path) -> int:
     )
     async with AsyncExitStack() as stack:
         model, said = await _model(options, stack)
-        board = Board(stack.enter_context(_trace_to(options.trace)))
+        board = Board(_trace_to(options.trace, stack))
         open_sessions = min(options.residents or files, open_sessions_limit(files))
         storage = await opened(options, stack, open_sessions=open_sessions)
         manager = await stack.enter_async_context(
@@ -136,7 +137,12 @@ async def _listen(
         path = place.socket(place.number)
         within = listening_within(path)
         stack.callback(_leave, path)
-        patient = replace(limits, connections_limit=sys.maxsize, keepalive_s=_PEERS_KEEPALIVE_S)
+        patient = replace(
+            limits,
+            connections_limit=sys.maxsize,
+            keepalive_s=_PEERS_KEEPALIVE_S,
+            head_limit_bytes=2 * limits.head_limit_bytes,  # it was measured with other headers
+        )
         inside = HttpServer(app, limits=patient, listening=within, is_inside=True)
         await stack.enter_async_context(inside)
         listening = socket.socket(fileno=place.listening)
@@ -243,24 +249,8 @@ def _profile(options: Namespace) -> Profile:
     return profile if options.speed is None else profile.at(options.speed)
 
 
-@contextlib.contextmanager
-def _trace_to(path: Path | None) -> Iterator[Trace | None]:
-    """Give where spans go: a file, a line each, handed to the system at once; or nowhere."""
-    if path is None:
-        yield None
-        return
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    except OSError as error:
-        raise StoreUnwritable(f"the trace {path.name}: {error.strerror}: choose a path") from None
-
-    def write(span: Span) -> None:
-        os.write(fd, span_line(span).encode() + b"\n")
-
-    try:
-        yield write
-    finally:
-        os.close(fd)
+def _trace_to(path: Path | None, stack: AsyncExitStack) -> Trace | None:
+    return None if path is None else stack.enter_context(TraceFile(path)).write
 
 
 def _on_problem(problem: CallerError) -> None:

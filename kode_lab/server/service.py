@@ -87,9 +87,10 @@ class Service:
         self.board = board or Board()
         self.limits = limits or Limits()
         self.tokens = tokens
-        self.census = (
-            Census(sessions_of, self.limits.sessions_per_user_limit) if sessions_of else None
-        )
+        self.census: Census | None = None
+        if sessions_of is not None:
+            limit = self.limits.sessions_per_user_limit
+            self.census = Census(sessions_of, limit, in_flight=self._sessions_in_flight)
         self.is_draining = False
         # The loop itself keeps only weak references to tasks.
         self._tasks: dict[TurnTask, Ticket] = {}
@@ -114,20 +115,28 @@ class Service:
         """Let one more turn of this session in, or say no before anything is accepted.
 
         Returns:
-            whether the session was counted with it; ``begin`` wants to know.
+            whether the session was counted with it; ``begin`` wants to know, at once.
 
         Raises:
             Rejected: a limit is reached (429).
         """
-        limit = self.limits.turns_limit
-        if len(self._tasks) >= limit:
-            raise Rejected(
-                429,
-                "TooManyTurns",
-                f"{len(self._tasks)} turns are in flight, turns_limit={limit}: send it again later",
-                retry_after_s=1.0,
-            )
-        return self.census is not None and await self.census.admit(key)
+        self._check_turns()
+        if self.census is None:
+            return False
+        is_counted = await self.census.admit(key)
+        try:
+            # Others may have begun while the store was asked; from here to begin nobody can.
+            self._check_turns()
+        except Rejected:
+            if is_counted:
+                self.forget(key)
+            raise
+        return is_counted
+
+    def forget(self, key: SessionKey) -> None:
+        """Count the session no more: it is gone, unless a turn that is in flight makes it again."""
+        if self.census is not None and all(turn.key != key for turn in self.board.line(key)):
+            self.census.forget(key)
 
     def begin(
         self,
@@ -171,6 +180,19 @@ class Service:
         task.add_done_callback(self._others.discard)
         return task
 
+    def _check_turns(self) -> None:
+        limit = self.limits.turns_limit
+        if len(self._tasks) >= limit:
+            raise Rejected(
+                429,
+                "TooManyTurns",
+                f"{len(self._tasks)} turns are in flight, turns_limit={limit}: send it again later",
+                retry_after_s=1.0,
+            )
+
+    def _sessions_in_flight(self, user_id: str) -> set[SessionKey]:
+        return {turn.key for turn in self._tasks.values() if turn.key.user_id == user_id}
+
     def _ended(self, task: TurnTask) -> None:
         ticket = self._tasks.pop(task)
         is_counted = task in self._counted
@@ -181,8 +203,8 @@ class Service:
             return
         self.board.end(ticket, type(error).__name__)
         # A wrong call makes no session; one that is there stays counted, however wrong the call.
-        if isinstance(error, CallerError) and is_counted and self.census is not None:
-            self.census.forget(ticket.key)
+        if isinstance(error, CallerError) and is_counted:
+            self.forget(ticket.key)
         if isinstance(error, (Refused, CallerError, asyncio.CancelledError)):
             return
         problem = problem_of(error)

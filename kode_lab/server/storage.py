@@ -17,6 +17,7 @@ from typing import NamedTuple
 from kode_lab.errors import InvalidScenario
 from kode_lab.server.census import SessionsOf, in_thread
 from kode_lab.sessions import JsonStore, Store
+from kode_lab.sessions.postgres_schema import SCHEMA
 
 __all__ = ["Storage", "check_storage", "opened"]
 
@@ -48,6 +49,12 @@ def check_storage(options: Namespace) -> None:
             raise InvalidScenario(
                 "--durability power has one journal, which one process writes: leave out "
                 "--workers, or use --store postgresql://…"
+            )
+        if options.ttl is not None or options.schema != SCHEMA:
+            option = "--ttl" if options.ttl is not None else "--schema"
+            raise InvalidScenario(
+                f"{option} is of the database: leave it out, or say which one with --store or "
+                "KODE_LAB_STORE"
             )
         return
     if not _DSN.match(options.store):

@@ -9,6 +9,7 @@ unless it is being saved already. Both hold for JSON and for streams alike.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -64,7 +65,7 @@ class Turns:
                 415, "UnsupportedMediaType", "send the turn as Content-Type: application/json"
             )
         try:
-            body = await read_body(scope, receive, service.limits.body_limit_bytes)
+            body = await read_body(scope, receive, self._body_limit_bytes(scope))
         except ClientLeft:
             return
         request = turn_request(body, is_stream=accepts_events(scope))
@@ -90,6 +91,11 @@ class Turns:
         finally:
             if watch is not None:
                 watch.cancel()
+
+    def _body_limit_bytes(self, scope: Scope) -> int:
+        # Where it landed it was measured, before it was given its turn's id.
+        is_inside = scope["state"].get("is_inside", False)
+        return sys.maxsize if is_inside else self._service.limits.body_limit_bytes
 
     async def _watch(self, request: TurnRequest, task: TurnTask, receive: Receive) -> None:
         """Wait for the client to leave, which is when its policy matters."""

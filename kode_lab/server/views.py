@@ -7,6 +7,7 @@ they were sent, so an id may hold any character, percent-encoded; here they are 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import time
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
+from kode_lab.errors import UnknownAgent
 from kode_lab.key import SessionKey
 from kode_lab.server import openapi, page
 from kode_lab.server.board import Ended, Ticket
@@ -72,12 +74,10 @@ class Views:
         if (answer := await self._at_home(key, request)) is not None:
             return answer
         service = self._service
-        is_known = service.census is None or key in await service.census.sessions(key.user_id)
-        if is_known or service.board.line(key):
-            # On its own: half a deletion helps nobody, whoever leaves.
+        # On its own: half a deletion helps nobody, whoever leaves.
+        with contextlib.suppress(UnknownAgent):
             await asyncio.shield(service.start(service.manager.delete(key)))
-            if service.census is not None:
-                service.census.forget(key)
+        service.forget(key)
         return Response(status_code=204, headers=_NO_STORE)
 
     async def sessions(self, request: Request) -> Response:

@@ -288,7 +288,7 @@ class JsonStore:
         found = sessions_in(self.root, pattern)
         return (key for key in found if user_id in (None, key.user_id))
 
-    def is_there(self, key: SessionKey) -> bool:
+    async def has(self, key: SessionKey) -> bool:
         """Whether the session has a directory: it was held once."""
         with contextlib.suppress(OSError):  # then a hold says what is wrong
             return (self.root / self._directory(key)).is_dir()

@@ -189,9 +189,9 @@ class SessionManager:
             if not await self._store.peek(key):  # a hold would make what was never there
                 raise
             queue_limit = _QUEUE_LIMIT
-        is_new = isinstance(self._store, Lookable) and not self._store.is_there(key)
-        if is_new and key[:2] not in self._lines:  # a hold would make what is to be forgotten
-            return
+        store, is_idle = self._store, key[:2] not in self._lines
+        if is_idle and isinstance(store, Lookable) and not await store.has(key):
+            return  # a hold would make what is to be forgotten
         task = asyncio.current_task()
         self._deletions.add(task)
         try:

@@ -11,7 +11,7 @@ import re
 import zlib
 from typing import Any, NamedTuple
 
-from kode_lab.errors import InvalidConfig, NewerFormat
+from kode_lab.errors import InvalidConfig, NewerFormat, StoreError
 from kode_lab.sessions.postgres_sql import FUNCTIONS, TABLES
 
 __all__ = [
@@ -32,6 +32,19 @@ FENCES = 1_000_000_000
 # One migration at a time in a database; the number says nothing.
 _MIGRATION_LOCK = 0x6B6F6465
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,39}")
+# What PostgreSQL 15 reserves, system_user of 16, and a schema that it has already. In quotes most
+# of them would do, but then everywhere, and for whoever looks at the database by hand, too.
+_RESERVED = """
+    all analyse analyze and any array as asc asymmetric authorization binary both case cast
+    check collate collation column concurrently constraint create cross current_catalog
+    current_date current_role current_schema current_time current_timestamp current_user default
+    deferrable desc distinct do else end except false fetch for foreign freeze from full grant
+    group having ilike in information_schema initially inner intersect into is isnull join
+    lateral leading left like limit localtime localtimestamp natural not notnull null offset on
+    only or order outer overlaps placing primary references returning right select session_user
+    similar some symmetric system_user table tablesample then to trailing true union unique user
+    using variadic verbose when where window with
+"""
 _LEAST_TTL_S, _MOST_TTL_S = 0.5, 3600.0
 
 
@@ -54,6 +67,7 @@ async def migrate(connection: Any, *, schema: str = SCHEMA, ttl_s: float | None 
 
     Raises:
         NewerFormat: a newer kode_lab made it.
+        StoreError: what it says of itself cannot be read.
         InvalidConfig: the name of the schema, or the time, makes no sense.
     """
     checked_name(schema)
@@ -84,11 +98,12 @@ async def read_meta(connection: Any, schema: str) -> Meta | None:
 
     Raises:
         NewerFormat: a newer kode_lab made it.
+        StoreError: it cannot be read.
     """
     if await connection.fetchval("SELECT to_regclass($1)", f"{schema}.meta") is None:
         return None
-    row = await connection.fetchrow(f"SELECT format, settings::text FROM {schema}.meta")  # noqa: S608
-    meta = Meta(row[0], json.loads(row[1]))
+    row = await connection.fetchval(f"SELECT to_jsonb(m)::text FROM {schema}.meta m")  # noqa: S608
+    meta = _meta_of(schema, None if row is None else json.loads(row))
     if meta.format > FORMAT:
         raise NewerFormat(
             f"schema {schema} has format {meta.format}, this kode_lab knows {FORMAT}: update it"
@@ -96,14 +111,38 @@ async def read_meta(connection: Any, schema: str) -> Meta | None:
     return meta
 
 
+def _meta_of(schema: str, row: dict[str, Any] | None) -> Meta:
+    """Give what the row of the table says; a newer format may say it in other words."""
+    fields = row or {}
+    form, settings = fields.get("format"), fields.get("settings")
+    is_newer = isinstance(form, int) and form > FORMAT
+    ttl_s = settings.get("ttl_s") if isinstance(settings, dict) else None
+    if row is None:
+        lacks = "has no row"
+    elif not isinstance(form, int):
+        lacks = "says no format"
+    elif not isinstance(ttl_s, int | float) and not is_newer:
+        lacks = "says no ttl_s in its settings"
+    else:
+        return Meta(form, settings if isinstance(settings, dict) else {})
+    raise StoreError(
+        f"schema {schema} is damaged: its table meta {lacks}: put back the row that kode-lab "
+        "migrate made, or name another schema"
+    )
+
+
 def checked_name(schema: str) -> str:
     """Give the name of a schema as it is: it stands in SQL without quotes.
 
     Raises:
-        InvalidConfig: it holds something else than a to z, 0 to 9 and _.
+        InvalidConfig: it holds something else than a to z, 0 to 9 and _, or is PostgreSQL's own.
     """
     if not _NAME.fullmatch(schema):
         raise InvalidConfig(f"schema {schema!r:.60}: use a to z, 0 to 9 and _, 40 at most")
+    if schema in _RESERVED.split() or schema.startswith("pg_"):
+        raise InvalidConfig(
+            f"schema {schema!r}: PostgreSQL keeps this name for itself: choose another"
+        )
     return schema
 
 

@@ -192,6 +192,11 @@ class PostgresStore:
         rows = await self._work.fetch(_SESSIONS, None if user_id is None else text(user_id))
         return [SessionKey(*map(untext, row)) for row in rows]
 
+    async def has(self, key: SessionKey) -> bool:
+        """Say whether something of this session rests here."""
+        await self._worker.open()
+        return bool(await self._work.fetch(_HAS, *map(text, key)))
+
     def statistics(self) -> LockStatistics:
         """Give what the locks of this process are doing."""
         return self._leases.statistics()
@@ -309,6 +314,13 @@ _PEEK = """
     WHERE md5(s.user_id) = md5($1) AND md5(s.session_id) = md5($2)
         AND s.user_id = $1 AND s.session_id = $2
     ORDER BY t.number"""
+_HAS = """
+    SELECT FROM session s
+    JOIN conversation c ON c.session = s.id AND md5(c.agent_id) = md5($3) AND c.agent_id = $3
+    WHERE md5(s.user_id) = md5($1) AND md5(s.session_id) = md5($2)
+        AND s.user_id = $1 AND s.session_id = $2
+        AND (EXISTS (SELECT FROM turn t WHERE t.conversation = c.id)
+            OR EXISTS (SELECT FROM step t WHERE t.conversation = c.id))"""
 _SESSIONS = """
     SELECT s.user_id, s.session_id, c.agent_id FROM session s
     JOIN conversation c ON c.session = s.id

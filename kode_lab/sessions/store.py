@@ -57,8 +57,8 @@ class Stored(NamedTuple):
 class Lookable(Protocol):
     """A store where a hold leaves a trace, and that can tell without one whether there is any."""
 
-    def is_there(self, key: SessionKey) -> bool:
-        """Whether the session was ever held."""
+    async def has(self, key: SessionKey) -> bool:
+        """Whether something of the session may rest here."""
         ...
 
 
