@@ -262,7 +262,7 @@ EVENTS = st.lists(
 
 
 @given(EVENTS)
-@settings(max_examples=200)
+@settings(max_examples=60)
 def test_no_events_whatever_do_more_than_to_be_refused(events):
     text = "\n".join(map(write_edn, events))
     for read in (operations_of, lambda text: linearizable(REGISTER)(calls_of(text))):

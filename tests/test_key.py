@@ -82,7 +82,7 @@ def paths_as_file_systems_see_them(key):
 
 
 @given(neighbours())
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=500, deadline=None)
 @example((SessionKey("a", "b:c", "d"), SessionKey("a:b", "c", "d")))
 @example((SessionKey("a", "b%3ac", "d"), SessionKey("a", "b:c", "d")))
 @example((SessionKey("a", "s:x", "y"), SessionKey("a", "s", "x:y")))

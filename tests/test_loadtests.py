@@ -327,6 +327,26 @@ def test_a_service_is_started_again_when_it_dies_and_ends_when_it_is_closed(tmp_
         fetched(f"{service.url}/readyz")
 
 
+def test_no_service_outlives_a_load_test_that_is_killed(tmp_path):
+    script = (
+        "import os, signal, sys\nfrom pathlib import Path\n"
+        "from kode_lab.experiment.load_services import Service\n"
+        "here = Path(sys.argv[1])\n"
+        "service = Service(['simulate'], here / 'log')\n"
+        "print(service.url, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == -signal.SIGKILL
+    port = int(ran.stdout.rpartition(":")[2])
+    until_s = time.monotonic() + 20
+    with pytest.raises(ConnectionRefusedError):
+        while time.monotonic() < until_s:
+            socket.create_connection(("127.0.0.1", port)).close()
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

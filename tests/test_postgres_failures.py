@@ -123,7 +123,7 @@ def broken(path, module, was, now):
 
 
 # Some mutants never end: what they did until their limit convicts them.
-HOT = {"hot": 1, "sessions": 6, "hot_share": 0.5, "limit_s": 4.0}
+HOT = {"hot": 1, "sessions": 6, "hot_share": 0.5, "workers": 2, "turns": 120, "limit_s": 4.0}
 ZOMBIES = replace(PAUSE, limit_s=4.0)
 # Each: what it is, the module, what stands there, what the mutant says, the storm, what convicts.
 MUTANTS = [

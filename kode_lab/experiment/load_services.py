@@ -67,12 +67,19 @@ class Service:
             self._process.wait()
         if self._keeper is not None:
             self._keeper.join()
+        self._let_go()
         self._output.close()
+
+    def _let_go(self) -> None:
+        """Close our end of the pipe to a child that has ended."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
 
     def _started(self, words: Sequence[str]) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(  # noqa: S603 - our own command
-            [sys.executable, "-m", "kode_lab", *words],
-            stdin=subprocess.DEVNULL,
+            # Hung on a pipe of ours: killed ourselves, we leave nothing behind.
+            [sys.executable, "-m", "kode_lab.experiment.tether", *words],
+            stdin=subprocess.PIPE,
             stdout=self._output,
             stderr=self._output,
             # Ctrl-C in a terminal is for the load test, which ends first.
@@ -96,6 +103,7 @@ class Service:
             time.sleep(0.02)
         self._process.kill()
         self._process.wait()
+        self._let_go()
         self._output.close()
         said = self._log.read_text("utf-8", "replace").strip().splitlines()
         raise InvalidScenario(
@@ -110,6 +118,7 @@ class Service:
             self._process.wait()
             if self._is_closing.is_set():
                 return
+            self._let_go()
             self.restarts += 1
             self._process = self._started([*self._words, "--port", port])
             if self._is_closing.is_set():
