@@ -22,8 +22,9 @@ help:
 reproduce: .venv/.installed
 	@$(IN) -m kode_lab reproduce --speed $(SPEED)
 
+# The tests start hundreds of processes, each of which would compile all there is, were it not kept.
 test: .venv/.installed-dev
-	$(IN) -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(IN) -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: .venv/.installed-dev
 	$(IN) -m ruff check
