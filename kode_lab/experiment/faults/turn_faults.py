@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kode_lab.check import SAFETY
 from kode_lab.experiment.faults import agents, fronts, locks, models
 from kode_lab.experiment.faults.fault import LEAVING, PLAIN, Fault
 from kode_lab.experiment.faults.scenario import Scenario
@@ -45,7 +46,8 @@ TURN_FAULTS = (
         "tool-without-idempotency",
         "a tool call that is made again after a crash acts again",
         ("effect twice",),
-        Scenario(crash="kill", turns=5, attempts=3, tool_ms=40),
+        # The crash may come before anything was acknowledged: it need prove no durability.
+        Scenario(crash="kill", turns=5, attempts=3, tool_ms=40, guarantees=(*SAFETY, "tools")),
         Parts(tools="without idempotency"),
     ),
     Fault(
