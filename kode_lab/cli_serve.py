@@ -70,12 +70,12 @@ def add_serve(commands: Any) -> None:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from kode_lab.server.ranges import check_ranges  # noqa: PLC0415 - as everywhere below
+    from kode_lab.server.ranges import check_serve  # noqa: PLC0415 - as everywhere below
     from kode_lab.server.storage import check_storage  # noqa: PLC0415
 
     options.is_store_shown = options.store is not None
     options.store = options.store or os.environ.get(_STORE_VARIABLE) or None
-    check_ranges(options)
+    check_serve(options)
     check_storage(options)
     if options.workers != 1:
         from kode_lab.server.workers import run_workers  # noqa: PLC0415

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from kode_lab.errors import InvalidKey
 
-__all__ = ["ID_LIMIT_CHARS", "SessionKey", "shown"]
+__all__ = ["ID_LIMIT_CHARS", "SessionKey", "is_unicode", "shown"]
 
 ID_LIMIT_CHARS = 10_000
 # Windows has no ":" in names. "%3a" in its place would make one of the session "s:x" of agent "y"
@@ -129,6 +129,11 @@ def _check(name: str, value: object) -> None:
 
 def _escaped(value: str) -> str:
     return value.replace("%", "%25").replace(":", "%3a")
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written down: an escaped half of a surrogate pair is no character."""
+    return text.isascii() or text.encode(errors="replace").decode() == text
 
 
 def shown(name: str) -> str:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 from kode_lab.errors import InvalidKey, InvalidRecord
-from kode_lab.key import SessionKey
+from kode_lab.key import SessionKey, is_unicode
 
 __all__ = ["STEPS", "Span", "Trace", "read_spans", "span_line", "span_of"]
 
@@ -110,7 +110,7 @@ def span_of(line: str, *, number: int | None = None) -> Span:
     except (ValueError, TypeError, AttributeError, RecursionError, InvalidKey) as error:
         raise InvalidRecord(f"not a span: {error}", line=number) from None
     for name, text in (("turn_id", span.turn_id), ("error.type", span.error or "")):
-        if not isinstance(text, str) or (not text.isascii() and not _is_unicode(text)):
+        if not isinstance(text, str) or not is_unicode(text):
             raise InvalidRecord(f"{name} is text, not {text!r:.60}", line=number)
     if step not in STEPS:
         raise InvalidRecord(f"step {step!r} is none of {', '.join(STEPS)}", line=number)
@@ -119,11 +119,6 @@ def span_of(line: str, *, number: int | None = None) -> Span:
             f"start_ns {start_ns!r} must be an integer not after end_ns {end_ns!r}", line=number
         )
     return span
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether it can be written: an escaped half of a surrogate pair is no character."""
-    return text.encode(errors="replace").decode() == text
 
 
 def _no_number(name: str) -> Any:

@@ -6,28 +6,21 @@ in a sentence that names its option; so is a fault that no server can make.
 
 from __future__ import annotations
 
-import math
 from argparse import Namespace
-from typing import NamedTuple
 
 from kode_lab.errors import InvalidScenario
+from kode_lab.server.ranges import Range, check_ranges
 
 __all__ = ["check_load"]
 
-
-class _Range(NamedTuple):
-    least: float
-    most: float = math.inf
-
-
 _RANGES = {
-    "users": _Range(1),
-    "spawn_rate": _Range(0.001, 100_000),
+    "users": Range(1),
+    "spawn_rate": Range(0.001, 100_000),
     # Of one user: from one turn in three hours to more than a generator sends.
-    "rate": _Range(0.0001, 10_000),
-    "slo_p99_ms": _Range(0.001),
-    "processes": _Range(1, 256),
-    "kills": _Range(0),
+    "rate": Range(0.0001, 10_000),
+    "slo_p99_ms": Range(0.001),
+    "processes": Range(1, 256),
+    "kills": Range(0),
 }
 
 
@@ -37,13 +30,7 @@ def check_load(options: Namespace) -> None:
     Raises:
         InvalidScenario: a number is out of its range, or the fault cannot be served.
     """
-    for name, (least, most) in _RANGES.items():
-        value = getattr(options, name)
-        # nan is in no range, and inf is no number of anything.
-        if value is not None and not (least <= value <= most and math.isfinite(value)):
-            option = f"--{name.replace('_', '-')}"
-            upto = "" if math.isinf(most) else f" to {most:g}"
-            raise InvalidScenario(f"{option} {value:g} makes no sense: give from {least:g}{upto}")
+    check_ranges(options, _RANGES)
     if options.fault is not None:
         _check_fault(options)
 

@@ -35,7 +35,7 @@ from kode_lab.experiment.claims import Claim, Verdict, allowance_s, time_verdict
 from kode_lab.experiment.run import Run
 from kode_lab.experiment.scenario import AGENT, SPEED_LIMIT, Ask, Client, Scenario
 from kode_lab.experiment.turn_view import TurnView, turns_of
-from kode_lab.key import SessionKey
+from kode_lab.key import SessionKey, is_unicode
 from kode_lab.operation import HEALS, NEMESIS, QUIET, Operation, marker_of
 
 __all__ = [
@@ -138,7 +138,7 @@ def _turn(one: Any, where: str) -> ReportedTurn:
     prompt, told = one.get("prompt", ""), one.get("calls_s", [])
     if not isinstance(prompt, str) or not isinstance(told, list):
         raise InvalidScenario(f"{where}: prompt is a text, calls_s a list of seconds")
-    if prompt.encode(errors="replace").decode() != prompt:
+    if not is_unicode(prompt):
         raise InvalidScenario(f"{where}.prompt has half a surrogate pair, which is no character")
     calls_s = tuple(_time(value, f"{where}.calls_s") for value in told)
     if calls_s and not _least_calls(calls) <= len(calls_s) <= calls + 1:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from kode_lab.claude import Plan, Profile
 from kode_lab.errors import InvalidScenario
-from kode_lab.key import SessionKey
+from kode_lab.key import SessionKey, is_unicode
 from kode_lab.operation import marker_of
 
 __all__ = ["AGENT", "PROMPTS", "SPEED_LIMIT", "TURNS_LIMIT", "Ask", "Client", "Scenario"]
@@ -279,8 +279,7 @@ def _is_number(value: object) -> bool:
 
 
 def _is_text(value: object) -> bool:
-    """Whether it can be written: half a surrogate pair is no character."""
-    return isinstance(value, str) and value.encode(errors="replace").decode() == value
+    return isinstance(value, str) and is_unicode(value)
 
 
 def _problem_of(client: Any) -> str | None:

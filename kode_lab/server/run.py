@@ -40,7 +40,6 @@ from kode_lab.server.storage import opened
 from kode_lab.server.trace_file import TraceFile
 from kode_lab.server.visitor import tokens_of
 from kode_lab.sessions import AgentShelf, SessionManager, Toolbox
-from kode_lab.span import Trace
 
 __all__ = ["open_sessions_limit", "run_server"]
 
@@ -92,7 +91,8 @@ async def _serve(options: Namespace, toolbox: Toolbox, agents: Path) -> int:
     )
     async with AsyncExitStack() as stack:
         model, said = await _model(options, stack)
-        board = Board(_trace_to(options.trace, stack))
+        trace = None if options.trace is None else TraceFile(options.trace)
+        board = Board(None if trace is None else stack.enter_context(trace).write)
         open_sessions = min(options.residents or files, open_sessions_limit(files))
         storage = await opened(options, stack, open_sessions=open_sessions)
         manager = await stack.enter_async_context(
@@ -247,10 +247,6 @@ def _profile(options: Namespace) -> Profile:
     else:
         profile = Profile() if choice == "instant" else profile_of(Path(choice))
     return profile if options.speed is None else profile.at(options.speed)
-
-
-def _trace_to(path: Path | None, stack: AsyncExitStack) -> Trace | None:
-    return None if path is None else stack.enter_context(TraceFile(path)).write
 
 
 def _on_problem(problem: CallerError) -> None:
