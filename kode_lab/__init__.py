@@ -10,14 +10,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kode_lab import lab
     from kode_lab.check import Verdict
     from kode_lab.claude import Claude, Profile, SimulatedClaude
     from kode_lab.errors import KodeLabError
-    from kode_lab.experiment import lab
-    from kode_lab.experiment.comparison import Comparison
-    from kode_lab.experiment.run import Run
-    from kode_lab.experiment.scenario import Scenario
     from kode_lab.key import SessionKey
+    from kode_lab.lab.comparison import Comparison
+    from kode_lab.lab.run import Run
+    from kode_lab.lab.scenario import Scenario
     from kode_lab.sessions import (
         AgentShelf,
         JsonStore,
@@ -55,10 +55,10 @@ _ROOMS = {
     "kode_lab.check": ("Verdict",),
     "kode_lab.claude": ("Claude", "Profile", "SimulatedClaude"),
     "kode_lab.errors": ("KodeLabError",),
-    "kode_lab.experiment.comparison": ("Comparison",),
-    "kode_lab.experiment.lab": ("lab",),
-    "kode_lab.experiment.run": ("Run",),
-    "kode_lab.experiment.scenario": ("Scenario",),
+    "kode_lab.lab.comparison": ("Comparison",),
+    "kode_lab.lab": ("lab",),
+    "kode_lab.lab.run": ("Run",),
+    "kode_lab.lab.scenario": ("Scenario",),
     "kode_lab.key": ("SessionKey",),
     "kode_lab.sessions": (
         "AgentShelf",

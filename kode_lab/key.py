@@ -48,7 +48,7 @@ class SessionKey(NamedTuple):
 
     @classmethod
     def of(cls, user_id: str, agent_id: str, session_id: str | None = None) -> SessionKey:
-        """Give the checked key; ``session_id`` is ``agent_id`` where it is not given.
+        """Return the checked key; ``session_id`` is ``agent_id`` where it is not given.
 
         Raises:
             InvalidKey: an id is not a string, empty, longer than ``ID_LIMIT_CHARS``, or not
@@ -62,7 +62,7 @@ class SessionKey(NamedTuple):
 
     @classmethod
     def from_json(cls, fields: Any) -> SessionKey:
-        """Give the key from the report's JSON: ``userId``, ``agentId``, optional ``sessionId``.
+        """Return the key from the report's JSON: ``userId``, ``agentId``, optional ``sessionId``.
 
         Raises:
             InvalidKey: a field is missing or its value cannot be used.
@@ -79,7 +79,7 @@ class SessionKey(NamedTuple):
         return cls.of(fields["userId"], fields["agentId"], fields.get("sessionId"))
 
     def to_json(self) -> dict[str, str]:
-        """Give the key in the report's JSON, with every field."""
+        """Return the key in the report's JSON, with every field."""
         return {"userId": self.user_id, "sessionId": self.session_id, "agentId": self.agent_id}
 
     @property
@@ -137,7 +137,7 @@ def is_unicode(text: str) -> bool:
 
 
 def shown(name: str) -> str:
-    """Give a name as one line of a message can show it, whatever it holds."""
+    """Return a name as one line of a message can show it, whatever it holds."""
     name = name if name.isprintable() else name.encode("unicode_escape").decode()
     return name if len(name) <= 80 else f"{name[:77]}..."
 

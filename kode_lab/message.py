@@ -105,7 +105,7 @@ class Model(Protocol):
     def __call__(
         self, request: Request, on_text: Callable[[str], None] | None = None
     ) -> Awaitable[Reply]:
-        """Give the reply; with ``on_text``, stream it and call that with each piece of text.
+        """Return the reply; with ``on_text``, stream it and call that with each piece of text.
 
         Raises:
             ModelRefused: the request is wrong.
@@ -116,18 +116,18 @@ class Model(Protocol):
 
 
 def user(text: str) -> Message:
-    """Give the user's message with this text."""
+    """Return the user's message with this text."""
     return {"role": "user", "content": [{"type": "text", "text": text}]}
 
 
 def assistant(content: str | Iterable[Block]) -> Message:
-    """Give the assistant's message from text or from content blocks."""
+    """Return the assistant's message from text or from content blocks."""
     blocks = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
     return {"role": "assistant", "content": blocks}
 
 
 def tool_results(results: Iterable[ToolResult]) -> Message:
-    """Give the one user message that carries the results of a reply's tool calls."""
+    """Return the one user message that carries the results of a reply's tool calls."""
     return {
         "role": "user",
         "content": [
@@ -143,7 +143,7 @@ def tool_results(results: Iterable[ToolResult]) -> Message:
 
 
 def seal(messages: Sequence[Message], reason: str) -> list[Message]:
-    """Give the messages that make a conversation that was broken off legal again.
+    """Return the messages that make a conversation that was broken off legal again.
 
     The Messages API refuses a ``tool_use`` without its ``tool_result``, and two user messages in a
     row mean something else than what happened. So every open tool call gets an error result, and
@@ -161,7 +161,7 @@ def seal(messages: Sequence[Message], reason: str) -> list[Message]:
 
 
 def text_of(message: Message) -> str:
-    """Give the text of a message: its text blocks and the text inside its tool results."""
+    """Return the text of a message: its text blocks and the text inside its tool results."""
     content = message["content"]
     if isinstance(content, str):
         return content
@@ -176,7 +176,7 @@ def text_of(message: Message) -> str:
 
 
 def tool_calls_of(content: Iterable[Block]) -> tuple[ToolCall, ...]:
-    """Give the tool calls among content blocks."""
+    """Return the tool calls among content blocks."""
     # A list first: a generator costs twice as much, and each turn asks some times.
     calls = [ToolCall(b["id"], b["name"], b["input"]) for b in content if b["type"] == "tool_use"]
     return tuple(calls)

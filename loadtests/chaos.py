@@ -12,10 +12,10 @@ import time
 from typing import Any
 
 from locust import events
-from nemesis import Nemesis
-from tool_user import ToolUser
 
 from kode_lab.key import SessionKey
+from kode_lab.load.nemesis import Nemesis
+from kode_lab.load.tool_user import ToolUser
 
 __all__ = ["Chaos"]
 
@@ -33,7 +33,7 @@ class Chaos(ToolUser):
     network_timeout = 20.0
 
     def session(self) -> SessionKey:
-        """Give one of this user's conversations of now."""
+        """Return one of this user's conversations of now."""
         talk = f"{int(time.monotonic()) // EPOCH_S}-{self.draw.randrange(2)}"
         return self.key(f"sturdy-{self.recorder.worker}-{self.number}", talk)
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from session_user import SessionUser
-
 from kode_lab.key import SessionKey
+from kode_lab.load.session_user import SessionUser
 
 __all__ = ["Churn"]
 
@@ -24,7 +23,7 @@ class Churn(SessionUser):
         self.opened = 0
 
     def session(self) -> SessionKey:
-        """Give a new session, or one of the latest that this user opened."""
+        """Return a new session, or one of the latest that this user opened."""
         at = self.opened
         if not at or self.draw.random() < NEW_SHARE:
             self.opened += 1
@@ -33,5 +32,5 @@ class Churn(SessionUser):
         return self.key(f"guest-{self.recorder.worker}-{self.number}", f"visit-{at}")
 
     def prompt(self, marker: str) -> str:
-        """Give a prompt that is answered at once: sessions are what costs here."""
+        """Return a prompt that is answered at once: sessions are what costs here."""
         return f"Hello again {marker}"

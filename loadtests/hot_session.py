@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import time
 
-from session_user import SessionUser
-
 from kode_lab.key import SessionKey
+from kode_lab.load.session_user import SessionUser
 
 __all__ = ["HotSession"]
 
@@ -26,5 +25,5 @@ class HotSession(SessionUser):
     rate_per_s = 1.0
 
     def session(self) -> SessionKey:
-        """Give the one session of these ten seconds."""
+        """Return the one session of these ten seconds."""
         return self.key("ada", f"hot-{int(time.monotonic()) // EPOCH_S}")

@@ -6,9 +6,8 @@ of one session are sent at once, as by an impatient hand.
 
 from __future__ import annotations
 
-from session_user import SessionUser
-
 from kode_lab.key import SessionKey
+from kode_lab.load.session_user import SessionUser
 
 __all__ = ["ManySessions"]
 
@@ -29,7 +28,7 @@ class ManySessions(SessionUser):
         self.begun, self.left = 0, 0
 
     def session(self) -> SessionKey:
-        """Give the conversation under way, or the next."""
+        """Return the conversation under way, or the next."""
         if not self.left:
             self.begun += 1
             self.left = min(TURNS_LIMIT, int(self.draw.paretovariate(TAIL_INDEX)))

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import unicodedata
 
-from session_user import SessionUser
-
 from kode_lab.key import SessionKey
+from kode_lab.load.session_user import SessionUser
 
 __all__ = ["SameName"]
 
@@ -36,11 +35,11 @@ class SameName(SessionUser):
         self.keys = [SessionKey.of(user, self.agent_id, session) for user, session in names]
 
     def session(self) -> SessionKey:
-        """Give one of them."""
+        """Return one of them."""
         return self.draw.choice(self.keys)
 
     def prompt(self, marker: str) -> str:
-        """Give a prompt with the canary, with and without a tool's work."""
+        """Return a prompt with the canary, with and without a tool's work."""
         if self.draw.random() < 0.5:
             return f"My secret word is {marker}"
         return super().prompt(marker)

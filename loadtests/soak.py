@@ -14,9 +14,9 @@ from __future__ import annotations
 import time
 
 from locust import events
-from session_user import SessionUser
 
 from kode_lab.key import SessionKey
+from kode_lab.load.session_user import SessionUser
 
 __all__ = ["Soak"]
 
@@ -39,7 +39,7 @@ class Soak(SessionUser):
         self.opened = 0
 
     def session(self) -> SessionKey:
-        """Give a session that is new, and later one of this user's conversations of now."""
+        """Return a session that is new, and later one of this user's conversations of now."""
         if self.opened < OPENING_TURNS:
             self.opened += 1
             talk = f"opening-{self.opened}"

@@ -6,9 +6,9 @@ What is refused must be refused before it is accepted, and what was accepted mus
 from __future__ import annotations
 
 from locust import LoadTestShape
-from session_user import SessionUser
 
 from kode_lab.key import SessionKey
+from kode_lab.load.session_user import SessionUser
 
 __all__ = ["Spike", "SpikeShape"]
 
@@ -24,7 +24,7 @@ class Spike(SessionUser):
     double_share = 0.1
 
     def session(self) -> SessionKey:
-        """Give one of this user's few sessions."""
+        """Return one of this user's few sessions."""
         return self.key(f"fan-{self.recorder.worker}-{self.number}", f"{self.draw.randrange(2)}")
 
 
@@ -34,7 +34,7 @@ class SpikeShape(LoadTestShape):
     use_common_options = True
 
     def tick(self) -> tuple[int, float] | None:
-        """Give the users for now and how fast they come; None ends the test."""
+        """Return the users for now and how fast they come; None ends the test."""
         options = self.runner.environment.parsed_options
         users, for_s = options.num_users or 60, float(options.run_time or 30)
         at_s = self.get_run_time()

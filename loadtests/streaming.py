@@ -10,10 +10,17 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from recorder import Outcome
-from session_user import DEFINITE, JSON, TURNS, SessionUser, acknowledged, outcome_of, report
-
 from kode_lab.key import SessionKey
+from kode_lab.load.recorder import Outcome
+from kode_lab.load.session_user import (
+    DEFINITE,
+    JSON,
+    TURNS,
+    SessionUser,
+    acknowledged,
+    outcome_of,
+    report,
+)
 
 __all__ = ["Streaming"]
 
@@ -28,7 +35,7 @@ class Streaming(SessionUser):
     double_share = 0.2
 
     def session(self) -> SessionKey:
-        """Give one of this user's two sessions."""
+        """Return one of this user's two sessions."""
         return self.key(f"reader-{self.recorder.worker}-{self.number}", f"{self.draw.randrange(2)}")
 
     def attempt(self, key: SessionKey, marker: str, body: dict[str, Any], due_ns: int) -> Outcome:
@@ -51,7 +58,7 @@ class Streaming(SessionUser):
         return outcome
 
     def followed(self, response: Any, due_ns: int) -> Outcome:
-        """Give how a stream ended, and count when its words came."""
+        """Return how a stream ended, and count when its words came."""
         latest_ns = 0
         try:
             for kind, data in _events(response):
@@ -82,7 +89,7 @@ class Streaming(SessionUser):
 
 
 def _events(response: Any) -> Iterator[tuple[str, Any]]:
-    """Give each event's name and JSON as it comes; what Locust has for lines waits for the end."""
+    """Yield each event's name and JSON as it comes; Locust's line reader would wait."""
     kind = ""
     while line := response.stream.readline(b"\n"):
         if line.startswith(b"event: "):

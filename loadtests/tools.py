@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from tool_user import ToolUser
-
 from kode_lab.key import SessionKey
+from kode_lab.load.tool_user import ToolUser
 
 __all__ = ["Tools"]
 
@@ -17,6 +16,6 @@ class Tools(ToolUser):
     rate_per_s = 1.0
 
     def session(self) -> SessionKey:
-        """Give one of a few sessions, so that turns of one meet."""
+        """Return one of a few sessions, so that turns of one meet."""
         user = self.draw.randrange(USERS)
         return self.key(f"maker-{user}", f"plans-{self.draw.randrange(SESSIONS)}")

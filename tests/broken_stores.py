@@ -7,7 +7,7 @@ from collections import deque
 from kode_lab.errors import StaleLease, StoreUnwritable, WaitingRoomFull
 from kode_lab.key import SessionKey
 from kode_lab.sessions import JsonStore
-from kode_lab.sessions.keyed_lock import KeyedLock
+from kode_lab.sessions.lock import KeyedLock
 from kode_lab.sessions.open_turn import Finished, OpenTurn
 from kode_lab.sessions.store import Lease
 
@@ -309,7 +309,7 @@ class SmallOnly(Around):
 
 
 class OneList(Around):
-    """Gives its own list away."""
+    """Returns its own list away."""
 
     def __init__(self, root):
         super().__init__(root)

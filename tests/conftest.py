@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from kode_lab.errors import PostgresMissing
-from kode_lab.postgres import ThrowawayPostgres
+from kode_lab.testing.postgres import ThrowawayPostgres
 
 _schemas = itertools.count(1)
 

@@ -17,9 +17,9 @@ from house import Clerk, managing, prompts
 
 from kode_lab.errors import StoreError
 from kode_lab.key import SessionKey
-from kode_lab.postgres import ThrowawayPostgres
-from kode_lab.postgres.binaries import server_account
-from kode_lab.sessions.postgres_store import PostgresStore
+from kode_lab.sessions.postgres.store import PostgresStore
+from kode_lab.testing.postgres import ThrowawayPostgres
+from kode_lab.testing.postgres.binaries import server_account
 
 BYTES = 20_000
 TURNS_LIMIT = 300

@@ -19,7 +19,7 @@ from kode_lab import sessions
 from kode_lab.claude.legality import problem_of
 from kode_lab.key import SessionKey
 from kode_lab.message import Reply, Usage, text_of, user
-from kode_lab.sessions.disk import PosixDisk
+from kode_lab.sessions.files.disk import PosixDisk
 
 ADA = SessionKey.of("ada", "clerk", "s1")
 BOB = SessionKey.of("bob", "clerk", "s1")
@@ -133,7 +133,7 @@ class Clerk:
 
 
 def shelf(directory, box=None, agent_id="clerk", *, lab=sessions, **fields):
-    """Give the shelf with one agent that has all tools of the box."""
+    """Return the shelf with one agent that has all tools of the box."""
     box = box or lab.Toolbox()
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -149,7 +149,7 @@ def shelf(directory, box=None, agent_id="clerk", *, lab=sessions, **fields):
 async def managing(
     path, model=None, world=None, *, agent=None, store=None, lab=sessions, **options
 ):
-    """Give a manager of the sessions below ``path``.
+    """Return a manager of the sessions below ``path``.
 
     ``agent`` holds fields of the configuration, ``store`` options of the store or a store. ``lab``
     is the package whose manager it is: the real one, or a mutant of it.
@@ -184,7 +184,7 @@ async def until(condition):
 
 
 def prompts(messages):
-    """Give the texts of the user's prompts."""
+    """Return the texts of the user's prompts."""
     return [
         text_of(m) for m in messages if m["role"] == "user" and m["content"][0]["type"] == "text"
     ]
@@ -364,7 +364,7 @@ class FaultyDisk(PosixDisk):
 
     @locked
     def after_kill(self, path=None, change=None, torn_bytes=0):
-        """Give what kill -9 leaves now: all that was written, and a part of the write at hand."""
+        """Return what kill -9 leaves now: all that was written, and a part of the write at hand."""
         image = {}
         for name, file in list(self._files.items()):
             content = image[name] = bytearray(file.durable)
@@ -376,7 +376,7 @@ class FaultyDisk(PosixDisk):
 
     @locked
     def after_power_cut(self, random):
-        """Give what a power cut leaves now: what was synced, and any part of the rest.
+        """Return what a power cut leaves now: what was synced, and any part of the rest.
 
         Each change that was not synced is there, is not, is there in part, or is only a longer
         file of zeros; each name that was not synced is there or is not.

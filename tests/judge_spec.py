@@ -5,7 +5,7 @@ Used by the judge's own tests, and by the tests that break the judge and must no
 
 from typing import NamedTuple
 
-from kode_lab.check.drawn import drawn
+from kode_lab.check.ascii_history import drawn
 
 
 class Spec(NamedTuple):
@@ -28,7 +28,7 @@ class Spec(NamedTuple):
 
 
 def differences(spec, check):
-    """Give what a judge says of a drawing that the specification does not."""
+    """Return what a judge says of a drawing that the specification does not."""
     found, told = [], []
     for engine in ("rules", "python", "numpy"):
         history = drawn(spec.picture)

@@ -104,7 +104,7 @@ class Served:
         return self.http._connections
 
     def sessions(self, user_id):
-        """Give the user's sessions, as the server asks for them, and remember that it did."""
+        """Return the user's sessions, as the server asks for them, and remember that it did."""
         self.listings.append(user_id)
         return list(self.store.sessions(user_id))
 
@@ -153,12 +153,12 @@ class Served:
         return SessionKey.of("ada", "clerk", session)
 
     async def connect(self):
-        """Give a raw connection: reader and writer."""
+        """Return a raw connection: reader and writer."""
         return await asyncio.open_connection("127.0.0.1", self.http.port)
 
 
 def events_of(text):
-    """Give the events of a stream's text as (name, data), comments left out."""
+    """Return the events of a stream's text as (name, data), comments left out."""
     events = []
     for block in text.split("\n\n"):
         fields = dict(
@@ -170,7 +170,7 @@ def events_of(text):
 
 
 def turn_request(body, *headers):
-    """Give the bytes of a ``POST /v1/turns``."""
+    """Return the bytes of a ``POST /v1/turns``."""
     lines = [b"POST /v1/turns HTTP/1.1", b"Host: localhost", b"Content-Type: application/json"]
     lines += [b"Content-Length: %d" % len(body), *headers]
     return b"\r\n".join([*lines, b"", body])
@@ -178,7 +178,7 @@ def turn_request(body, *headers):
 
 @asynccontextmanager
 async def served(path, *, agent=None, limits=None, tokens=None):
-    """Give a server of the sessions below ``path``."""
+    """Return a server of the sessions below ``path``."""
     scene = Served(path, agent)
     limits = limits or Limits()
     async with SessionManager(
@@ -217,7 +217,7 @@ class Child:
         self.process.send_signal(number)
 
     async def ended(self):
-        """Give its exit status."""
+        """Return its exit status."""
         return await asyncio.to_thread(self.process.wait, PATIENCE_S)
 
     async def post(self, client, message, session="s1", **fields):
@@ -252,7 +252,7 @@ def command(path, *options):
 
 @contextmanager
 def serving(path, *options, ttft_s=0.0, **environment):
-    """Give a running server whose model takes so long for each call."""
+    """Return a running server whose model takes so long for each call."""
     (path / "profile.toml").write_text(f"ttft_s = {ttft_s}\n")
     options = ("--profile", str(path / "profile.toml"), *options)
     with (path / "stderr").open("ab") as stderr:

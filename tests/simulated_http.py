@@ -67,7 +67,7 @@ async def until(holds):
 
 
 def answer_to(body, path="/v1/messages", headers=None, **options):
-    """Give the status, the headers and the parsed body of one request to a fresh server."""
+    """Return the status, the headers and the parsed body of one request to a fresh server."""
     status, told, content = serving(
         lambda simulated: http(simulated, "POST", path, body, headers), **options
     )
@@ -92,7 +92,7 @@ def against(scenario, *, server=None, **options):
 
 
 def failing(fault: Fault, request: Request | None = None, on_text=None, **options):
-    """Give the error that a call ends with when this goes wrong."""
+    """Return the error that a call ends with when this goes wrong."""
 
     async def scenario(claude, _):
         with pytest.raises(Exception, match=r"\w") as raised:

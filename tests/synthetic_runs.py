@@ -6,9 +6,9 @@ import random
 from typing import NamedTuple
 from zlib import crc32
 
+from kode_lab.history.operation import Operation
+from kode_lab.history.span import Span
 from kode_lab.key import SessionKey
-from kode_lab.operation import Operation
-from kode_lab.span import Span
 
 MS, S = 10**6, 10**9
 # Monotonic clocks begin anywhere; nothing may depend on where.

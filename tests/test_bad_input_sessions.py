@@ -51,7 +51,7 @@ SAID = ["one", "note:1 two", "three"]
 
 
 def files_of(path, key=ADA):
-    """Give messages.json and turns.jsonl of the session."""
+    """Return messages.json and turns.jsonl of the session."""
     directory = next((Path(path) / "store" / key.user_id).rglob("runtime"))
     return directory / "messages.json", directory / "turns.jsonl"
 

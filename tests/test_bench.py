@@ -1,4 +1,4 @@
-"""The harness of ``kode-lab bench`` keeps its rules; the benches run, whatever the machine."""
+"""The harness of ``make bench`` keeps its rules; the benches run, whatever the machine."""
 
 import asyncio
 import json
@@ -9,11 +9,9 @@ from math import isfinite
 
 import pytest
 
-from kode_lab.cli import main
-from kode_lab.errors import InvalidScenario
-from kode_lab.experiment import bench as harness
-from kode_lab.experiment.bench import BENCHES, Row, row
-from kode_lab.experiment.bench_sampling import (
+from benchmarks import bench as harness
+from benchmarks.bench import BENCHES, Row, row
+from benchmarks.sampling import (
     child_cpu_s,
     cpu_us,
     interleaved,
@@ -21,6 +19,8 @@ from kode_lab.experiment.bench_sampling import (
     scratch,
     share,
 )
+from kode_lab.cli import main
+from kode_lab.errors import InvalidScenario
 
 FIELDS = ["name", "value", "unit", "baseline", "ratio", "bar", "ok"]
 
@@ -187,7 +187,7 @@ def test_what_is_saved_says_its_command_commit_and_machine(tmp_path):
     path = harness.save(ROWS, ["turn"], "a quiet machine", tmp_path / "results")
     text = path.read_text("utf-8")
     assert path.name == "turn.md"
-    assert text.startswith("`kode-lab bench turn --save`")
+    assert text.startswith("`python -m benchmarks turn --save`")
     assert "commit " in text
     assert "Before: a quiet machine" in text
     assert harness.table(ROWS) in text

@@ -34,7 +34,7 @@ PARAMETERS = {
 }
 FAILING = ["1 + 1", "raise ValueError('the reason')", "2 + 2"]
 DROPPING = [
-    "import asyncio\nfrom kode_lab.experiment.nested import run_nested",
+    "import asyncio\nfrom kode_lab.lab.nested import run_nested",
     "run_nested(asyncio.sleep(0.2))",
     "'after'",
     "'last'",
@@ -47,7 +47,7 @@ pytestmark = [
 
 
 def smaller(path):
-    """Give the notebook with less to do: its parameters' values replaced, line by line."""
+    """Return the notebook with less to do: its parameters' values replaced, line by line."""
     notebook = nbformat.read(path, as_version=4)
     (cell,) = (c for c in notebook.cells if "parameters" in c.metadata.get("tags", ()))
     values = {**PARAMETERS[path.stem], "RESULTS": '"results"'}
@@ -65,7 +65,7 @@ def of_cells(sources):
 
 
 def complaints_about(notebook):
-    """Give what is wrong with a notebook that was run: errors, and cells that never ran."""
+    """Return what is wrong with a notebook that was run: errors, and cells that never ran."""
     found = []
     for number, cell in enumerate(notebook.cells):
         if cell.cell_type != "code":
@@ -122,7 +122,7 @@ def jupyter(tmp_path_factory):
 
 
 def address_of(home, server):
-    """Give the address, once the server has written down that it listens."""
+    """Return the address, once the server has written down that it listens."""
     give_up_s = time.monotonic() + START_LIMIT_S
     while not (port := port_in(home / "runtime")):
         assert server.poll() is None, (home / "log").read_text()[-2000:]
@@ -132,7 +132,7 @@ def address_of(home, server):
 
 
 def port_in(runtime):
-    """Give the port that JupyterLab noted, or 0 while it has not."""
+    """Return the port that JupyterLab noted, or 0 while it has not."""
     for path in runtime.glob("jpserver-*.json"):
         try:
             return json.loads(path.read_text())["port"]

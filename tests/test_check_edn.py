@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from judge_spec import SPECS
 
 from kode_lab.check import check
-from kode_lab.check.drawn import drawn
+from kode_lab.check.ascii_history import drawn
 from kode_lab.check.edn import calls_of, edn_of, operations_of
 from kode_lab.check.edn_text import Keyword, read_edn, write_edn
 from kode_lab.check.search import KEY_VALUE, REGISTER, Call, linearizable

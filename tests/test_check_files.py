@@ -14,13 +14,12 @@ from jsonschema import Draft202012Validator
 from judge_spec import SPECS
 
 from kode_lab.check import ANOMALIES, GUARANTEES, check, check_path
-from kode_lab.check.drawn import drawn
+from kode_lab.check.ascii_history import drawn
 from kode_lab.check.generate import valid_run
 from kode_lab.check.stream import LINE_LIMIT_BYTES
 from kode_lab.cli import main
 from kode_lab.errors import InvalidRecord
-from kode_lab.history import read_operations
-from kode_lab.operation import (
+from kode_lab.history.operation import (
     NEMESIS,
     Effect,
     HistoryWriter,
@@ -28,7 +27,8 @@ from kode_lab.operation import (
     Read,
     digest_of,
 )
-from kode_lab.span import Span, span_line
+from kode_lab.history.reader import read_operations
+from kode_lab.history.span import Span, span_line
 
 DOCS = Path(__file__).parent.parent / "docs"
 A_LINE = Draft202012Validator(json.loads((DOCS / "history.schema.json").read_text()))

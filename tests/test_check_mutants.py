@@ -14,14 +14,14 @@ from mutants import MUTANTS
 from trace_spec import ADA, FINE, TRACES, spans_of, trace_differences
 
 import kode_lab.check
-from kode_lab.check.drawn import drawn
+from kode_lab.check.ascii_history import drawn
 from kode_lab.check.generate import large_history, random_history, valid_run
 from kode_lab.check.selftest import is_searchable
-from kode_lab.digest import digest_of
 from kode_lab.errors import InvalidRecord
+from kode_lab.history.digest import digest_of
+from kode_lab.history.operation import NEMESIS, Operation, Read
+from kode_lab.history.span import Span
 from kode_lab.key import SessionKey
-from kode_lab.operation import NEMESIS, Operation, Read
-from kode_lab.span import Span
 
 HOME = Path(kode_lab.check.__file__).parent
 # What the verdict depends on, each after those that it imports.
@@ -38,7 +38,7 @@ def code_of(module, text):
 
 
 def judge_with(mutated="", old="", new=""):
-    """Give ``check`` of a judge of its own, in which one piece of one module is changed."""
+    """Return ``check`` of a judge of its own, in which one piece of one module is changed."""
     package = sys.modules[NAME] = ModuleType(NAME)
     package.__path__ = []
     for module in MODULES:
@@ -239,6 +239,7 @@ def test_the_judge_as_it_is_survives_all_that_kills_mutants():
         forget()
 
 
+@pytest.mark.mutants
 @pytest.mark.parametrize(
     ("module", "old", "new", "killer"),
     MUTANTS,

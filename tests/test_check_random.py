@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kode_lab.check import check, fast, plain
+from kode_lab.check.ascii_history import drawn
 from kode_lab.check.columns import history_of
-from kode_lab.check.drawn import drawn
 from kode_lab.check.generate import large_history, random_history, valid_run
 from kode_lab.check.selftest import (
     SESSION,
@@ -19,9 +19,9 @@ from kode_lab.check.selftest import (
     judge_figures,
     speed_figures,
 )
-from kode_lab.digest import digest_of, hash_of, hashes_of
+from kode_lab.history.digest import digest_of, hash_of, hashes_of
+from kode_lab.history.operation import NEMESIS, TAIL_LIMIT, Effect, Operation, Read
 from kode_lab.key import SessionKey
-from kode_lab.operation import NEMESIS, TAIL_LIMIT, Effect, Operation, Read
 
 SEEDS = st.integers(0, 2**32)
 

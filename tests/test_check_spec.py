@@ -6,9 +6,9 @@ import pytest
 from judge_spec import SPECS, differences
 
 from kode_lab.check import ANOMALIES, GUARANTEES, check, sentences
-from kode_lab.check.drawn import draw, drawn
-from kode_lab.check.face import reads_html, reads_text
+from kode_lab.check.ascii_history import draw, drawn
 from kode_lab.check.overtaking import WITNESS_OVERTAKERS
+from kode_lab.check.render import reads_html, reads_text
 from kode_lab.check.verdict import worst
 from kode_lab.errors import InvalidRecord, InvalidScenario
 from kode_lab.key import SessionKey
@@ -96,7 +96,7 @@ def test_the_witness_of_an_overtaking_names_one_more_than_the_limit_and_never_a_
 
 
 def shown(at):
-    """Give what the turn ``t{at}`` of twelve sees if the newest is served first."""
+    """Return what the turn ``t{at}`` of twelve sees if the newest is served first."""
     return " ".join(f"t{later}" for later in range(11, at - 1, -1))
 
 

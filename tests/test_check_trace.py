@@ -4,7 +4,7 @@ import pytest
 from trace_spec import ADA, BOB, FINE, NAMED_1, OF_ADA, TRACES, spans_of, trace_differences
 
 from kode_lab.check import check, sentences
-from kode_lab.span import Span
+from kode_lab.history.span import Span
 
 
 @pytest.mark.parametrize("name", TRACES)

@@ -18,9 +18,9 @@ from kode_lab.errors import (
     MissingApiKey,
     ModelRefused,
 )
+from kode_lab.history.operation import echo_in, marker_of
 from kode_lab.key import SessionKey
 from kode_lab.message import ToolResult, assistant, tool_results
-from kode_lab.operation import echo_in, marker_of
 
 
 def test_a_streamed_reply_is_the_plain_reply_in_pieces():

@@ -10,8 +10,8 @@ import broken_stores as broken
 import pytest
 
 from kode_lab.sessions import JsonStore
-from kode_lab.sessions.conformance import Claims, Outcome, Report, conform, contracts
-from kode_lab.sessions.postgres_store import PostgresStore
+from kode_lab.sessions.postgres.store import PostgresStore
+from kode_lab.testing.conformance import Claims, Outcome, Report, conform, contracts
 
 TTL_S = 1.0
 IMPATIENT = Claims(patience_s=1.0)
@@ -139,7 +139,7 @@ def test_the_report_is_data_first_and_prose_second():
 
 
 def test_the_suite_needs_no_test_framework():
-    script = "import sys, kode_lab.sessions.conformance; print('pytest' in sys.modules)"
+    script = "import sys, kode_lab.testing.conformance; print('pytest' in sys.modules)"
     ended = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )

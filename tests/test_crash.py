@@ -11,8 +11,8 @@ import pytest
 from house import PATIENCE_S, assert_legal, managing, prompts, run, shelf
 
 from kode_lab.errors import InvalidScenario
-from kode_lab.experiment.crash import CrashCount, _Worker, crash_proof
 from kode_lab.key import SessionKey
+from kode_lab.storms.crash import CrashCount, _Worker, crash_proof
 
 # Takes so many turns of each session, and says each that was acknowledged.
 HAMMER = """
@@ -58,7 +58,7 @@ def hammers(path, count, sessions, turns):
 
 
 def said_by(process):
-    """Give what a process acknowledged until its end, as (user, prompt)."""
+    """Return what a process acknowledged until its end, as (user, prompt)."""
     out, _ = process.communicate(timeout=PATIENCE_S)
     lines = [line.split() for line in out.decode().splitlines()]
     return [(user, f"{name} {number}") for user, name, number in lines]
@@ -117,7 +117,7 @@ def test_one_of_three_processes_is_killed_and_the_others_go_on(tmp_path):
 
 @pytest.mark.parametrize(("durability", "kills"), [("process", 40), ("power", 8)])
 def test_a_process_killed_at_random_moments_loses_and_doubles_nothing(tmp_path, durability, kills):
-    """40 kills here; 300, with 50,000 acknowledged turns, by ``kode-lab bench crash``."""
+    """40 kills here; 300, with 50,000 acknowledged turns, by ``python -m benchmarks crash``."""
     count = crash_proof(kills, 7, tmp_path, durability=durability, turns_a_life=30)
     assert count.kills == kills
     assert count.acknowledged > 15 * kills

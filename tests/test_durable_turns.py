@@ -36,7 +36,7 @@ TOOLS = "note:2 thread:1"
 
 
 async def moments_of(path, prompt, turn_id, *, stride=1, before=("first",)):
-    """Give every different state that a kill during the turn can leave, with the world's then."""
+    """Return every different state that a kill during the turn can leave, with the world's then."""
     world, found = World(), []
     disk = FaultyDisk(path / "store")
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from kode_lab.experiment.explore import TICK_NS, Delays, VirtualClock, in_virtual_time
+from kode_lab.faults.virtual_time import TICK_NS, Delays, VirtualClock, in_virtual_time
 
 
 async def for_s(seconds):
@@ -175,8 +175,8 @@ def test_the_loops_own_pipe_is_remembered_and_forgotten():
 
 _FINGERPRINT = """
 import hashlib
-from kode_lab.experiment.faults.catalogue import CATALOGUE
-from kode_lab.experiment.faults.laboratory import replay
+from kode_lab.faults.catalogue import CATALOGUE
+from kode_lab.faults.laboratory import replay
 for name in ("no-lock", "acknowledged-before-write", "connection-reused-after-cancel"):
     played, verdict = replay(CATALOGUE[name], 7)
     told = repr((played.history, played.trace, played.passes, sorted(verdict.counts.items())))

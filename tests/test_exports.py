@@ -5,11 +5,11 @@ import csv
 import pandas as pd
 import pytest
 
+from benchmarks.laboratory import synthetic
 from kode_lab import Scenario, lab
-from kode_lab.experiment.bench_lab import synthetic
-from kode_lab.experiment.exports import EXPORT_LIMIT_BYTES, export
-from kode_lab.experiment.tables import turns_table
-from kode_lab.experiment.turn_row import TURN_COLUMNS
+from kode_lab.lab.exports import EXPORT_LIMIT_BYTES, export
+from kode_lab.lab.tables import turns_table
+from kode_lab.lab.turn_row import TURN_COLUMNS
 
 
 @pytest.fixture

@@ -17,11 +17,11 @@ from kode_lab.check import ANOMALIES, check_path
 from kode_lab.check.generate import valid_run
 from kode_lab.cli import main
 from kode_lab.errors import InvalidScenario
-from kode_lab.experiment.faults import honest
-from kode_lab.experiment.faults.catalogue import CATALOGUE, fault_of
-from kode_lab.experiment.faults.disks import LabDisk, Unsynced
-from kode_lab.experiment.faults.fault import PLAIN, Fault
-from kode_lab.experiment.faults.laboratory import (
+from kode_lab.faults import honest
+from kode_lab.faults.catalogue import CATALOGUE, fault_of
+from kode_lab.faults.disks import LabDisk, Unsynced
+from kode_lab.faults.fault import PLAIN, Fault
+from kode_lab.faults.laboratory import (
     SEEDS,
     as_json,
     convict,
@@ -30,12 +30,12 @@ from kode_lab.experiment.faults.laboratory import (
     replay,
     table,
 )
-from kode_lab.experiment.faults.scenario import KEYS, Scenario
-from kode_lab.experiment.faults.serving import SERVABLE
-from kode_lab.experiment.faults.shrinking import play_small, shrink
-from kode_lab.experiment.faults.site import Parts
-from kode_lab.experiment.faults.stage import Stage
-from kode_lab.experiment.faults.world import World
+from kode_lab.faults.scenario import KEYS, Scenario
+from kode_lab.faults.serving import SERVABLE
+from kode_lab.faults.shrinking import play_small, shrink
+from kode_lab.faults.site import Parts
+from kode_lab.faults.stage import Stage
+from kode_lab.faults.world import World
 from kode_lab.key import SessionKey
 from kode_lab.sessions import JsonStore
 

@@ -23,13 +23,14 @@ from PIL import Image
 from synthetic_runs import MS, ZERO_NS, Recording, S, the_report, turn
 
 from kode_lab.errors import InvalidRecord
-from kode_lab.experiment.figures import figure_lint, ink, two_sessions
-from kode_lab.experiment.figures.finding import finding_of
-from kode_lab.experiment.figures.lint import contrast
-from kode_lab.experiment.figures.page import Page, between, nice_ticks, seconds
-from kode_lab.experiment.turn_view import turns_of
+from kode_lab.history.operation import Operation
 from kode_lab.key import SessionKey
-from kode_lab.operation import Operation
+from kode_lab.lab.turn_view import turns_of
+from kode_lab.pictures import figure_lint, two_sessions
+from kode_lab.pictures import style as ink
+from kode_lab.pictures.finding import finding_of
+from kode_lab.pictures.lint import contrast
+from kode_lab.pictures.page import Page, between, nice_ticks, seconds
 
 ADA, BOB = SessionKey.of("ada", "a", "s1"), SessionKey.of("bob", "a", "s2")
 
@@ -232,7 +233,7 @@ def test_words_in_the_svg_are_paths(tmp_path):
 AGAIN = """
 import hashlib, sys
 from synthetic_runs import the_report
-from kode_lab.experiment.figures import two_sessions
+from kode_lab.pictures import two_sessions
 picture = two_sessions(the_report())
 print(hashlib.sha256(picture.png() + picture.svg()).hexdigest())
 """

@@ -10,17 +10,11 @@ from matplotlib.text import Text
 from synthetic_runs import MS, ZERO_NS, Recording, S, a_crowd, turn
 
 from kode_lab.errors import InvalidRecord
-from kode_lab.experiment.figures import (
-    crash_bands,
-    figure_lint,
-    latency,
-    many_sessions,
-    throughput,
-)
-from kode_lab.experiment.figures.crash_bands import bands_of
-from kode_lab.experiment.figures.curves import Latencies, Rate, draw_latency, draw_throughput
+from kode_lab.history.operation import NEMESIS, Operation
 from kode_lab.key import SessionKey
-from kode_lab.operation import NEMESIS, Operation
+from kode_lab.pictures import crash_bands, figure_lint, latency, many_sessions, throughput
+from kode_lab.pictures.crash_bands import bands_of
+from kode_lab.pictures.curves import Latencies, Rate, draw_latency, draw_throughput
 
 ADA = SessionKey.of("ada", "a", "s1")
 

@@ -8,13 +8,13 @@ import pytest
 from judge_spec import SPECS
 
 from kode_lab.check import check
-from kode_lab.check.drawn import drawn
+from kode_lab.check.ascii_history import drawn
 from kode_lab.check.guarantee import ANOMALIES, Anomaly
-from kode_lab.experiment.figures import figure_lint, witness
-from kode_lab.experiment.figures.witness import draw_witness
+from kode_lab.history.operation import Operation, marker_of, read_of
+from kode_lab.history.span import Span
 from kode_lab.key import SessionKey
-from kode_lab.operation import Operation, marker_of, read_of
-from kode_lab.span import Span
+from kode_lab.pictures import figure_lint, witness
+from kode_lab.pictures.witness import draw_witness
 
 S = 10**9
 HERE = SessionKey.of("u7", "assistant", "s3")

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 from house import PATIENCE_S, run, until
 
-from kode_lab.sessions.disk import PosixDisk
-from kode_lab.sessions.file_lock import _PLACES, FileLocks, OwnedFile, _try_lock
+from kode_lab.sessions.files.disk import PosixDisk
+from kode_lab.sessions.files.file_lock import _PLACES, FileLocks, OwnedFile, _try_lock
 
 # Says "held" when it holds the name, and holds it until it is killed.
 HOLDER = """
 import sys, time
 from pathlib import Path
-from kode_lab.sessions.disk import PosixDisk
-from kode_lab.sessions.file_lock import FileLocks
+from kode_lab.sessions.files.disk import PosixDisk
+from kode_lab.sessions.files.file_lock import FileLocks
 locks = FileLocks(Path(sys.argv[1]), PosixDisk())
 assert locks.try_hold(locks.place_of("ada:s1"))
 print("held", flush=True)

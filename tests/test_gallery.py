@@ -7,7 +7,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from kode_lab.experiment.gallery import hash_in, source_hash
+from kode_lab.pictures.gallery import hash_in, source_hash
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -17,9 +17,9 @@ GALLERY = ROOT / "docs" / "gallery"
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_page_shows_the_notebook_as_it_is(notebook):
     page = GALLERY / f"{notebook.stem}.html"
-    assert page.exists(), "make it: python -m kode_lab.experiment.gallery"
+    assert page.exists(), "make it: python -m kode_lab.pictures.gallery"
     assert hash_in(page) == source_hash(notebook), (
-        "the notebook has moved on: python -m kode_lab.experiment.gallery"
+        "the notebook has moved on: python -m kode_lab.pictures.gallery"
     )
 
 

@@ -17,7 +17,7 @@ from kode_lab.sessions.open_turn import OpenTurn
 
 
 def answered(turn_id, text="hello"):
-    """Give a turn that the model has answered, and the entry of its reply."""
+    """Return a turn that the model has answered, and the entry of its reply."""
     turn = OpenTurn(turn_id, user(text), "v1")
     message = assistant(f"re: {text}")
     turn.add_reply(message, Usage(3, 2))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kode_lab.errors import WaitingRoomFull
-from kode_lab.sessions.keyed_lock import KeyedLock
+from kode_lab.sessions.lock import KeyedLock
 
 MANY = 10_000
 

@@ -10,7 +10,7 @@ from concurrent.futures import CancelledError
 
 import pytest
 
-from kode_lab.experiment.lab import start
+from kode_lab.lab import start
 
 
 def test_the_result_comes_to_a_script_that_asks():
@@ -153,7 +153,7 @@ def test_a_forgotten_await_displays_a_sentence_that_says_so():
 
 SCRIPT = """
 import asyncio, sys
-from kode_lab.experiment.lab import start
+from kode_lab.lab import start
 
 async def work():
     try:
@@ -187,7 +187,7 @@ def test_an_interrupt_cancels_the_run_of_a_script_which_keeps_what_it_has():
 
 IMPATIENT = """
 import asyncio, os, signal, sys
-from kode_lab.experiment.lab import start
+from kode_lab.lab import start
 
 is_asked_again = []
 
@@ -231,7 +231,7 @@ def test_a_second_interrupt_does_not_keep_a_run_from_being_written():
 
 NESTED = """
 import asyncio
-from kode_lab.experiment.nested import run_nested
+from kode_lab.lab.nested import run_nested
 
 async def answer():
     await asyncio.sleep(0)

@@ -19,9 +19,9 @@ import pytest
 from served import serving
 
 from kode_lab.cli import main
-from kode_lab.experiment.load import SETTINGS, seconds_of
-from kode_lab.experiment.load_services import Service
-from kode_lab.history import read_operations
+from kode_lab.history.reader import read_operations
+from kode_lab.load.command import SETTINGS, seconds_of
+from kode_lab.load.services import Service
 
 LOADTESTS = Path(__file__).parent.parent / "loadtests"
 PATIENCE_S = 120.0
@@ -55,7 +55,7 @@ class Run:
         )
 
     def ended(self):
-        """Give the exit status and all that was said on stdout; end it once it has enough."""
+        """Return the exit status and all that was said on stdout; end it once it has enough."""
         limit_s = time.monotonic() + PATIENCE_S
         while self.workers and self.process.poll() is None:
             assert time.monotonic() < limit_s, self.words()
@@ -336,7 +336,7 @@ def is_refused(where):
 def test_no_service_outlives_a_load_test_that_is_killed(tmp_path):
     script = (
         "import os, signal, sys\nfrom pathlib import Path\n"
-        "from kode_lab.experiment.load_services import Service\n"
+        "from kode_lab.load.services import Service\n"
         "here = Path(sys.argv[1])\n"
         "service = Service(['simulate'], here / 'log')\n"
         "print(service.url, flush=True)\n"

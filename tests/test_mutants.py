@@ -66,12 +66,12 @@ POWER = {"durability": "power", "journal_bytes": 8192}
 
 
 def in_time(lab):
-    """Give a time-out for a step in which a mutant hangs."""
+    """Return a time-out for a step in which a mutant hangs."""
     return asyncio.timeout(PATIENCE_S if lab is sessions else STEP_S)
 
 
 def managing(*arguments, **options):
-    """Give a manager that does not wait long for turns that hang."""
+    """Return a manager that does not wait long for turns that hang."""
     return house.managing(*arguments, drain_s=0.05, **options)
 
 
@@ -693,29 +693,29 @@ class Mutant(NamedTuple):
 
 MUTANTS = [
     # serial, first come first served, parallel
-    Mutant("no lock in the process", order, "keyed_lock", "if key in self._queues:", "if False:"),
-    Mutant("last in, first out", order, "keyed_lock", "queue.popleft()", "queue.pop()"),
+    Mutant("no lock in the process", order, "lock", "if key in self._queues:", "if False:"),
+    Mutant("last in, first out", order, "lock", "queue.popleft()", "queue.pop()"),
     Mutant(
         "a cancelled waiter keeps the hand-over",
         order,
-        "keyed_lock",
+        "lock",
         "self.release(key)\n            else",
         "pass\n            else",
     ),
     Mutant(
         "an idle key stays",
         order,
-        "keyed_lock",
+        "lock",
         "del self._queues[key]",
         "self._queues[key] = None",
     ),
-    Mutant("no limit of waiters", room, "keyed_lock", "if len(queue) >= queue_limit:", "if False:"),
+    Mutant("no limit of waiters", room, "lock", "if len(queue) >= queue_limit:", "if False:"),
     Mutant("reject waits", room, "ticket", 'if self.strategy == "reject":', "if False:"),
-    Mutant("one lock for a user", parallel, "json_store", "key[:2]", "key[:1]"),
-    Mutant("one lock for a session's name", parallel, "json_store", "key[:2]", "key[1:2]"),
-    Mutant("one lock for all", parallel, "json_store", "key[:2]", "key[:0]"),
+    Mutant("one lock for a user", parallel, "files/store", "key[:2]", "key[:1]"),
+    Mutant("one lock for a session's name", parallel, "files/store", "key[:2]", "key[1:2]"),
+    Mutant("one lock for all", parallel, "files/store", "key[:2]", "key[:0]"),
     # apart
-    Mutant("stored without the user", apart, "json_store", 'f"{key.user_part}/"', '""'),
+    Mutant("stored without the user", apart, "files/store", 'f"{key.user_part}/"', '""'),
     Mutant(
         "an agent for all sessions",
         apart,
@@ -726,14 +726,14 @@ MUTANTS = [
     Mutant(
         "owner not asked",
         owner,
-        "session_format",
+        "files/format",
         "if owner_of(header) != key:",
         "key = owner_of(header)\n    if False:",
     ),
     Mutant(
         "a cut header is a new session",
         owner,
-        "session_files",
+        "files/session_files",
         "if self.place.messages_size():",
         "if 0:",
     ),
@@ -747,12 +747,12 @@ MUTANTS = [
     ),
     Mutant("residents without limit", residents, "residents", "len(agents) <= self._limit", "True"),
     Mutant(
-        "no fence at the writes", overtaken, "json_store", "if newest != lease.fence:", "if False:"
+        "no fence at the writes", overtaken, "files/store", "if newest != lease.fence:", "if False:"
     ),
     Mutant(
         "a fence that does not grow",
         overtaken,
-        "session_files",
+        "files/session_files",
         "self.fence = fence + 1",
         "self.fence = fence",
     ),
@@ -760,21 +760,21 @@ MUTANTS = [
     Mutant(
         "no lock between processes",
         processes,
-        "file_lock",
+        "files/file_lock",
         "if not _try_lock(fd, at, _PLACES):",
         "if False:",
     ),
     Mutant(
         "a way past those who wait",
         processes,
-        "file_lock",
+        "files/file_lock",
         "if not _try_lock(fd, at, _PLACES):",
         "if not _try_lock(fd, at):",
     ),
     Mutant(
         "a place that is never left",
         processes,
-        "file_lock",
+        "files/file_lock",
         "except BaseException:\n            _unlock(fd, at)",
         "except BaseException:\n            pass",
     ),
@@ -782,14 +782,14 @@ MUTANTS = [
     Mutant(
         "messages before the journal",
         kills,
-        "json_store",
+        "files/store",
         "[files.step_tail(turn, entries, done), messages]",
         "[messages, files.step_tail(turn, entries, done)]",
     ),
     Mutant(
         "done before the messages",
         kills,
-        "json_store",
+        "files/store",
         (
             "[files.step_tail(turn, entries, done), messages])\n"
             "                await self._write(files, [done], can_undo=False)"
@@ -799,25 +799,27 @@ MUTANTS = [
             "                await self._write(files, [messages], can_undo=False)"
         ),
     ),
-    Mutant("done line not announced", kills, "session_files", "if done is not None:", "if False:"),
+    Mutant(
+        "done line not announced", kills, "files/session_files", "if done is not None:", "if False:"
+    ),
     Mutant(
         "last step not journalled",
         kills,
-        "json_store",
+        "files/store",
         "files.step_tail(turn, entries, done)",
         "files.step_tail(turn, [], done)",
     ),
     Mutant(
         "an append without its journal is kept",
         kills,
-        "session_files",
+        "files/session_files",
         "(is_open or whole is None)",
         "whole is None",
     ),
     Mutant(
         "a torn closing bracket is damage",
         kills,
-        "session_files",
+        "files/session_files",
         "size >= body_bytes and",
         "size > end_bytes and",
     ),
@@ -881,14 +883,14 @@ MUTANTS = [
     Mutant(
         "no sync",
         power,
-        "power_journal",
+        "files/power_journal",
         "self._disk.sync(self._fd)\n        self._at +=",
         "self._at +=",
     ),
     Mutant(
         "acknowledged before the sync",
         power,
-        "power_journal",
+        "files/power_journal",
         (
             "await loop.run_in_executor(self._thread, self._write, batch)\n"
             "                    self._acknowledge(batch)"
@@ -901,39 +903,43 @@ MUTANTS = [
     Mutant(
         "frames without checksum",
         journal,
-        "power_journal",
+        "files/power_journal",
         "or crc != _sum(payload, generation, sequence)",
         "",
     ),
     Mutant(
         "the journal begins again before the files are synced",
         power,
-        "power_journal",
+        "files/power_journal",
         "_sync_all(self._dirty, self._root, self._disk)",
         "pass",
     ),
-    Mutant("not recovered", power, "json_store", "recover(fd, self.root, self._disk)", "pass"),
+    Mutant("not recovered", power, "files/store", "recover(fd, self.root, self._disk)", "pass"),
     Mutant(
         "goes on after a failed sync",
         journal,
-        "power_journal",
+        "files/power_journal",
         "if self._failure is not None:",
         "if False:",
     ),
     Mutant(
-        "generations used again", lives, "power_journal", "recover(self._fd, root, disk) + 1", "1"
+        "generations used again",
+        lives,
+        "files/power_journal",
+        "recover(self._fd, root, disk) + 1",
+        "1",
     ),
     Mutant(
         "files closed while their step went down",
         journal,
-        "json_store",
+        "files/store",
         "if self._power is not None and not self._open.is_whole(lease.key):",
         "if False:",
     ),
     Mutant(
         "steps over each other",
         steps,
-        "power_journal",
+        "files/power_journal",
         "files.expect(tails)\n        self._queue.append(waiting)",
         "self._queue.append(waiting)",
     ),
@@ -948,7 +954,7 @@ MUTANTS = [
     Mutant(
         "lock kept when the files cannot be held",
         files,
-        "json_store",
+        "files/store",
         "        except BaseException:\n            self._lock.release(slot)",
         "        except BaseException:\n            pass",
     ),
@@ -963,7 +969,7 @@ MUTANTS = [
     Mutant(
         "a cancelled waiter stays in line",
         room,
-        "keyed_lock",
+        "lock",
         "queue.remove(turn)",
         "turn.__class__",
     ),
@@ -1000,24 +1006,24 @@ MUTANTS = [
     Mutant(
         "others' endings are taken for ours",
         files,
-        "session_files",
+        "files/session_files",
         "if self.messages_bytes != size or",
         "if False and",
     ),
     Mutant(
         "any header will do",
         owner,
-        "session_format",
+        "files/format",
         'fence >= 0 and header_of(key, fence) == line + b"\\n"',
         "fence >= 0",
     ),
-    Mutant("newer files are read", files, "session_format", 'header["kode_lab"] > FORMAT', "False"),
-    Mutant("changed files are written over", files, "json_store", "if is_touched:", "if False:"),
-    Mutant("the root as it was spelled", spelled, "json_store", "str(self.root)", "str(root)"),
+    Mutant("newer files are read", files, "files/format", 'header["kode_lab"] > FORMAT', "False"),
+    Mutant("changed files are written over", files, "files/store", "if is_touched:", "if False:"),
+    Mutant("the root as it was spelled", spelled, "files/store", "str(self.root)", "str(root)"),
     Mutant(
         "a large turn is refused",
         spelled,
-        "power_journal",
+        "files/power_journal",
         "self._grow(_FRAME.size + len(payload))",
         'raise OSError("full")',
     ),
@@ -1041,14 +1047,14 @@ MUTANTS = [
     Mutant(
         "ids are forgotten before their turns",
         deletions,
-        "json_store",
+        "files/store",
         "await self._write(files, [saying])",
         "rest.reverse()",
     ),
     Mutant(
         "a deletion is not finished",
         deletions,
-        "session_files",
+        "files/session_files",
         "if text.is_deleted:",
         "if False:",
     ),
@@ -1083,7 +1089,7 @@ MUTANTS = [
             "            if not isinstance(error, TurnFailed) and"
         ),
     ),
-    Mutant("two hosts", files, "occupancy", "if host != here:", "if False:"),
+    Mutant("two hosts", files, "files/occupancy", "if host != here:", "if False:"),
 ]
 
 
@@ -1097,9 +1103,9 @@ def made(tmp_path):
         names.append(name)
         package = tmp_path / "packages" / name
         shutil.copytree(HOME, package, ignore=shutil.ignore_patterns("__pycache__"))
-        for path in package.glob("*.py"):
+        for path in package.rglob("*.py"):
             text = path.read_text(encoding="utf-8")
-            if path.stem == file:
+            if path == package / f"{file}.py":
                 assert old in text, f"{old!r} no longer stands in {file}"
                 text = text.replace(old, new)
             path.write_text(text.replace("kode_lab.sessions", name), encoding="utf-8")
@@ -1119,7 +1125,7 @@ class Stuck(Exception):
 
 
 def complaint(check, lab, path, patience_s=PATIENCE_S):
-    """Give what the check says against the package, or None."""
+    """Return what the check says against the package, or None."""
     loop = asyncio.new_event_loop()
     # What a broken package leaves behind is not the test's affair.
     loop.set_exception_handler(lambda *_: None)
@@ -1139,6 +1145,7 @@ def test_the_package_itself_passes(tmp_path, check):
         raise error
 
 
+@pytest.mark.mutants
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("mutant", MUTANTS, ids=[mutant.name for mutant in MUTANTS])
 def test_each_mutant_is_convicted(made, tmp_path, mutant):

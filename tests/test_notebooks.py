@@ -10,7 +10,7 @@ from jupyter_client.manager import start_new_kernel
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from kode_lab.experiment.run import Run
+from kode_lab.lab.run import Run
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 CELLS_LIMIT = 20
@@ -33,7 +33,7 @@ def quick(results, name=""):
 
 
 def problems_of(notebook):
-    """Give what is wrong with a notebook as it lies in the repository."""
+    """Return what is wrong with a notebook as it lies in the repository."""
     cells = notebook.cells
     found = [
         f"cell {cell.id} has outputs or a count: clear them before you commit"
@@ -57,7 +57,7 @@ def problems_of(notebook):
 
 
 def executed(notebook, parameters, directory):
-    """Give the outputs of the notebook run to its end with other parameters."""
+    """Return the outputs of the notebook run to its end with other parameters."""
     return asyncio.run(ran(notebook, parameters, directory))
 
 
@@ -134,7 +134,7 @@ def test_the_driver_sees_a_notebook_that_fails_or_complains(tmp_path):
 
 WORK = """
 import asyncio
-from kode_lab.experiment.lab import start
+from kode_lab.lab import start
 
 async def work():
     await asyncio.sleep(0)
@@ -154,7 +154,7 @@ def test_a_forgotten_await_and_an_awaited_run_show_themselves_in_a_cell(tmp_path
 
 
 REPRODUCE = """
-from kode_lab.experiment.reproduce import reproduce
+from kode_lab.reports.reproduce import reproduce
 reproduction = await reproduce(results="results")
 """
 

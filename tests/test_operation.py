@@ -10,9 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kode_lab.errors import InvalidRecord
-from kode_lab.history import read_operations
-from kode_lab.key import SessionKey
-from kode_lab.operation import (
+from kode_lab.history.operation import (
     NEMESIS,
     TAIL_LIMIT,
     HistoryWriter,
@@ -25,6 +23,8 @@ from kode_lab.operation import (
     markers_in,
     read_of,
 )
+from kode_lab.history.reader import read_operations
+from kode_lab.key import SessionKey
 
 ADA = SessionKey.of("ada", "planner", "s1")
 BOB = SessionKey.of("bob", "planner", "s1")
@@ -95,7 +95,8 @@ def test_a_request_that_nothing_answered_is_indeterminate_for_ever(tmp_path):
     path = tmp_path / "history.jsonl"
     script = (
         "import os, sys\nfrom pathlib import Path\n"
-        "from kode_lab.key import SessionKey\nfrom kode_lab.operation import HistoryWriter\n"
+        "from kode_lab.key import SessionKey\n"
+        "from kode_lab.history.operation import HistoryWriter\n"
         "writer = HistoryWriter(Path(sys.argv[1]))\n"
         "writer.invoke(SessionKey.of('ada', 'planner'), 'p', 7, marker='#m0')\n"
         "os.kill(os.getpid(), 9)\n"

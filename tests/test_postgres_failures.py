@@ -16,9 +16,9 @@ import kode_lab
 from kode_lab.check import check_path
 from kode_lab.cli import main
 from kode_lab.errors import InvalidScenario, PostgresMissing
-from kode_lab.experiment.fleet.ride import ride
-from kode_lab.experiment.fleet.storm import FAULTS, STORMS, Dice, Storm
-from kode_lab.postgres import find_binaries
+from kode_lab.storms.run_storm import ride
+from kode_lab.storms.storm import FAULTS, STORMS, Dice, Storm
+from kode_lab.testing.postgres import find_binaries
 
 HOME = Path(kode_lab.__file__).parent
 # Far more than honest runs without faults have shown (13), and less than last in, first out gives.
@@ -34,7 +34,7 @@ def needs_postgres():
 
 
 def small(name, **changes):
-    """Give a storm of a few seconds."""
+    """Return a storm of a few seconds."""
     given = {"turns": 160, "sessions": 30, "hot": 4, "hot_share": 0.5, "workers": 3, "clients": 16}
     return replace(STORMS[name], **{**given, "limit_s": 60.0, **changes})
 
@@ -113,7 +113,7 @@ def test_a_database_that_answers_late_or_not_for_a_while_loses_nothing(tmp_path)
 
 
 def broken(path, module, was, now):
-    """Give where a copy of the package lies in which one sentence says something else."""
+    """Return where a copy of the package lies in which one sentence says something else."""
     shutil.copytree(HOME, path / "kode_lab", ignore=shutil.ignore_patterns("figures"))
     source = path / "kode_lab" / "sessions" / f"{module}.py"
     text = source.read_text(encoding="utf-8")

@@ -19,9 +19,9 @@ from house import PATIENCE_S
 
 from kode_lab.cli import main
 from kode_lab.errors import PortOccupied, PostgresMissing, StoreUnreachable, StoreUnwritable
-from kode_lab.postgres import ThrowawayPostgres, find_binaries
-from kode_lab.postgres.binaries import server_account
-from kode_lab.postgres.template import template
+from kode_lab.testing.postgres import ThrowawayPostgres, find_binaries
+from kode_lab.testing.postgres.binaries import server_account
+from kode_lab.testing.postgres.template import template
 
 needs_postgres = pytest.mark.usefixtures("postgres")
 
@@ -29,7 +29,7 @@ needs_postgres = pytest.mark.usefixtures("postgres")
 PARENT = """
 import sys
 from pathlib import Path
-from kode_lab.postgres import ThrowawayPostgres
+from kode_lab.testing.postgres import ThrowawayPostgres
 with ThrowawayPostgres(cache=Path(sys.argv[1]) if len(sys.argv) > 1 else None) as server:
     print(server.pid, server.data, flush=True)
     sys.stdin.read()

@@ -26,9 +26,9 @@ from kode_lab.key import SessionKey
 from kode_lab.message import Usage, assistant, user
 from kode_lab.sessions.group_commit import GroupCommit
 from kode_lab.sessions.open_turn import OpenTurn
-from kode_lab.sessions.postgres_link import PostgresLink
-from kode_lab.sessions.postgres_schema import FENCES
-from kode_lab.sessions.postgres_store import PostgresStore
+from kode_lab.sessions.postgres.connection import PostgresLink
+from kode_lab.sessions.postgres.schema import FENCES
+from kode_lab.sessions.postgres.store import PostgresStore
 
 KEY = SessionKey("mia", "work", "planner")
 
@@ -41,7 +41,7 @@ def turn_of(turn_id, *, words="Hello", reply="Good day"):
 
 @contextlib.asynccontextmanager
 async def stores(dsn, schema, count=2, **options):
-    """Give that many workers of one schema."""
+    """Return that many workers of one schema."""
     async with contextlib.AsyncExitStack() as stack:
         opened = [
             await stack.enter_async_context(PostgresStore(dsn, schema=schema, **options))

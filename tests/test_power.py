@@ -35,7 +35,7 @@ POWER = {"durability": "power", "journal_bytes": SMALL}
 
 
 def open_files(root):
-    """Give the sessions' files that this process has open below the root."""
+    """Return the sessions' files that this process has open below the root."""
     paths = [os.path.realpath(fd) for fd in Path("/proc/self/fd").iterdir()]
     return [path for path in paths if path.startswith(str(root)) and "runtime" in path]
 

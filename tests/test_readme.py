@@ -8,10 +8,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from kode_lab.experiment.claims import claims_of
-from kode_lab.experiment.evidence import evidence_of
-from kode_lab.experiment.run import Run
-from kode_lab.experiment.summary import finding, print_summary
+from kode_lab.lab.run import Run
+from kode_lab.reports.claims import claims_of
+from kode_lab.reports.evidence import evidence_of
+from kode_lab.reports.summary import finding, print_summary
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")

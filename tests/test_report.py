@@ -7,18 +7,18 @@ import sys
 
 import pytest
 
+from kode_lab import lab
 from kode_lab.claude import Profile
 from kode_lab.errors import InvalidRecord, InvalidScenario, NewerFormat
-from kode_lab.experiment import lab
-from kode_lab.experiment.claims import time_verdict
-from kode_lab.experiment.comparison import compare
-from kode_lab.experiment.record import recorded, reported, scenario_of
-from kode_lab.experiment.report import report
-from kode_lab.experiment.run import Run, RunRecorder
-from kode_lab.experiment.scenario import Scenario
-from kode_lab.experiment.timeline import timeline
+from kode_lab.history.operation import marker_of
 from kode_lab.key import SessionKey
-from kode_lab.operation import marker_of
+from kode_lab.lab.comparison import compare
+from kode_lab.lab.run import Run, RunRecorder
+from kode_lab.lab.scenario import Scenario
+from kode_lab.pictures.timeline import timeline
+from kode_lab.reports.claims import time_verdict
+from kode_lab.reports.page import report
+from kode_lab.reports.record import recorded, reported, scenario_of
 from kode_lab.sessions import JsonStore, Lease
 
 QUICK = Scenario(users=2, sessions=2, turns=2, profile=Profile(ttft_s=0.005))
@@ -37,7 +37,7 @@ def run(tmp_path_factory):
 
 
 def copied(run, path):
-    """Give a copy of a run's small files that a test may break."""
+    """Return a copy of a run's small files that a test may break."""
     path.mkdir()
     for name in ("run.json", "history.jsonl", "trace.jsonl"):
         (path / name).write_bytes((run.path / name).read_bytes())

@@ -11,20 +11,20 @@ from rich.console import Console
 
 from kode_lab.claude import Plan, Profile
 from kode_lab.errors import InvalidRecord, InvalidScenario
-from kode_lab.experiment.claims import (
+from kode_lab.history.operation import Operation, Read
+from kode_lab.history.span import Span
+from kode_lab.lab.live import Progress
+from kode_lab.lab.run import Run, RunRecorder
+from kode_lab.reports.claims import (
     Claim,
     allowance_s,
     claims_of,
     verdict_of,
 )
-from kode_lab.experiment.documented import DOCUMENTED, STORAGE, DocumentedTest
-from kode_lab.experiment.evidence import Evidence, Turn, evidence_of, stored_files
-from kode_lab.experiment.live import Progress
-from kode_lab.experiment.reproduce import reproduce
-from kode_lab.experiment.run import Run, RunRecorder
-from kode_lab.experiment.summary import print_summary
-from kode_lab.operation import Operation, Read
-from kode_lab.span import Span
+from kode_lab.reports.documented import DOCUMENTED, STORAGE, DocumentedTest
+from kode_lab.reports.evidence import Evidence, Turn, evidence_of, stored_files
+from kode_lab.reports.reproduce import reproduce
+from kode_lab.reports.summary import print_summary
 
 S = 1_000_000_000  # nanoseconds
 TEST_1, TEST_2 = DOCUMENTED

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from kode_lab.errors import InvalidRecord, NewerFormat, StoreUnwritable
-from kode_lab.experiment.perfetto import chrome_trace
-from kode_lab.experiment.run import SCHEMA, Run, RunRecorder
+from kode_lab.history.operation import Read, marker_of
+from kode_lab.history.span import Span
 from kode_lab.key import SessionKey
-from kode_lab.operation import Read, marker_of
-from kode_lab.span import Span
+from kode_lab.lab.perfetto import chrome_trace
+from kode_lab.lab.run import SCHEMA, Run, RunRecorder
 
 ADA = SessionKey.of("ada", "helper")
 BOB = SessionKey.of("bob", "helper")

@@ -10,15 +10,15 @@ from dataclasses import replace
 
 import pytest
 
+from kode_lab import lab
 from kode_lab.check import GUARANTEES
 from kode_lab.claude import Plan, Profile
 from kode_lab.errors import InvalidScenario
-from kode_lab.experiment import lab
-from kode_lab.experiment.comparison import compare
-from kode_lab.experiment.live import Progress
-from kode_lab.experiment.run import Run
-from kode_lab.experiment.scenario import Client, Scenario
-from kode_lab.operation import NEMESIS
+from kode_lab.history.operation import NEMESIS
+from kode_lab.lab.comparison import compare
+from kode_lab.lab.live import Progress
+from kode_lab.lab.run import Run
+from kode_lab.lab.scenario import Client, Scenario
 from kode_lab.sessions import JsonStore, Lease
 
 QUICK = Scenario(users=2, sessions=2, turns=2, profile=Profile(ttft_s=0.005))
@@ -273,8 +273,8 @@ def test_kills_are_survived_and_told_and_a_store_of_ones_own_is_not_killed(resul
 ABANDONED = """
 import asyncio, os, sys
 from pathlib import Path
-from kode_lab.experiment.scenario import Scenario
-from kode_lab.experiment.service import served
+from kode_lab.lab.scenario import Scenario
+from kode_lab.lab.service import served
 
 async def main():
     async with served(Scenario(kills=1), Path(sys.argv[1])) as child:

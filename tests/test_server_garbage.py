@@ -121,7 +121,7 @@ async def no_http(scene):
 
 @asynccontextmanager
 async def _connection(scene):
-    """Give a raw connection; at the end the server, too, knows that it is over."""
+    """Return a raw connection; at the end the server, too, knows that it is over."""
     others = len(scene.connections)
     reader, writer = await scene.connect()
     await until(lambda: len(scene.connections) > others)
@@ -172,7 +172,7 @@ def _collect_all():
 
 
 def _circles():
-    """Give what only the collector finds, if it is ours or may hold a request."""
+    """Return what only the collector finds, if it is ours or may hold a request."""
     before = gc.get_debug()
     gc.set_debug(gc.DEBUG_SAVEALL)
     try:

@@ -23,7 +23,7 @@ class Together:
 
 
 async def passes_of(pace, model, names):
-    """Give who came in, pass by pass of the loop."""
+    """Return who came in, pass by pass of the loop."""
     passes = [[]]
 
     async def one(name):

@@ -8,7 +8,7 @@ from house import run, until
 from served import JSON, served
 
 from kode_lab.server import tokens_of
-from kode_lab.server.visitor import new_token, token_entry
+from kode_lab.server.auth import new_token, token_entry
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 # A browser that asks for nothing outside, and needs no display.
@@ -19,7 +19,7 @@ ARGUMENTS = [
 
 
 def two_tokens(path):
-    """Give the tokens of ada and of an operator, and the server's file of them."""
+    """Return the tokens of ada and of an operator, and the server's file of them."""
     (ada, adas), (operator, operators) = new_token(), new_token()
     (path / "tokens.toml").write_text(
         token_entry("ada", adas, is_operator=False)

@@ -11,15 +11,15 @@ from kode_lab.claude import SimulatedClaude
 from kode_lab.claude.client import Claude
 from kode_lab.claude.in_process import InProcessClaude
 from kode_lab.claude.profile import Profile
+from kode_lab.history.operation import echo_in
+from kode_lab.history.span import Span
 from kode_lab.key import SessionKey
 from kode_lab.message import Request, assistant, user
-from kode_lab.operation import echo_in
-from kode_lab.server.board import BOUNDS_S, LAST_LIMIT, Board, Histogram
-from kode_lab.server.census import Census
 from kode_lab.server.events import EventStream
+from kode_lab.server.live_state import BOUNDS_S, LAST_LIMIT, Board, Histogram
 from kode_lab.server.refusal import Rejected
+from kode_lab.server.session_limit import Census
 from kode_lab.sessions import TurnEvent
-from kode_lab.span import Span
 
 TODAY = date(2026, 7, 15)
 TOOL = {"name": "create_schedule", "description": "Create.", "input_schema": {"type": "object"}}

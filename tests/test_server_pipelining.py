@@ -48,7 +48,7 @@ async def answer_of(reader):
 
 
 async def chunks_of(reader):
-    """Give the whole of a chunked body."""
+    """Return the whole of a chunked body."""
     pieces = []
     while size := int(await reader.readline(), 16):
         pieces.append(await reader.readexactly(size))

@@ -156,7 +156,7 @@ def test_a_second_signal_does_not_wait_for_the_turns(tmp_path):
 
 
 def refused(path, *options):
-    """Give what a server that does not begin says on stderr."""
+    """Return what a server that does not begin says on stderr."""
     ended = subprocess.run(
         command(path, *options), capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
@@ -263,7 +263,7 @@ import resource, signal, sys
 from pathlib import Path
 from kode_lab.key import SessionKey
 from kode_lab.server.trace_file import TraceFile
-from kode_lab.span import Span
+from kode_lab.history.span import Span
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 path, span = Path(sys.argv[1]), Span(SessionKey.of("ada", "clerk"), "t1", "wait", 1, 2)

@@ -16,10 +16,10 @@ from kode_lab.cli import main
 from kode_lab.errors import InvalidConfig, PostgresMissing
 from kode_lab.key import SessionKey
 from kode_lab.message import user
-from kode_lab.postgres import ThrowawayPostgres
 from kode_lab.sessions import PostgresStore
 from kode_lab.sessions.open_turn import OpenTurn
-from kode_lab.sessions.postgres_schema import checked_name
+from kode_lab.sessions.postgres.schema import checked_name
+from kode_lab.testing.postgres import ThrowawayPostgres
 
 SECRET = "s3cr3t"
 
@@ -40,7 +40,7 @@ async def done(dsn, *statements):
 
 
 def changed(dsn, *, role=None, database=None):
-    """Give the DSN with another role or database."""
+    """Return the DSN with another role or database."""
     parts = urlsplit(dsn)
     return parts._replace(
         netloc=parts.netloc if role is None else f"{role}@",
@@ -50,7 +50,7 @@ def changed(dsn, *, role=None, database=None):
 
 @pytest.fixture
 def refused(tmp_path, monkeypatch, capsys):
-    """Give the one sentence with which a server that does not begin ends."""
+    """Return the one sentence with which a server that does not begin ends."""
 
     def refuse(dsn, *options, command="serve"):
         monkeypatch.setenv("KODE_LAB_STORE", dsn)
@@ -250,7 +250,7 @@ def test_a_server_whose_database_went_away_is_not_ready_and_goes_on_when_it_is_b
 
 
 def commands():
-    """Give the command line of every process that there is."""
+    """Return the command line of every process that there is."""
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):
             yield path.read_bytes()

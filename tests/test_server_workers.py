@@ -17,15 +17,15 @@ from served import JSON, events_of, serving
 
 from kode_lab.check import check
 from kode_lab.errors import InvalidScenario
-from kode_lab.history import read_operations
+from kode_lab.history.operation import HistoryWriter, echo_in, marker_of, markers_in
+from kode_lab.history.reader import read_operations
 from kode_lab.key import SessionKey
-from kode_lab.operation import HistoryWriter, echo_in, marker_of, markers_in
 from kode_lab.server import Limits
 from kode_lab.server.body import named, turn_request
-from kode_lab.server.joint import joint_live, joint_statistics
 from kode_lab.server.listener import listening_within
+from kode_lab.server.merged_stats import joint_live, joint_statistics
 from kode_lab.server.peers import Peers
-from kode_lab.server.place import Place
+from kode_lab.server.worker_slot import Place
 
 WORKERS = ("--workers", "2")
 
@@ -35,13 +35,13 @@ def key_of(session):
 
 
 def workers_of(child):
-    """Give the pids of the workers that run now."""
+    """Return the pids of the workers that run now."""
     pid = child.process.pid
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 async def figures(child, client, name):
-    """Give each worker's figure of that name, all its labels added."""
+    """Return each worker's figure of that name, all its labels added."""
     async with client.get(f"{child.url}/metrics") as answer:
         text = await answer.text()
     found = {}
@@ -52,7 +52,7 @@ async def figures(child, client, name):
 
 
 def strangers():
-    """Give a client that makes a new connection for each request, to land anywhere."""
+    """Return a client that makes a new connection for each request, to land anywhere."""
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(force_close=True, limit=0),
         timeout=aiohttp.ClientTimeout(PATIENCE_S),

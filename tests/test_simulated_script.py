@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from kode_lab.claude.legality import problem_of
 from kode_lab.claude.script import plan_of, shown_to
+from kode_lab.history.operation import Read, digest_of, echo_in, echo_of, marker_of
 from kode_lab.key import SessionKey
 from kode_lab.message import ToolResult, assistant, tool_results, user
-from kode_lab.operation import Read, digest_of, echo_in, echo_of, marker_of
 
 TODAY = date(2026, 3, 2)
 NAMES = ("create_schedule", "query_schedules", "update_schedule", "delete_schedule")

@@ -15,9 +15,9 @@ from simulated_http import HEADERS, TOOL, answer_to, asked, http, serving, until
 
 from kode_lab.claude import Fault, Plan, Profile, SimulatedClaude, report_profile
 from kode_lab.errors import InvalidScenario, PortOccupied
+from kode_lab.history.operation import Read, digest_of, echo_in, marker_of
 from kode_lab.key import SessionKey
 from kode_lab.message import ToolResult, assistant, tool_results, user
-from kode_lab.operation import Read, digest_of, echo_in, marker_of
 
 
 def test_what_was_shown_is_remembered_for_the_first_request_of_each_prompt():

@@ -7,15 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kode_lab.errors import InvalidRecord
+from kode_lab.history.span import STEPS, Span, read_spans, span_line, span_of
 from kode_lab.key import SessionKey
-from kode_lab.span import STEPS, Span, read_spans, span_line, span_of
 
 KEY = SessionKey.of("ada", "planner", "s1")
 SPAN = Span(KEY, "t1", "ask", 10, 20, {"gen_ai.request.model": "m"})
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | texts,
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | texts,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
     max_leaves=5,
 )

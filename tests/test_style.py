@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 
 HOUSE = Path(__file__).parent.parent
-FILE_LIMIT_LINES = 400
-FUNCTION_LIMIT_LINES = 60
 LINE_LIMIT_COLUMNS = 100
 BANNED_NAMES = {"util", "utils", "helper", "helpers", "common", "misc", "base", "core", "types"}
 # What a class may be built on: values, protocols, and the generic form of either.
@@ -38,24 +36,6 @@ def sources(root, *places):
 
 
 # --- rules: each gives its complaints about one file, with what to do ------------------------
-
-
-def is_a_screenful(source):
-    """A file is one screenful of ideas."""
-    lines = source.text.count("\n")
-    if lines > FILE_LIMIT_LINES:
-        yield f"{source.name}: {lines} lines: split it (FILE_LIMIT_LINES={FILE_LIMIT_LINES})"
-
-
-def has_short_functions(source):
-    """A function fits the screen."""
-    for node in source.nodes(ast.FunctionDef, ast.AsyncFunctionDef):
-        lines = node.end_lineno - node.lineno + 1
-        if lines > FUNCTION_LIMIT_LINES:
-            yield (
-                f"{source.name}:{node.lineno}: {node.name} has {lines} lines: "
-                f"give its parts names (FUNCTION_LIMIT_LINES={FUNCTION_LIMIT_LINES})"
-            )
 
 
 def has_short_lines(source):
@@ -108,7 +88,7 @@ def inherits_nothing(source):
                 yield f"{source.name}:{node.lineno}: {node.name}: no metaclasses: write a function"
         for base in node.bases:
             name = ast.unparse(base).partition("[")[0].rpartition(".")[2]
-            if name in LOCUST_BASES and source.name.startswith("loadtests/"):
+            if name in LOCUST_BASES and source.name.startswith(("loadtests/", "kode_lab/load/")):
                 continue
             if name in VALUE_BASES | SIGNAL_BASES or source.name.endswith("kode_lab/errors.py"):
                 continue
@@ -164,8 +144,6 @@ def has_sentences_for_names(source):
 
 
 OF_THE_PACKAGE = (
-    is_a_screenful,
-    has_short_functions,
     has_short_lines,
     is_named_by_a_noun,
     has_a_prologue,
@@ -239,15 +217,11 @@ def test_no_file_holds_the_trace_of_one_machine():
 # --- the rules themselves --------------------------------------------------------------------
 
 PROLOGUE = '"""Owns what a good file owns."""\n'
-LONG_BODY = "    x = 1\n" * 60
 
 
 @pytest.mark.parametrize(
     ("rule", "bad", "good"),
     [
-        (is_a_screenful, "x = 1\n" * 401, "x = 1\n" * 400),
-        (has_short_functions, f"def f():\n{LONG_BODY}", f"def f():\n{LONG_BODY[10:]}"),
-        (has_short_functions, f"async def f():\n{LONG_BODY}", f"class C:\n{LONG_BODY}"),
         (has_short_lines, "#" * 101, "#" * 100),
         (has_short_lines, "x" * 101 + "  # noqa: E501", "x" * 100 + "  # noqa: E501 - so it is"),
         (has_short_lines, "#" * 101 + ":", "# https://" + "x" * 100),

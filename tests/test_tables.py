@@ -8,16 +8,16 @@ import pandas as pd
 import pytest
 from synthetic_runs import ZERO_NS, Recording, S, the_report, turn
 
-from kode_lab.experiment.run import Run, RunRecorder
-from kode_lab.experiment.tables import (
+from kode_lab.history.operation import NEMESIS, Operation, Read, marker_of
+from kode_lab.history.span import Span
+from kode_lab.key import SessionKey
+from kode_lab.lab.run import Run, RunRecorder
+from kode_lab.lab.tables import (
     events_table,
     sessions_table,
     tool_calls_table,
     turns_table,
 )
-from kode_lab.key import SessionKey
-from kode_lab.operation import NEMESIS, Operation, Read, marker_of
-from kode_lab.span import Span
 
 TABLES = (turns_table, tool_calls_table, sessions_table, events_table)
 IDS = ["user_id", "session_id", "agent_id"]

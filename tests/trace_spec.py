@@ -3,9 +3,9 @@
 A trace is a list of turns: (session key, turn id, began to wait, began to work, ended).
 """
 
-from kode_lab.check.drawn import drawn
+from kode_lab.check.ascii_history import drawn
+from kode_lab.history.span import Span
 from kode_lab.key import SessionKey
-from kode_lab.span import Span
 
 ADA, BOB = SessionKey("ada", "1", "agent"), SessionKey("bob", "1", "agent")
 # What clients saw of it is beyond doubt.
@@ -29,7 +29,7 @@ def spans_of(key, turn_id, waited, began, ended):
 
 
 def one_after_another(keys):
-    """Give turns that all wait from the beginning and are served in a row, without a gap."""
+    """Return turns that all wait from the beginning and are served in a row, without a gap."""
     return [(key, f"t{at}", at, at * 20, at * 20 + 20) for at, key in enumerate(keys)]
 
 
@@ -103,7 +103,7 @@ TRACES = {
 
 
 def trace_differences(name, check):
-    """Give what a judge says of a trace that the specification does not."""
+    """Return what a judge says of a trace that the specification does not."""
     turns, counts = TRACES[name]
     spans = [span for turn in turns for span in spans_of(*turn)]
     verdict = check(FINE, spans, ["lock"])

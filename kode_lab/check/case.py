@@ -16,10 +16,10 @@ from itertools import accumulate, chain
 from operator import attrgetter
 from typing import NamedTuple
 
-from kode_lab.digest import prefix_digests
 from kode_lab.errors import InvalidRecord
+from kode_lab.history.digest import prefix_digests
+from kode_lab.history.operation import Operation
 from kode_lab.key import SessionKey
-from kode_lab.operation import Operation
 
 __all__ = ["Case", "case_of"]
 
@@ -66,7 +66,7 @@ class Case(NamedTuple):
     earliest_complete: Sequence[float]
 
     def own(self, markers: Iterable[str]) -> list[str]:
-        """Give those of ``markers`` that belong to this session, sent or not."""
+        """Return those of ``markers`` that belong to this session, sent or not."""
         return _own(markers, self.turns)
 
     def is_before_final(self, turn: Operation) -> bool:
@@ -75,7 +75,7 @@ class Case(NamedTuple):
 
 
 def case_of(key: SessionKey, operations: Iterable[Operation]) -> Case:
-    """Give one session's case from its operations, in any order.
+    """Return one session's case from its operations, in any order.
 
     Raises:
         InvalidRecord: two turns share a marker, or one turn has two.
@@ -118,7 +118,7 @@ def case_of(key: SessionKey, operations: Iterable[Operation]) -> Case:
 def _merged(
     marker: str, attempts: list[Operation]
 ) -> tuple[Operation, list[tuple[Operation, Operation]]]:
-    """Give the one operation that several attempts at a turn are, and attempts that disagree.
+    """Return the one operation that several attempts at a turn are, and attempts that disagree.
 
     It began with the first attempt that may have been accepted, and ended with the first
     acknowledgement. What an unacknowledged attempt was shown binds nobody: which attempt took

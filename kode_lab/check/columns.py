@@ -20,8 +20,8 @@ from operator import iconcat, lt
 from typing import Any, NamedTuple
 
 from kode_lab.check.verdict import Evidence
+from kode_lab.history.operation import NEMESIS, Operation, Read
 from kode_lab.key import SessionKey
-from kode_lab.operation import NEMESIS, Operation, Read
 
 __all__ = ["FAIL", "INFO", "NEVER_NS", "OK", "Columns", "History", "Screened", "history_of"]
 
@@ -98,7 +98,7 @@ class Screened(NamedTuple):
 
 
 def history_of(operations: Iterable[Operation]) -> History:
-    """Give operations with their columns, which are filled as the operations come."""
+    """Return operations with their columns, which are filled as the operations come."""
     kept: list[Operation] = []
     columns: Columns | None = Columns()
     rest = iter(operations)

@@ -26,14 +26,14 @@ from typing import Any
 from kode_lab.check.edn_text import Keyword, read_edn, write_edn
 from kode_lab.check.search import Call
 from kode_lab.errors import InvalidRecord
+from kode_lab.history.operation import NEMESIS, TAIL_LIMIT, Effect, Operation, Read, digest_of
 from kode_lab.key import SessionKey
-from kode_lab.operation import NEMESIS, TAIL_LIMIT, Effect, Operation, Read, digest_of
 
 __all__ = ["calls_of", "edn_of", "operations_of"]
 
 
 def calls_of(text: str) -> list[Call]:
-    """Give the calls of a register's or a key-value store's history.
+    """Return the calls of a register's or a key-value store's history.
 
     Calls of the nemesis are left out. A completion belongs to the last invoke of its process.
 
@@ -47,7 +47,7 @@ def calls_of(text: str) -> list[Call]:
 
 
 def operations_of(text: str) -> list[Operation]:
-    """Give the turns, and faults, of a list-append history whose transactions touch one list.
+    """Return the turns, and faults, of a list-append history whose transactions touch one list.
 
     Raises:
         InvalidRecord: it is not EDN, or a transaction is neither a read, an append, nor a read and
@@ -59,7 +59,7 @@ def operations_of(text: str) -> list[Operation]:
 
 
 def edn_of(operations: Iterable[Operation]) -> str:
-    """Give turns and reads as a list-append history in EDN, a line an event, in order of time."""
+    """Return turns and reads as a list-append history in EDN, a line an event, in order of time."""
     events: list[tuple[float, int, dict[str, Any]]] = []
     for number, operation in enumerate(operations):
         process: Any = number
@@ -103,7 +103,7 @@ def _transaction(operation: Operation) -> tuple[list[Any], list[Any]]:
 
 
 def _beside(operation: Operation) -> dict[str, Any]:
-    """Give what a transaction has no place for, where there is any."""
+    """Return what a transaction has no place for, where there is any."""
     read = operation.read or Read(0, 0)
     facts: dict[str, Any] = {
         "answered": operation.answered,
@@ -128,7 +128,7 @@ _ELLE = SessionKey("list", "", "elle")
 def _paired(
     text: str, fault: Callable[[Operation], None]
 ) -> Iterator[tuple[_Event, _Event | None]]:
-    """Give each invoke with its completion, or None where none came."""
+    """Return each invoke with its completion, or None where none came."""
     values = read_edn(text)
     if len(values) == 1 and isinstance(values[0], tuple):
         values = list(values[0])
@@ -262,7 +262,7 @@ def _texts(event: _Event, name: str) -> tuple[str, ...]:
 
 
 def _read(told: _Event, shown: tuple[str, ...] | None) -> Read | None:
-    """Give what a turn was shown: as its transaction has it, or as it stands beside that."""
+    """Return what a turn was shown: as its transaction has it, or as it stands beside that."""
     foreign, half = _texts(told, "foreign"), _texts(told, "half")
     if "seen" in told:
         try:
@@ -291,7 +291,7 @@ def _effects(told: _Event) -> tuple[Effect, ...] | None:
 
 
 def _list_key(name: Any) -> SessionKey:
-    """Give the session of a list: what ``edn_of`` wrote, or any name as a session of nobody."""
+    """Return the session of a list: what ``edn_of`` wrote, or any name as a session of nobody."""
     try:
         user, session, agent = json.loads(name)
         return SessionKey.of(user, agent, session)

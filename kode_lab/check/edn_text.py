@@ -42,7 +42,7 @@ class _Token(NamedTuple):
 
 
 def read_edn(text: str) -> list[Any]:
-    """Give the values that a text holds: maps, vectors and lists, sets, words, numbers, strings.
+    """Return the values that a text holds: maps, vectors and lists, sets, words, numbers, strings.
 
     Raises:
         InvalidRecord: it is not EDN; names the line.
@@ -58,7 +58,7 @@ def read_edn(text: str) -> list[Any]:
 
 
 def write_edn(value: Any) -> str:
-    """Give a value as EDN: words (``Keyword``) with a colon, other text in quotes."""
+    """Return a value as EDN: words (``Keyword``) with a colon, other text in quotes."""
     if value is None or isinstance(value, bool):
         return {None: "nil", True: "true", False: "false"}[value]
     if isinstance(value, str):

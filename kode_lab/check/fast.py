@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 
 from kode_lab.check.columns import FAIL, INFO, NEVER_NS, OK, Columns, Screened
 from kode_lab.check.verdict import Evidence
-from kode_lab.digest import MULTIPLIER, hash_of
-from kode_lab.operation import Operation
+from kode_lab.history.digest import MULTIPLIER, hash_of
+from kode_lab.history.operation import Operation
 
 __all__ = ["hashes_of", "screen"]
 
@@ -58,7 +58,7 @@ class _Turns(NamedTuple):
     width_ns: int
 
     def within(self, times: _Ints, session: _Ints) -> _Ints:
-        """Give times as if sessions followed each other; what comes after its last invoke, there.
+        """Return times as if sessions followed each other; what comes after its last invoke, there.
 
         What was acknowledged after the last invoke contradicts nothing, so when does not matter.
         """
@@ -88,7 +88,7 @@ class _Lists(NamedTuple):
 
 
 def screen(columns: Columns, overtaking_limit: int | None = None) -> Screened | None:
-    """Give the evidence of the sessions that are beyond doubt, and the names of the others.
+    """Return the evidence of the sessions that are beyond doubt, and the names of the others.
 
     None, if the whole history must be heard by the rules: a marker of two sessions, times that are
     no integers or too far apart.
@@ -116,12 +116,12 @@ def screen(columns: Columns, overtaking_limit: int | None = None) -> Screened | 
 
 
 def _ints(values: Sequence[int]) -> _Ints:
-    """Give integers as a column; unlike numpy's own way, a float is refused, not cut off."""
+    """Return integers as a column; unlike numpy's own way, a float is refused, not cut off."""
     return np.frombuffer(array("q", values), np.int64)
 
 
 def _turns(columns: Columns) -> _Turns | None:
-    """Give the turns' arrays, which are not copied; None if there is no turn."""
+    """Return the turns' arrays, which are not copied; None if there is no turn."""
     if not columns.markers:
         return None
     invoke = np.frombuffer(columns.invoke, np.int64)
@@ -272,7 +272,7 @@ def _pairs(invoke: _Ints, complete: _Ints) -> int:
 
 
 def _digests(lists: _Lists) -> _Words:
-    """Give for each element the digest of all that stands before it in its list."""
+    """Return for each element the digest of all that stands before it in its list."""
     longest = int(lists.place.max()) + 1
     inverse = pow(MULTIPLIER, -1, 2**64)
     powers = np.full(longest, MULTIPLIER, np.uint64)
@@ -288,7 +288,7 @@ def _digests(lists: _Lists) -> _Words:
 
 
 def hashes_of(markers: Sequence[str]) -> _Words:
-    """Give ``hash_of`` of each marker: at once if many have one length, as ``marker_of`` gives."""
+    """Return ``hash_of`` of each marker, in one pass for markers of one length."""
     hashes = np.empty(len(markers), np.uint64)
     for start in range(0, len(markers), _PORTION):
         portion = markers[start : start + _PORTION]

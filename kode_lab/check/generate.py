@@ -12,8 +12,7 @@ import math
 from collections.abc import Sequence
 from random import Random
 
-from kode_lab.key import SessionKey
-from kode_lab.operation import (
+from kode_lab.history.operation import (
     CRASHES,
     HEALS,
     NEMESIS,
@@ -24,6 +23,7 @@ from kode_lab.operation import (
     digest_of,
     marker_of,
 )
+from kode_lab.key import SessionKey
 
 __all__ = ["large_history", "random_history", "valid_run"]
 
@@ -38,7 +38,7 @@ def _fault(name: str, at_ns: int) -> Operation:
 def valid_run(
     seed: int, *, turns: int = 40, sessions: int = 3, has_crashes: bool = True
 ) -> list[Operation]:
-    """Give a run of a right backend under bad conditions, with its probe at the end.
+    """Return a run of a right backend under bad conditions, with its probe at the end.
 
     Turns of a session are served one after another at moments within their clients' intervals, or
     after them, when the client gave up and the turn went on.
@@ -62,7 +62,7 @@ def valid_run(
 def _session(
     random: Random, key: SessionKey, seed: int, turns: int, end_ns: int
 ) -> list[Operation]:
-    """Give one session's operations: attempts first, then served in the order of their moments."""
+    """Return one session's operations: attempts first, then served in time order."""
     attempts: list[Operation] = []
     served: list[tuple[int, str, int]] = []
     for number in range(turns):
@@ -94,7 +94,7 @@ def _session(
 def _answered(
     random: Random, attempts: Sequence[Operation], served: Sequence[tuple[int, str, int]]
 ) -> list[Operation]:
-    """Give each attempt what it was shown; an acknowledgement cannot come before the effect."""
+    """Return each attempt what it was shown; an acknowledgement cannot come before the effect."""
     at_of = {marker: (place, at_ns) for place, (at_ns, marker, _) in enumerate(served)}
     order = [marker for _, marker, _ in served]
     finished: list[Operation] = []
@@ -147,7 +147,7 @@ def _probe(
 
 
 def random_history(seed: int, *, size: int = 5) -> list[Operation]:
-    """Give a small history of one session, right or wrong as chance has it, with its final read.
+    """Return a small history of one session, right or wrong as chance has it, with its final read.
 
     It starts from a right one whose times are moved, whose reads are exchanged and whose list is
     changed, a little, so that both verdicts are frequent.
@@ -205,7 +205,7 @@ def _random_reads(
 def large_history(
     size: int, *, sessions: int = 100, indeterminate: float = 0.0, seed: int = 0
 ) -> list[Operation]:
-    """Give about ``size`` operations of a right backend, for measuring the judge's speed.
+    """Return about ``size`` operations of a right backend, for measuring the judge's speed.
 
     Each session has four clients in turn, whose turns overlap; the given share of turns was never
     answered, and half of these took effect.

@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from kode_lab.history.operation import Operation
+from kode_lab.history.span import Span
 from kode_lab.key import SessionKey
-from kode_lab.operation import Operation
-from kode_lab.span import Span
 
 __all__ = ["ANOMALIES", "GUARANTEES", "SAFETY", "Anomaly", "Guarantee", "breaks"]
 
@@ -93,5 +93,5 @@ class Anomaly(NamedTuple):
 
 
 def breaks(anomaly: Anomaly) -> tuple[str, ...]:
-    """Give the names of the guarantees that an anomaly breaks."""
+    """Return the names of the guarantees that an anomaly breaks."""
     return ANOMALIES[anomaly.name][0]

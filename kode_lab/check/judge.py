@@ -28,9 +28,9 @@ from kode_lab.check.service_rules import configuration, epoch_of, quiet_ns, stuc
 from kode_lab.check.trace_rules import holds_of, needless_serialisation, overlaps
 from kode_lab.check.verdict import Evidence, Verdict, conclude
 from kode_lab.errors import InvalidRecord, InvalidScenario
+from kode_lab.history.operation import CRASHES, HEALS, NEMESIS, Effect, Operation
+from kode_lab.history.span import Span
 from kode_lab.key import SessionKey
-from kode_lab.operation import CRASHES, HEALS, NEMESIS, Effect, Operation
-from kode_lab.span import Span
 
 __all__ = ["NUMPY_FROM_OPERATIONS", "WITNESS_LIMIT", "Hearing", "check"]
 
@@ -52,7 +52,7 @@ def check(
     overtaking_limit: int | None = None,
     engine: str = "auto",
 ) -> Verdict:
-    """Give the verdict on a history, and on a trace where there is one.
+    """Return the verdict on a history, and on a trace where there is one.
 
     Args:
         history: operations in any order; ``history_of`` has their columns already.

@@ -22,7 +22,7 @@ from operator import sub
 
 from kode_lab.check.case import Case
 from kode_lab.check.guarantee import Anomaly
-from kode_lab.operation import Operation
+from kode_lab.history.operation import Operation
 
 __all__ = ["WITNESS_OVERTAKERS", "most_overtaken", "overtakings"]
 
@@ -31,7 +31,7 @@ WITNESS_OVERTAKERS = 8
 
 
 def most_overtaken(case: Case) -> int:
-    """Give the most turns that overtook one turn of the session.
+    """Return the most turns that overtook one turn of the session.
 
     Whoever was overtaken most has nobody behind it who was sent earlier, or that one would have
     been overtaken by one more. So its place is its rank by time plus those who overtook it; of all
@@ -47,7 +47,7 @@ def most_overtaken(case: Case) -> int:
 
 
 def overtakings(case: Case, limit: int) -> Iterator[Anomaly]:
-    """Give the turns that more than ``limit`` others overtook, each with those sent last."""
+    """Return the turns that more than ``limit`` others overtook, each with those sent last."""
     if most_overtaken(case) <= limit:
         return
     turns = _counted(case)
@@ -63,7 +63,7 @@ def overtakings(case: Case, limit: int) -> Iterator[Anomaly]:
 
 
 def _counted(case: Case) -> list[Operation]:
-    """Give the acknowledged turns that one request only can have brought in, as they stand."""
+    """Return the acknowledged turns that one request only can have brought in, as they stand."""
     tries = Counter(attempt.marker for attempt in case.attempts if attempt.type != "fail")
     return [
         case.turns[marker]

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 from kode_lab.check.columns import FAIL, INFO, NEVER_NS, OK, Columns, Screened
 from kode_lab.check.verdict import Evidence
-from kode_lab.digest import prefix_digests
-from kode_lab.operation import Operation
+from kode_lab.history.digest import prefix_digests
+from kode_lab.history.operation import Operation
 
 __all__ = ["screen"]
 
@@ -58,7 +58,7 @@ class _Stood(NamedTuple):
 
 
 def screen(columns: Columns, overtaking_limit: int | None = None) -> Screened | None:
-    """Give the evidence of the sessions that are beyond doubt, and the names of the others.
+    """Return the evidence of the sessions that are beyond doubt, and the names of the others.
 
     None, if two sessions sent the same marker: the whole history must then be heard by the rules.
     """
@@ -87,7 +87,7 @@ def screen(columns: Columns, overtaking_limit: int | None = None) -> Screened | 
 
 
 def _sessions(columns: Columns) -> Iterator[_Session]:
-    """Give each session's turns, by the sessions' numbers.
+    """Return each session's turns, by the sessions' numbers.
 
     The columns are dealt out a block at a time: to pick each session's rows out of columns that
     are larger than the processor's cache cost more than all the judging.
@@ -117,12 +117,12 @@ def _sessions(columns: Columns) -> Iterator[_Session]:
 
 
 def _picker(rows: Sequence[int]) -> _Pick:
-    """Give what takes these rows out of a column, in one step of the interpreter."""
+    """Return what takes these rows out of a column, in one step of the interpreter."""
     return itemgetter(*rows) if len(rows) > 1 else lambda column: tuple(column[r] for r in rows)
 
 
 def _final_reads(columns: Columns, suspect: set[int]) -> dict[int, Operation]:
-    """Give each session's one plain read; who has another number of reads is a suspect."""
+    """Return each session's one plain read; who has another number of reads is a suspect."""
     told: dict[int, list[Operation]] = defaultdict(list)
     for other in columns.others:
         number = columns.numbers[other.key]
@@ -134,7 +134,7 @@ def _final_reads(columns: Columns, suspect: set[int]) -> dict[int, Operation]:
 
 
 def _cleared(session: _Session, row_of: dict[int, int], final: Operation) -> _Cleared | None:
-    """Give the evidence of one session, or None if anything in it is unusual."""
+    """Return the evidence of one session, or None if anything in it is unusual."""
     stood = _stood(session, row_of, final)
     if stood is None or len(stood.invokes) != session.type.count(OK):
         return None
@@ -150,7 +150,7 @@ def _cleared(session: _Session, row_of: dict[int, int], final: Operation) -> _Cl
 
 
 def _stood(session: _Session, row_of: dict[int, int], final: Operation) -> _Stood | None:
-    """Give the turns that stand in a session, or None if one is not where it says, or too late."""
+    """Return the turns of a session, or None if one is late or not where it says."""
     markers = final.markers or ()
     invokes: list[int] = []
     completes: list[int] = []

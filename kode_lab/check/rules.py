@@ -26,7 +26,7 @@ from itertools import groupby
 
 from kode_lab.check.case import Case
 from kode_lab.check.guarantee import Anomaly
-from kode_lab.operation import Operation
+from kode_lab.history.operation import Operation
 
 __all__ = ["RULES", "Rule"]
 
@@ -34,7 +34,7 @@ Rule = Callable[[Case, Sequence[float]], Iterator[Anomaly]]
 
 
 def apart(case: Case, _crashes: Sequence[float]) -> Iterator[Anomaly]:
-    """Give markers of others that the session was shown or holds, and replies to other prompts.
+    """Return markers of others that the session was shown or holds, and replies to other prompts.
 
     Whether a stranger is somebody's or nobody's needs all sessions: until that is settled it is
     called a garbage read.
@@ -65,7 +65,7 @@ def _strangers(case: Case) -> Iterator[tuple[Operation, str]]:
 
 
 def kept(case: Case, crashes: Sequence[float]) -> Iterator[Anomaly]:
-    """Give acknowledged turns that are gone, and turns that are there twice."""
+    """Return acknowledged turns that are gone, and turns that are there twice."""
     for marker in case.turns.keys() - case.place.keys():
         turn = case.turns[marker]
         if turn.type != "ok" or not case.is_before_final(turn) or _rival(case, turn) is not None:
@@ -92,7 +92,7 @@ def kept(case: Case, crashes: Sequence[float]) -> Iterator[Anomaly]:
 
 
 def whole(case: Case, _crashes: Sequence[float]) -> Iterator[Anomaly]:
-    """Give refused turns that took effect all the same, and turns that show by halves."""
+    """Return refused turns that took effect all the same, and turns that show by halves."""
     refused = {marker for marker, turn in case.turns.items() if turn.type == "fail"}
     readers = (*reversed(case.reads), *case.turns.values(), *case.attempts) if refused else ()
     for reader in readers:
@@ -112,7 +112,7 @@ def whole(case: Case, _crashes: Sequence[float]) -> Iterator[Anomaly]:
 
 
 def ordered(case: Case, _crashes: Sequence[float]) -> Iterator[Anomaly]:
-    """Give turns that were not shown exactly what stands before them, and orders against time."""
+    """Return turns that were not shown exactly what stands before them, and orders against time."""
     digests, place = case.digests, case.place
     for marker, turn in case.turns.items():
         read = turn.read
@@ -139,7 +139,7 @@ def _is_prefix(case: Case, turn: Operation) -> bool:
 
 
 def _rival(case: Case, turn: Operation) -> Operation | None:
-    """Give the turn that stands where this one says it stands, if neither ended before the other.
+    """Return the turn that stands where this one says it stands, if neither ended before the other.
 
     If something that stands there or later was acknowledged before this turn began, its view was
     simply old; if that other turn began after this one was acknowledged, this one was simply lost.
@@ -185,7 +185,7 @@ def _misplaced(case: Case, turn: Operation, at: int | None) -> Iterator[Anomaly]
 
 
 def _parting(case: Case, turn: Operation) -> tuple[Operation, ...]:
-    """Give a turn that was shown no prefix, and who tells of the first place where they differ."""
+    """Return a turn that was shown no prefix, and the turn that shows where they differ."""
     assert turn.read is not None
     tail = turn.read.tail
     first = turn.read.position - len(tail)
@@ -209,18 +209,18 @@ def _impossibly_shown(case: Case, turn: Operation, markers: Sequence[str]) -> It
 
 
 def _acknowledged_before(case: Case, invoke_ns: float) -> Operation:
-    """Give the turn that stands furthest of those acknowledged before ``invoke_ns``."""
+    """Return the turn that stands furthest of those acknowledged before ``invoke_ns``."""
     return case.turns[case.order[bisect_left(case.earliest_complete, invoke_ns) - 1]]
 
 
 def _latest_before(case: Case, length: int) -> Operation:
-    """Give the turn that was sent last among the first ``length`` of the order."""
+    """Return the turn that was sent last among the first ``length`` of the order."""
     latest = case.latest_invoke
     return case.turns[case.order[bisect_left(latest, latest[length - 1])]]
 
 
 def _against_time(case: Case) -> Iterator[Anomaly]:
-    """Give each turn that ended before one began that stands before it."""
+    """Return each turn that ended before one began that stands before it."""
     latest_ns = -math.inf
     for at, complete_ns in enumerate(case.completes):
         marker = case.order[at]
@@ -233,7 +233,7 @@ def _against_time(case: Case) -> Iterator[Anomaly]:
 
 
 def _wrong_reads(case: Case) -> Iterator[Anomaly]:
-    """Give authoritative reads that are no prefix of the order, or not of their time."""
+    """Return authoritative reads that are no prefix of the order, or not of their time."""
     prefixes: list[tuple[int, Operation]] = []
     for read in case.reads:
         shown = case.own(read.markers or ())

@@ -85,7 +85,7 @@ class Outcome(NamedTuple):
 def linearizable(
     model: Model, *, budget_s: float = BUDGET_S, clock: Callable[[], float] = time.monotonic
 ) -> Callable[[Iterable[Call]], Outcome]:
-    """Give the judge of a model: a function from calls to an outcome, each key judged alone."""
+    """Return the judge of a model: a function from calls to an outcome, each key judged alone."""
 
     def judge(calls: Iterable[Call]) -> Outcome:
         by_key: dict[Hashable, list[Call]] = defaultdict(list)
@@ -113,7 +113,7 @@ def search(
     budget_s: float = BUDGET_S,
     clock: Callable[[], float] = time.monotonic,
 ) -> Outcome:
-    """Give an order of ``calls`` that the model allows, or say that there is none.
+    """Return an order of ``calls`` that the model allows, or say that there is none.
 
     Calls have ``type``, ``invoke_ns`` and ``complete_ns`` (``Call`` and ``Operation`` do). What is
     not ``ok`` may be left out of the order, and ends at infinity.
@@ -164,7 +164,7 @@ def _done(first: int, done: int) -> tuple[int, int]:
 def _candidates(
     calls: Sequence[Any], ends: Sequence[float], first: int, done: int
 ) -> Iterator[int]:
-    """Give the calls that may come next: those sent before (or as) the first open one ended."""
+    """Return the calls that may come next: those sent before (or as) the first open one ended."""
     first_end = math.inf
     for at in range(first, len(calls)):
         # What was sent later ended later still.

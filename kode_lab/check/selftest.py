@@ -1,7 +1,7 @@
 """The judge judged: against the search, against runs that are right, and against the clock.
 
 Each function gives what was found and the bar that it must reach; the suite runs small samples,
-``kode-lab bench check`` the full amounts.
+``python -m benchmarks check`` the full amounts.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from kode_lab.check.columns import History, history_of
 from kode_lab.check.generate import large_history, random_history, valid_run
 from kode_lab.check.judge import check
 from kode_lab.check.search import Model, search
-from kode_lab.digest import digest_of
-from kode_lab.history import read_operations
-from kode_lab.operation import Operation
+from kode_lab.history.digest import digest_of
+from kode_lab.history.operation import Operation
+from kode_lab.history.reader import read_operations
 
 __all__ = [
     "SESSION",
@@ -78,7 +78,7 @@ def is_searchable(history: Iterable[Operation], *, budget_s: float = 10.0) -> bo
 
 
 def disagreements(count: int, *, seed: int = 0, size: int = 5) -> tuple[list[int], int]:
-    """Give the seeds of random histories that judge and search see differently, and how many were
+    """Return the seeds of random histories that judge and search see differently, and how many were
     right.
 
     The judge's other rules (retries, crashes, strangers) never speak of these histories.
@@ -96,7 +96,7 @@ def disagreements(count: int, *, seed: int = 0, size: int = 5) -> tuple[list[int
 
 
 def false_alarms(count: int, *, seed: int = 0) -> list[int]:
-    """Give the seeds of right runs that the judge does not call valid, by any engine."""
+    """Return the seeds of right runs that the judge does not call valid, by any engine."""
     return [
         number
         for number in range(seed, seed + count)
@@ -106,7 +106,7 @@ def false_alarms(count: int, *, seed: int = 0) -> list[int]:
 
 
 def judge_figures(*, histories: int = HISTORIES, runs: int = RUNS) -> list[Figure]:
-    """Give how often the judge was wrong, where it can be known."""
+    """Return how often the judge was wrong, where it can be known."""
     wrong, valid = disagreements(histories)
     alarms = false_alarms(runs)
     return [
@@ -124,7 +124,7 @@ def speed_figures(
     repeats: int = 3,
     clock: Callable[[], float] = time.process_time,
 ) -> list[Figure]:
-    """Give operations per CPU-second for both engines, and how they change with size and doubt.
+    """Return operations per CPU-second for both engines, and how they change with size and doubt.
 
     What is inside: everything from a history in memory, with its columns, to the verdict. Reading
     it and filling the columns, which is done on the way, are rows of their own. Histories are laid
@@ -157,7 +157,7 @@ def speed_figures(
 
 
 def _reading(size: int, clock: Callable[[], float]) -> Figure:
-    """Give how fast lines become a history with its columns."""
+    """Return how fast lines become a history with its columns."""
     lines = _lines_of(large_history(size))
     began = clock()
     read = history_of(read_operations(lines))
@@ -168,7 +168,7 @@ def _reading(size: int, clock: Callable[[], float]) -> Figure:
 
 
 def _lines_of(history: Sequence[Operation]) -> list[str]:
-    """Give what the clients would have written."""
+    """Return what the clients would have written."""
     timed: list[tuple[float, str]] = []
     for number, o in enumerate(history):
         own = {"process": f"p{number}"}

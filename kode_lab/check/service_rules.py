@@ -11,8 +11,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 
 from kode_lab.check.guarantee import Anomaly
+from kode_lab.history.operation import HEALS, QUIET, Effect, Operation
 from kode_lab.key import SessionKey
-from kode_lab.operation import HEALS, QUIET, Effect, Operation
 
 __all__ = ["configuration", "epoch_of", "quiet_ns", "stuck", "tools"]
 
@@ -20,7 +20,7 @@ __all__ = ["configuration", "epoch_of", "quiet_ns", "stuck", "tools"]
 def tools(
     told: Iterable[tuple[Effect, Operation]], owners: Mapping[str, Operation]
 ) -> Iterator[Anomaly]:
-    """Give ids that two effects share, calls that acted twice, and effects that nobody may see.
+    """Return ids that two effects share, calls that acted twice, and effects that nobody may see.
 
     One effect told twice, by its turn and by the world, is one effect; who tells of it first names
     a session or not.
@@ -58,7 +58,7 @@ def _by_time(told: tuple[Effect, Operation]) -> tuple[int, float, SessionKey, Ef
 
 
 def _astray(effect: Effect, operation: Operation, owner: Operation) -> Iterator[Anomaly]:
-    """Give an effect for another session than its turn's, or of a turn that was refused."""
+    """Return an effect for another session than its turn's, or of a turn that was refused."""
     key = owner.key
     if effect.user_id not in ("", key.user_id) or effect.session_id not in ("", key.session_id):
         facts = {"owner": str(key), "ran_for": [effect.user_id, effect.session_id]}
@@ -77,7 +77,7 @@ def _facts(one: Effect, other: Effect) -> dict[str, list[str]]:
 
 
 def epoch_of(turn: Operation, faults: Iterable[Operation]) -> int | None:
-    """Give after how many changes of the configuration a turn ran, or None when during one.
+    """Return after how many changes of the configuration a turn ran, or None when during one.
 
     Changes are the faults ``configure`` (it begins) and ``configured`` (it has been made).
     """
@@ -89,7 +89,7 @@ def epoch_of(turn: Operation, faults: Iterable[Operation]) -> int | None:
 
 
 def configuration(seen: Mapping[tuple[str, int, str], Operation]) -> Iterator[Anomaly]:
-    """Give agents whose turns ran with different configurations between two changes of it.
+    """Return agents whose turns ran with different configurations between two changes of it.
 
     Args:
         seen: a turn for each agent, epoch and version.
@@ -106,12 +106,12 @@ def configuration(seen: Mapping[tuple[str, int, str], Operation]) -> Iterator[An
 
 
 def quiet_ns(faults: Iterable[Operation]) -> float:
-    """Give when the run declared all faults over, or infinity when it never did."""
+    """Return when the run declared all faults over, or infinity when it never did."""
     return max((fault.invoke_ns for fault in faults if fault.f == QUIET), default=math.inf)
 
 
 def stuck(probes: Iterable[Operation]) -> Iterator[Anomaly]:
-    """Give sessions that were asked after all faults were over, and never answered."""
+    """Return sessions that were asked after all faults were over, and never answered."""
     by_session: dict[SessionKey, list[Operation]] = defaultdict(list)
     for probe in probes:
         by_session[probe.key].append(probe)

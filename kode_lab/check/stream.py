@@ -22,10 +22,10 @@ from kode_lab.check.columns import history_of
 from kode_lab.check.judge import Hearing, check
 from kode_lab.check.verdict import Verdict
 from kode_lab.errors import InvalidRecord
-from kode_lab.history import numbered_operations
+from kode_lab.history.operation import NEMESIS, Effect, Operation, Read
+from kode_lab.history.reader import numbered_operations
+from kode_lab.history.span import read_spans
 from kode_lab.key import SessionKey
-from kode_lab.operation import NEMESIS, Effect, Operation, Read
-from kode_lab.span import read_spans
 
 __all__ = ["check_path", "lines_of", "main"]
 
@@ -65,7 +65,7 @@ def check_path(
     memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
     engine: str = "auto",
 ) -> Verdict:
-    """Give the verdict on ``path``: a history, or a directory with one and perhaps a trace.
+    """Return the verdict on ``path``: a history, or a directory with one and perhaps a trace.
 
     Args:
         memory_limit_bytes: a longer history is heard in portions.
@@ -99,7 +99,7 @@ def check_path(
 
 
 def lines_of(path: Path) -> Iterator[str]:
-    """Give a file's lines as text.
+    """Return a file's lines as text.
 
     A last line without its line break was cut when its writer died: it is as if it had never been
     written, unless it is whole.
@@ -200,7 +200,7 @@ def _portion(key: SessionKey, portions: int) -> int:
 
 
 def _plain(operation: Operation) -> tuple[Any, ...]:
-    """Give an operation as what ``marshal`` can write: tuples, texts and numbers."""
+    """Return an operation as what ``marshal`` can write: tuples, texts and numbers."""
     plain: dict[str, Any] = operation._asdict()
     plain["key"] = tuple(operation.key)
     if operation.read is not None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from kode_lab.check.guarantee import Anomaly
-from kode_lab.span import Span
+from kode_lab.history.span import Span
 
 __all__ = ["Hold", "holds_of", "needless_serialisation", "overlaps"]
 
@@ -45,7 +45,7 @@ class Hold(NamedTuple):
 
 
 def holds_of(spans: Iterable[Span]) -> dict[str, list[Hold]]:
-    """Give each session's holds by their start; sessions by the names of their locks."""
+    """Return each session's holds by their start; sessions by the names of their locks."""
     by_turn: dict[tuple[str, str], list[Span]] = defaultdict(list)
     for span in spans:
         by_turn[span.key.lock_name, span.turn_id].append(span)
@@ -74,7 +74,7 @@ def _holds(steps: list[Span]) -> Iterator[Hold]:
 
 
 def overlaps(holds: dict[str, list[Hold]]) -> Iterator[Anomaly]:
-    """Give for each session the first two turns that held it at once."""
+    """Return for each session the first two turns that held it at once."""
     for lock_name, session in holds.items():
         longest = session[0]
         for hold in session[1:]:
@@ -95,7 +95,7 @@ def overlaps(holds: dict[str, list[Hold]]) -> Iterator[Anomaly]:
 
 
 def needless_serialisation(holds: dict[str, list[Hold]]) -> Iterator[Anomaly]:
-    """Give groups of sessions that never work at once, although their turns wait for each other.
+    """Return groups of sessions that never work at once, although their turns wait for each other.
 
     A wait counts when no turn of its own session held the lock meanwhile, while another session of
     the group did, and gave it up just before. A right lock lets such turns overlap.
@@ -119,7 +119,7 @@ def needless_serialisation(holds: dict[str, list[Hold]]) -> Iterator[Anomaly]:
 
 
 def _serial(sessions: dict[str, list[Hold]]) -> tuple[int, Hold, Hold] | None:
-    """Give how many waits were needless, and the longest with whom it waited for.
+    """Return how many waits were needless, and the longest with whom it waited for.
 
     None, if turns of different sessions overlap, or if the waits are too few to tell.
     """

@@ -57,7 +57,7 @@ class Evidence(NamedTuple):
     unread_in: str = ""
 
     def plus(self, other: Evidence) -> Evidence:
-        """Give the evidence of both together."""
+        """Return the evidence of both together."""
         counts = [one + more for one, more in zip(self[:-1], other[:-1], strict=True)]
         both = Evidence._make([*counts, self.unread_in or other.unread_in])
         return both._replace(most_overtaken=max(self.most_overtaken, other.most_overtaken))
@@ -106,24 +106,24 @@ class Verdict(NamedTuple):
         return {"valid": 0, "invalid": 1, "unknown": 2}[self.status]
 
     def __str__(self) -> str:
-        from kode_lab.check.face import text_of  # noqa: PLC0415 - faces know verdicts, not they them
+        from kode_lab.check.render import text_of  # noqa: PLC0415 - faces know verdicts, not they them
 
         return text_of(self)
 
     def to_json(self) -> dict[str, Any]:
-        """Give the verdict as JSON values, witnesses and their sentences included."""
-        from kode_lab.check.face import json_of  # noqa: PLC0415
+        """Return the verdict as JSON values, witnesses and their sentences included."""
+        from kode_lab.check.render import json_of  # noqa: PLC0415
 
         return json_of(self)
 
     def _repr_html_(self) -> str:
-        from kode_lab.check.face import html_of  # noqa: PLC0415
+        from kode_lab.check.render import html_of  # noqa: PLC0415
 
         return html_of(self)
 
 
 def worst(statuses: Collection[str]) -> str:
-    """Give the status of the whole from those of its parts; of nothing, unknown."""
+    """Return the status of the whole from those of its parts; of nothing, unknown."""
     return max(statuses, key=STATUSES.index, default="unknown")
 
 
@@ -134,7 +134,7 @@ def conclude(
     troubles: Mapping[str, str],
     guarantees: Collection[str] | None,
 ) -> Verdict:
-    """Give the verdict.
+    """Return the verdict.
 
     Args:
         troubles: why a guarantee could not be examined, by its name: a rule that threw.
@@ -186,7 +186,7 @@ def _claimed(
 
 
 def _missing(evidence: Evidence) -> dict[str, str]:
-    """Give for each guarantee the evidence that it lacks, or ""."""
+    """Return for each guarantee the evidence that it lacks, or ""."""
     enough = ""
     if not evidence.acknowledged:
         enough = "no turn was acknowledged"

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from kode_lab.check.guarantee import Anomaly
+from kode_lab.history.operation import Operation
+from kode_lab.history.span import Span
 from kode_lab.key import SessionKey, shown
-from kode_lab.operation import Operation
-from kode_lab.span import Span
 
 __all__ = ["ReadRow", "explain", "reads_of", "sentences"]
 
@@ -27,12 +27,12 @@ _Telling = Callable[[Sequence[str], str, Mapping[str, object]], tuple[str, str]]
 
 
 def explain(anomaly: Anomaly) -> str:
-    """Give the argument as text, a sentence a line."""
+    """Return the argument as text, a sentence a line."""
     return "\n".join(sentences(anomaly))
 
 
 def sentences(anomaly: Anomaly) -> tuple[str, ...]:
-    """Give the argument: one *Let* for each operation of the witness, then *Then* and *However*."""
+    """Return the argument: a *Let* for each operation, then *Then* and *However*."""
     origin_ns = min(_began(one) for one in anomaly.witness)
     numbers = {"T": 0, "R": 0, "S": 0}
     names: list[str] = []
@@ -69,7 +69,7 @@ class ReadRow(NamedTuple):
 
 
 def reads_of(operations: Iterable[Operation], key: SessionKey) -> list[ReadRow]:
-    """Give what each operation of one session was shown, by the time it was sent."""
+    """Return what each operation of one session was shown, by the time it was sent."""
     own = sorted((o for o in operations if o.key == key), key=lambda o: o.invoke_ns)
     rows: list[ReadRow] = []
     for op in own:

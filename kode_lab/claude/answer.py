@@ -1,4 +1,4 @@
-"""Gives a decided answer: waits for its moments, writes it, or does the fault it was given instead.
+"""Write a decided answer at its moments, or make the fault that was asked for.
 
 Every moment is counted from the request's arrival, so that lateness never adds up over a stream or
 over a turn of many calls.

@@ -26,7 +26,7 @@ from kode_lab.claude.profile import Latency, Profile
 from kode_lab.claude.records import Record, Records
 from kode_lab.claude.wire import ApiError
 from kode_lab.errors import InvalidScenario
-from kode_lab.operation import echo_of
+from kode_lab.history.operation import echo_of
 
 __all__ = ["MessagesApi"]
 

@@ -167,7 +167,7 @@ class Claude:
     async def __call__(
         self, request: Request, on_text: Callable[[str], None] | None = None
     ) -> Reply:
-        """Give the reply; with ``on_text``, stream it and call that with each piece of text.
+        """Return the reply; with ``on_text``, stream it and call that with each piece of text.
 
         Raises:
             ModelRefused: the service says the request is wrong.
@@ -211,7 +211,7 @@ class Claude:
         await asyncio.gather(*(ask() for _ in range(min(connections, self._concurrency))))
 
     def statistics(self) -> Statistics:
-        """Give the counts of calls, of attempts, and of calls under way now and at most."""
+        """Return the counts of calls, of attempts, and of calls under way now and at most."""
         return Statistics(self._calls, self._attempts, self._in_flight, self._peak)
 
     def _opened(self) -> anthropic.AsyncAnthropic:

@@ -44,7 +44,7 @@ class Exchange:
         self.status = 0
 
     async def json(self) -> Any:
-        """Give the parsed body, or the ``ApiError`` that the API answers such a body with."""
+        """Return the parsed body, or the ``ApiError`` that the API answers such a body with."""
         pieces: list[bytes] = []
         size_bytes = 0
         while True:

@@ -44,7 +44,7 @@ _ADVICE = {
 
 
 def failure_of(error: anthropic.APIError, where: str) -> TurnFailed:
-    """Give our error for one that the SDK raised; ``where`` names who was asked."""
+    """Return our error for one that the SDK raised; ``where`` names who was asked."""
     response = getattr(error, "response", None)
     if response is None:
         # No answer at all. The cause says why; the SDK's own sentence does not.
@@ -66,7 +66,7 @@ def failure_of(error: anthropic.APIError, where: str) -> TurnFailed:
 
 
 def streamed_failure_of(data: str, request_id: str, where: str) -> TurnFailed:
-    """Give our error for an ``error`` event inside a stream."""
+    """Return our error for an ``error`` event inside a stream."""
     try:
         body: Any = orjson.loads(data)
     except orjson.JSONDecodeError:

@@ -93,7 +93,7 @@ class FaultPlan:
         self._armed.clear()
 
     def hit(self, prompt: str) -> Fault | None:
-        """Give the fault that hits the request with this last prompt, and count it as used."""
+        """Return the fault that hits the request with this last prompt, and count it as used."""
         for index, (fault, left) in enumerate(self._armed):
             if fault.word not in prompt:
                 continue
@@ -111,7 +111,7 @@ class FaultPlan:
 
 
 def fault_of(fields: Any) -> Fault:
-    """Give the fault that a JSON object describes.
+    """Return the fault that a JSON object describes.
 
     Raises:
         InvalidScenario: it is not an object, or a field is unknown or makes no sense.

@@ -17,8 +17,8 @@ import orjson
 
 from kode_lab.claude import script, wire
 from kode_lab.claude.profile import Profile
+from kode_lab.history.operation import echo_of
 from kode_lab.message import Reply, Request, Usage
-from kode_lab.operation import echo_of
 
 __all__ = ["InProcessClaude"]
 
@@ -41,7 +41,7 @@ class InProcessClaude:
     async def __call__(
         self, request: Request, on_text: Callable[[str], None] | None = None
     ) -> Reply:
-        """Give the scripted reply when it is due; with ``on_text``, in pieces before."""
+        """Return the scripted reply when it is due; with ``on_text``, in pieces before."""
         start_s = asyncio.get_running_loop().time()
         self._count += 1
         suffix = f"{self._salt}{self._count:08d}"

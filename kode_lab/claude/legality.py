@@ -52,7 +52,7 @@ _BLOCK_FIELDS: Mapping[Any, tuple[tuple[str, type], ...]] = {
 
 
 def problem_of(body: Any, version: str, *, is_count: bool = False) -> ApiError | None:
-    """Give the error that the API answers a request with, or None when it is legal.
+    """Return the error that the API answers a request with, or None when it is legal.
 
     Args:
         body: the parsed body.

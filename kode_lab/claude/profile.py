@@ -85,11 +85,11 @@ class Profile:
                 )
 
     def at(self, speed: float) -> Profile:
-        """Give the same profile at another speed."""
+        """Return the same profile at another speed."""
         return replace(self, speed=speed)
 
     def latency(self, intent: str, prompt: str, call: int, output_tokens: int) -> Latency:
-        """Give when the reply of a turn's ``call``-th model call (from 0) is due."""
+        """Return when the reply of a turn's ``call``-th model call (from 0) is due."""
         for plan in self.plans:
             if plan.fits(intent, prompt):
                 if call < len(plan.calls_s):
@@ -108,7 +108,7 @@ class Profile:
 
 
 def profile_of(path: Path) -> Profile:
-    """Give the profile that a TOML file describes.
+    """Return the profile that a TOML file describes.
 
     Raises:
         InvalidScenario: the file cannot be read or a field makes no sense.
@@ -127,7 +127,7 @@ def profile_of(path: Path) -> Profile:
 
 @cache
 def report_profile() -> Profile:
-    """Give the profile by which the report's documented tests take the report's times."""
+    """Return the profile by which the report's documented tests take the report's times."""
     return profile_of(Path(__file__).with_name("report_profile.toml"))
 
 

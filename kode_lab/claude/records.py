@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple
 
-from kode_lab.operation import Read
+from kode_lab.history.operation import Read
 
 __all__ = ["READS_LIMIT", "RECORDS_LIMIT", "Record", "Records", "Statistics"]
 
@@ -81,7 +81,7 @@ class Records:
         self._reads[marker] = read._replace(tail=tail)
 
     def read(self, marker: str) -> Read | None:
-        """Give what the first request with this newest marker was shown, or None."""
+        """Return what the first request with this newest marker was shown, or None."""
         return self._reads.get(marker)
 
     def arrive(self) -> None:
@@ -98,11 +98,11 @@ class Records:
         self._recent.append(record)
 
     def recent(self) -> tuple[Record, ...]:
-        """Give the latest records, at most ``RECORDS_LIMIT``, oldest first."""
+        """Return the latest records, at most ``RECORDS_LIMIT``, oldest first."""
         return tuple(self._recent)
 
     def statistics(self) -> Statistics:
-        """Give the counts so far."""
+        """Return the counts so far."""
         return Statistics(
             self._requests,
             self._in_flight,

@@ -32,7 +32,7 @@ _FIELDS: dict[str, tuple[tuple[str, type], ...]] = {
 
 
 def reply_of(message: Any) -> Reply:
-    """Give the reply that a ``message`` object of the API holds.
+    """Return the reply that a ``message`` object of the API holds.
 
     Raises:
         ModelGarbage: it is not a message; the sentence names the field.
@@ -88,7 +88,7 @@ class Assembly:
             raise ModelGarbage(f"a tool's streamed input is not JSON: {error}") from None
 
     def reply(self) -> Reply:
-        """Give the reply that the events make.
+        """Return the reply that the events make.
 
         Raises:
             ModelGarbage: they do not make one.

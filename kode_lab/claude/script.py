@@ -13,8 +13,8 @@ from datetime import date, timedelta
 from typing import Any, NamedTuple
 
 from kode_lab.claude import wording
+from kode_lab.history.operation import Read, markers_in, read_of
 from kode_lab.message import Block
-from kode_lab.operation import Read, markers_in, read_of
 
 __all__ = ["Planned", "looped", "plan_of", "shown_to"]
 
@@ -63,7 +63,7 @@ class _Turn(NamedTuple):
 
 
 def plan_of(body: Mapping[str, Any], today: date) -> Planned:
-    """Give the answer to a legal request.
+    """Return the answer to a legal request.
 
     Args:
         body: the request's JSON.
@@ -91,7 +91,7 @@ def plan_of(body: Mapping[str, Any], today: date) -> Planned:
 
 
 def shown_to(messages: Sequence[Mapping[str, Any]]) -> tuple[str, Read] | None:
-    """Give the newest marker among a request's prompts and what came with it, or None.
+    """Return the newest marker among a request's prompts and what came with it, or None.
 
     Only text blocks of user messages count: an echo in an assistant's message is no prompt. A turn
     of the same session whose prompt is followed by the next one, without a final reply between,
@@ -119,7 +119,7 @@ def shown_to(messages: Sequence[Mapping[str, Any]]) -> tuple[str, Read] | None:
 
 
 def looped(plan: Planned, tools: Sequence[Mapping[str, Any]], today: date) -> Planned:
-    """Give the plan of an assistant that only ever asks for the first tool it is offered."""
+    """Return the plan of an assistant that only ever asks for the first tool it is offered."""
     name = next(_names(tools), None)
     if name is None:
         return plan

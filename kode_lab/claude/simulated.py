@@ -26,7 +26,7 @@ from kode_lab.claude.fault import Fault, FaultPlan
 from kode_lab.claude.profile import Profile, profile_of, report_profile
 from kode_lab.claude.records import READS_LIMIT, Record, Records, Statistics
 from kode_lab.errors import InvalidScenario, PortOccupied
-from kode_lab.operation import Read
+from kode_lab.history.operation import Read
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -158,15 +158,15 @@ class SimulatedClaude:
         return self._api.profile
 
     def read(self, marker: str) -> Read | None:
-        """Give what the first request with this newest marker was shown, or None."""
+        """Return what the first request with this newest marker was shown, or None."""
         return self._records.read(marker)
 
     def records(self) -> tuple[Record, ...]:
-        """Give the latest requests as they were answered, oldest first."""
+        """Return the latest requests as they were answered, oldest first."""
         return self._records.recent()
 
     def statistics(self) -> Statistics:
-        """Give the counts so far."""
+        """Return the counts so far."""
         return self._records.statistics()
 
     def arm(self, fault: Fault) -> None:

@@ -86,7 +86,7 @@ class Event(NamedTuple):
 
 
 def error_body(error: ApiError, request_id: str | None) -> dict[str, Any]:
-    """Give the error object, as a response body or as the data of an ``error`` event."""
+    """Return the error object, as a response body or as the data of an ``error`` event."""
     body: dict[str, Any] = {
         "type": "error",
         "error": {"type": error.type, "message": error.message},
@@ -97,7 +97,7 @@ def error_body(error: ApiError, request_id: str | None) -> dict[str, Any]:
 
 
 def sse(event: Event) -> bytes:
-    """Give the event's bytes."""
+    """Return the event's bytes."""
     return b"event: %s\ndata: %s\n\n" % (event.data["type"].encode(), orjson.dumps(event.data))
 
 
@@ -110,7 +110,7 @@ def message_of(
     stop_sequence: str | None = None,
     usage: Mapping[str, int],
 ) -> dict[str, Any]:
-    """Give the ``message`` object."""
+    """Return the ``message`` object."""
     return {
         "id": message_id,
         "type": "message",
@@ -130,7 +130,7 @@ def message_of(
 
 
 def events_of(message: Mapping[str, Any]) -> Iterator[Event]:
-    """Give the events that stream this message, in the documented order."""
+    """Return the events that stream this message, in the documented order."""
     opening = {**message, "content": [], "stop_reason": None, "stop_sequence": None}
     opening["usage"] = {**message["usage"], "output_tokens": 1}
     yield Event({"type": "message_start", "message": opening})
@@ -162,12 +162,12 @@ def events_of(message: Mapping[str, Any]) -> Iterator[Event]:
 
 
 def pieces_of(text: str) -> list[str]:
-    """Give the text in pieces of about one token; joined they are the text."""
+    """Return the text in pieces of about one token; joined they are the text."""
     return _PIECE.findall(text)
 
 
 def cut(text: str, limit_tokens: int, stops: Sequence[str]) -> tuple[str, str, str | None]:
-    """Give what a reply with this text says before a limit ends it.
+    """Return what a reply with this text says before a limit ends it.
 
     Returns:
         The text; ``end_turn``, ``stop_sequence`` or ``max_tokens``; the sequence that stopped it.
@@ -183,13 +183,13 @@ def cut(text: str, limit_tokens: int, stops: Sequence[str]) -> tuple[str, str, s
 
 
 def input_tokens_of(body: Mapping[str, Any]) -> int:
-    """Give about how many tokens a request holds: a quarter of its characters as JSON."""
+    """Return about how many tokens a request holds: a quarter of its characters as JSON."""
     shown = (body.get("system"), body["messages"], body.get("tools"))
     return len(orjson.dumps(shown)) // 4 + _PER_MESSAGE_TOKENS * len(body["messages"])
 
 
 def model_of(name: str) -> dict[str, Any] | None:
-    """Give the model's entry in the catalogue, or None when there is no such model."""
+    """Return the model's entry in the catalogue, or None when there is no such model."""
     for model_id, shown, line in MODELS:
         if name == model_id:
             return _entry(model_id, shown, line)
@@ -197,7 +197,7 @@ def model_of(name: str) -> dict[str, Any] | None:
 
 
 def models_page(after_id: str, limit: int) -> dict[str, Any]:
-    """Give one page of the catalogue."""
+    """Return one page of the catalogue."""
     entries = [_entry(*model) for model in MODELS]
     ids = [entry["id"] for entry in entries]
     begin = ids.index(after_id) + 1 if after_id in ids else 0

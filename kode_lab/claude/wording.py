@@ -72,7 +72,7 @@ _ID = re.compile(r"(?<![\w.:#-])(\d{4,12})(?![\w:-])")
 
 
 def intent_of(prompt: str) -> str:
-    """Give what the prompt wants done: ``create query update delete``, or ``chat``.
+    """Return what the prompt wants done: ``create query update delete``, or ``chat``.
 
     The verb that comes first decides.
     """
@@ -85,14 +85,14 @@ def intent_of(prompt: str) -> str:
 
 
 def clauses_of(prompt: str) -> list[str]:
-    """Give the things that a creating prompt asks for, at most ``CREATIONS_LIMIT``."""
+    """Return the things that a creating prompt asks for, at most ``CREATIONS_LIMIT``."""
     match = _VERB["create"].search(prompt)
     wanted = prompt[match.end() :] if match else prompt
     return list(_split(wanted))[:CREATIONS_LIMIT] or [wanted]
 
 
 def title_of(clause: str) -> str:
-    """Give the title in one clause: what is quoted, else what is left without the time words."""
+    """Return the title in one clause: what is quoted, else what is left without the time words."""
     quoted = _QUOTED.search(clause)
     if quoted:
         return quoted[1].strip()[:_TITLE_LIMIT_CHARS]
@@ -107,7 +107,7 @@ def title_of(clause: str) -> str:
 
 
 def start_of(text: str, today: date) -> datetime | None:
-    """Give the moment that the text names, or None when it names neither day nor hour."""
+    """Return the moment that the text names, or None when it names neither day nor hour."""
     day, clock = day_of(text, today), _clock_of(text)
     if day is None and clock is None:
         return None
@@ -115,7 +115,7 @@ def start_of(text: str, today: date) -> datetime | None:
 
 
 def day_of(text: str, today: date) -> date | None:
-    """Give the day that the text names, or None."""
+    """Return the day that the text names, or None."""
     iso = _ISO_DAY.search(text)
     if iso:
         try:
@@ -136,13 +136,13 @@ def day_of(text: str, today: date) -> date | None:
 
 
 def days_asked(prompt: str) -> int:
-    """Give how many days a query is about: what it says, else ``QUERY_DAYS``."""
+    """Return how many days a query is about: what it says, else ``QUERY_DAYS``."""
     match = _DAYS_ASKED.search(prompt)
     return max(1, int(match[1] or match[2])) if match else QUERY_DAYS
 
 
 def ids_in(text: str) -> list[int]:
-    """Give the schedule ids that a text names: whole numbers of four digits or more."""
+    """Return the schedule ids that a text names: whole numbers of four digits or more."""
     return [int(found) for found in _ID.findall(_ISO_DAY.sub(" ", text))]
 
 

@@ -129,7 +129,7 @@ class ScheduleBook:
     def query(
         self, user_id: str, day: str | None = None, text: str | None = None
     ) -> list[Schedule]:
-        """Give the user's schedules by start: those that touch ``day``, with ``text`` in the title.
+        """Return the user's schedules by start: on ``day``, with ``text`` in the title.
 
         Raises:
             InvalidSchedule: ``day`` is not a date.

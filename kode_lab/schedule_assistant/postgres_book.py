@@ -25,9 +25,9 @@ from kode_lab.schedule_assistant.schedule import (
     day_bounds,
     having,
 )
-from kode_lab.sessions.postgres_link import PostgresLink
-from kode_lab.sessions.postgres_rows import text as words
-from kode_lab.sessions.postgres_schema import SCHEMA, checked_name
+from kode_lab.sessions.postgres.connection import PostgresLink
+from kode_lab.sessions.postgres.rows import text as words
+from kode_lab.sessions.postgres.schema import SCHEMA, checked_name
 
 __all__ = ["PostgresBook"]
 
@@ -92,7 +92,7 @@ class PostgresBook:
     def query(
         self, user_id: str, day: str | None = None, text: str | None = None
     ) -> list[Schedule]:
-        """Give the user's schedules by start: those that touch ``day``, with ``text`` in the title.
+        """Return the user's schedules by start: on ``day``, with ``text`` in the title.
 
         Raises:
             InvalidSchedule: ``day`` is not a date.

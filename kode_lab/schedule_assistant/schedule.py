@@ -43,7 +43,7 @@ class Schedule(NamedTuple):
 
 
 def checked_entry(title: str, start: str, end: str | None) -> tuple[str, str, str]:
-    """Give title, start and end as they are entered; without ``end`` it lasts an hour.
+    """Return title, start and end as they are entered; without ``end`` it lasts an hour.
 
     Raises:
         InvalidSchedule: the title is empty, too long, or holds control characters; a time is none,
@@ -58,7 +58,7 @@ def checked_entry(title: str, start: str, end: str | None) -> tuple[str, str, st
 def checked_change(
     title: str | None, start: str | None, end: str | None
 ) -> tuple[str | None, str | None, str | None]:
-    """Give what is to be changed as it is entered, None for what stays.
+    """Return what is to be changed as it is entered, None for what stays.
 
     Raises:
         InvalidSchedule: all of it stays, or one of them cannot be used.
@@ -73,13 +73,13 @@ def checked_change(
 
 
 def having(text: str | None, schedules: Iterable[Schedule]) -> list[Schedule]:
-    """Give those with this text in their title, in whatever case; None gives all."""
+    """Return those with this text in their title, in whatever case; None gives all."""
     wanted = "" if text is None else text.casefold()
     return [schedule for schedule in schedules if wanted in schedule.title.casefold()]
 
 
 def _checked_title(title: str) -> str:
-    """Give the title with single spaces."""
+    """Return the title with single spaces."""
     title = " ".join(title.split())
     if _CONTROL.search(title) or not 1 <= len(title) <= TITLE_LIMIT_CHARS:
         raise InvalidSchedule(
@@ -90,7 +90,7 @@ def _checked_title(title: str) -> str:
 
 
 def _checked_time(name: str, value: str) -> str:
-    """Give a moment of local time, to the minute."""
+    """Return a moment of local time, to the minute."""
     try:
         moment = datetime.fromisoformat(value)
     except ValueError:
@@ -101,7 +101,7 @@ def _checked_time(name: str, value: str) -> str:
 
 
 def day_bounds(value: str) -> tuple[str, str]:
-    """Give the minute a day begins at and that at which the next one does."""
+    """Return the minute a day begins at and that at which the next one does."""
     try:
         day = date.fromisoformat(value)
         after = day + timedelta(days=1)
@@ -111,7 +111,7 @@ def day_bounds(value: str) -> tuple[str, str]:
 
 
 def moved_end(old: Schedule, start: str) -> str:
-    """Give the end that keeps the length with a new start."""
+    """Return the end that keeps the length with a new start."""
     return _shifted(start, datetime.fromisoformat(old.end) - datetime.fromisoformat(old.start))
 
 

@@ -20,7 +20,7 @@ SHOWN_LIMIT = 50
 
 
 def toolbox(book: ScheduleBook | PostgresBook) -> Toolbox:
-    """Give the toolbox whose tools work on ``book``.
+    """Return the toolbox whose tools work on ``book``.
 
     Results are JSON: a schedule is ``{"schedule_id", "title", "start", "end"}``.
     """

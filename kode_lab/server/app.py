@@ -17,15 +17,15 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from kode_lab.errors import KodeLabError
-from kode_lab.server.board import Board
+from kode_lab.server.auth import ANYBODY, Tokens
 from kode_lab.server.body import Receive, Scope
-from kode_lab.server.census import SessionsOf
+from kode_lab.server.live_state import Board
 from kode_lab.server.peers import Peers
 from kode_lab.server.refusal import Problem, Rejected, problem_of
 from kode_lab.server.service import LOG, Limits, Service
+from kode_lab.server.session_limit import SessionsOf
 from kode_lab.server.turns import Send, Turns
 from kode_lab.server.views import Views
-from kode_lab.server.visitor import ANYBODY, Tokens
 from kode_lab.sessions import SessionManager
 
 __all__ = ["app_of"]
@@ -51,7 +51,7 @@ def app_of(
     is_ready: Callable[[], bool] = lambda: True,
     peers: Peers | None = None,
 ) -> Starlette:
-    """Give the application that serves this manager's sessions.
+    """Return the application that serves this manager's sessions.
 
     Its ``Service`` is ``app.state.service``.
 
@@ -156,7 +156,7 @@ class _Door:
 
 
 def _name_of(host: bytes) -> bytes:
-    """Give a Host header's name without its port."""
+    """Return a Host header's name without its port."""
     name, colon, port = host.rpartition(b":")
     return (name if colon and (port.isdigit() or not port) else host).lower()
 
@@ -168,7 +168,7 @@ class _Refusal:
         self._service = service
 
     async def __call__(self, request: Request, error: Exception) -> Response:  # noqa: ARG002
-        """Give the answer; what is left of the request's body is thrown away by the connection."""
+        """Return the answer; the connection discards the rest of the request's body."""
         if isinstance(error, HTTPException):
             status = error.status_code
             problem = Problem(

@@ -69,7 +69,7 @@ class TurnRequest(NamedTuple):
 
 
 async def read_body(scope: Scope, receive: Receive, limit_bytes: int) -> bytes:
-    """Give the request's whole body.
+    """Return the request's whole body.
 
     Raises:
         Rejected: it is longer than ``limit_bytes`` (413).
@@ -115,7 +115,7 @@ def accepts_events(scope: Scope) -> bool:
 
 
 def turn_request(body: bytes, *, is_stream: bool) -> TurnRequest:
-    """Give the turn that the body asks for.
+    """Return the turn that the body asks for.
 
     Raises:
         Rejected: it is not JSON (400), or a field is wrong (422).
@@ -154,7 +154,7 @@ def turn_request(body: bytes, *, is_stream: bool) -> TurnRequest:
 
 
 def named(body: bytes, request: TurnRequest) -> bytes:
-    """Give the body of a turn with its id in it, for whoever is to take it in our place."""
+    """Return the body of a turn with its id in it, for whoever is to take it in our place."""
     if request.is_named:
         return body
     return b'%b,"turnId":"%b"}' % (body[: body.rindex(b"}")], request.turn_id.encode())

@@ -77,7 +77,7 @@ class EventStream:
         self._add(kind, data)
 
     def take(self) -> bytes:
-        """Give all that was told since the last look, and nothing if nothing was."""
+        """Return all that was told since the last look, and nothing if nothing was."""
         self._close_text()
         if not self._ready:
             return b""

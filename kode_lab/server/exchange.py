@@ -76,7 +76,7 @@ class Exchange:
         self._transport.write(request)
 
     async def head(self) -> tuple[int, list[tuple[bytes, bytes]]]:
-        """Give the answer's status and headers, names in lower case.
+        """Return the answer's status and headers, names in lower case.
 
         Raises:
             Lost: the connection ended first.
@@ -86,7 +86,7 @@ class Exchange:
         return self._parser.get_status_code(), self._headers
 
     async def piece(self) -> tuple[bytes, bool]:
-        """Give what has come of the body, and whether there is more.
+        """Return what has come of the body, and whether there is more.
 
         Raises:
             Lost: the connection ended first.

@@ -129,7 +129,7 @@ class HttpServer:
                 connection.shutdown()
 
     async def finish(self, *, within_s: float) -> None:
-        """Give the answers that are due, then end every connection."""
+        """Return the answers that are due, then end every connection."""
         self.stop_listening()
         if self._clock is not None:
             self._clock.cancel()
@@ -172,7 +172,7 @@ def is_loopback(host: str) -> bool:
 
 
 def listening_on(host: str, port: int) -> socket.socket:
-    """Give a socket that listens at this address.
+    """Return a socket that listens at this address.
 
     Raises:
         PortOccupied: somebody else listens on the port.
@@ -207,7 +207,7 @@ def listening_on(host: str, port: int) -> socket.socket:
 
 
 def listening_within(path: Path) -> socket.socket:
-    """Give a socket that listens at this path; what a dead process left there is removed.
+    """Return a socket that listens at this path; what a dead process left there is removed.
 
     Raises:
         InvalidScenario: no socket can be made there.

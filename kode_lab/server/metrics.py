@@ -14,21 +14,21 @@ from prometheus_client.core import (
 from prometheus_client.exposition import CONTENT_TYPE_LATEST as CONTENT_TYPE
 from prometheus_client.parser import text_string_to_metric_families
 
-from kode_lab.server.board import BOUNDS_S, Board, Histogram
+from kode_lab.server.live_state import BOUNDS_S, Board, Histogram
 from kode_lab.sessions import SessionManager
 
 __all__ = ["CONTENT_TYPE", "exposition", "labelled"]
 
 
 def exposition(board: Board, manager: SessionManager, *, carried: int = 0) -> bytes:
-    """Give all figures in Prometheus's text format."""
+    """Return all figures in Prometheus's text format."""
     registry = CollectorRegistry()
     registry.register(_Figures(board, manager, carried))
     return generate_latest(registry)
 
 
 def labelled(texts: Mapping[int, bytes]) -> bytes:
-    """Give the figures of several workers as one text, a label telling whose each is."""
+    """Return the figures of several workers as one text, a label telling whose each is."""
     families: dict[str, Metric] = {}
     for number, text in texts.items():
         for found in text_string_to_metric_families(text.decode()):
@@ -50,7 +50,7 @@ class _Families:
         self._families = families
 
     def collect(self) -> Iterable[Metric]:
-        """Give them."""
+        """Return them."""
         return self._families
 
 
@@ -63,7 +63,7 @@ class _Figures:
         self._manager = manager
 
     def collect(self) -> Iterator[Metric]:
-        """Give every family once."""
+        """Return every family once."""
         board, now = self._board, self._manager.statistics()
         for name, about, value in (
             ("turns_in_flight", "Turns accepted and not yet ended.", now.turns),

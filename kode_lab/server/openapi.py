@@ -46,7 +46,7 @@ _TURN = (404, 409, 410, 413, 415, 422, 429, 500, 502, 503, 504)
 
 
 def document(limits: Limits, *, needs_token: bool) -> dict[str, Any]:
-    """Give the document for a server with these limits."""
+    """Return the document for a server with these limits."""
     who = (401, 403) if needs_token else ()
     session = "/v1/sessions/{userId}/{sessionId}/{agentId}"
     three = ("userId", "sessionId", "agentId")

@@ -32,7 +32,7 @@ class Pace:
     async def __call__(
         self, request: Request, on_text: Callable[[str], None] | None = None
     ) -> Reply:
-        """Give the model's reply in its turn; its errors wait for nobody."""
+        """Return the model's reply in its turn; its errors wait for nobody."""
         reply = await self._model(request, on_text)
         if self._waiting or self._came_in >= self._at_once:
             turn = asyncio.get_running_loop().create_future()

@@ -13,13 +13,13 @@ __all__ = ["headers", "html"]
 
 @cache
 def html() -> bytes:
-    """Give the page."""
+    """Return the page."""
     return Path(__file__).with_name("page.html").read_bytes()
 
 
 @cache
 def headers() -> dict[str, str]:
-    """Give its headers: the page's own script and style are named by their hashes."""
+    """Return its headers: the page's own script and style are named by their hashes."""
     page = html().decode()
     sources = {}
     for tag in ("script", "style"):

@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 from kode_lab.key import SessionKey
 from kode_lab.server.body import Receive
 from kode_lab.server.exchange import Exchange, Lost
-from kode_lab.server.place import Place
 from kode_lab.server.refusal import Problem
+from kode_lab.server.worker_slot import Place
 
 __all__ = ["LOST", "Answer", "Carried", "Peers"]
 
@@ -56,7 +56,7 @@ class Carried(NamedTuple):
     body: bytes = b""
 
     def head(self) -> bytes:
-        """Give its head as bytes."""
+        """Return its head as bytes."""
         lines = [b"%b %b HTTP/1.1\r\nhost: localhost" % (self.method, self.target)]
         lines += [b"%b: %b" % header for header in self.headers]
         return b"\r\n".join([*lines, b"content-length: %d\r\n\r\n" % len(self.body)])
@@ -88,7 +88,7 @@ class Peers:
         self._all_done.set()
 
     def order(self, key: SessionKey) -> Iterator[int]:
-        """Give the workers in the order in which this user's session is theirs."""
+        """Return the workers in the order in which this user's session is theirs."""
         name = f"{key.user_id}\0{key.session_id}".encode()
 
         def weight(number: int) -> bytes:
@@ -125,7 +125,7 @@ class Peers:
                 self._all_done.set()
 
     async def ask(self, key: SessionKey, carried: Carried) -> Answer | None:
-        """Give the home's whole answer; None is to be answered here.
+        """Return the home's whole answer; None is to be answered here.
 
         Raises:
             Lost: as ``carry``.
@@ -134,7 +134,7 @@ class Peers:
         return None if found is None else await self._whole(*found)
 
     async def figures(self, target: bytes) -> dict[int, bytes]:
-        """Give what the other workers answer to this, by their numbers; who is silent is left out.
+        """Return the answers of the other workers by number; silent workers are left out.
 
         Raises:
             TimeoutError: never; a worker that takes too long counts as silent.

@@ -88,16 +88,16 @@ class Problem(NamedTuple):
     headers: Mapping[str, str] = {}
 
     def to_json(self, turn_id: str | None = None) -> dict[str, Any]:
-        """Give the one shape of all errors."""
+        """Return the one shape of all errors."""
         error = {"type": self.kind, "message": self.message, "status": self.status}
         return {"error": error | {"turnId": turn_id} if turn_id else error}
 
     def body(self, turn_id: str | None = None) -> bytes:
-        """Give the shape as bytes."""
+        """Return the shape as bytes."""
         return orjson.dumps(self.to_json(turn_id))
 
     def raw_headers(self, length: int) -> list[tuple[bytes, bytes]]:
-        """Give the headers of an answer with a body of ``length`` bytes."""
+        """Return the headers of an answer with a body of ``length`` bytes."""
         headers = [JSON, _NO_STORE, (b"content-length", b"%d" % length)]
         if self.retry_after_s is not None:
             seconds = max(1, math.ceil(self.retry_after_s))
@@ -135,7 +135,7 @@ _UNEXPECTED = f"the server made a mistake, and its log says which: {_AGAIN}"
 
 
 def problem_of(error: BaseException) -> Problem:
-    """Give what the client is told of this error."""
+    """Return what the client is told of this error."""
     if isinstance(error, Rejected):
         return Problem(error.status, error.kind, str(error), error.retry_after_s, error.headers)
     for kind, status, retry_after_s, said in _TABLE:

@@ -29,16 +29,16 @@ from kode_lab.claude.simulated import SimulatedClaude
 from kode_lab.errors import CallerError, InvalidScenario, KodeLabError
 from kode_lab.message import Model, Reply, Request
 from kode_lab.server.app import app_of
-from kode_lab.server.board import Board
+from kode_lab.server.auth import tokens_of
 from kode_lab.server.collector import settled
 from kode_lab.server.listener import HttpServer, is_loopback, listening_within
+from kode_lab.server.live_state import Board
 from kode_lab.server.pace import Pace
 from kode_lab.server.peers import Peers
-from kode_lab.server.place import Place
 from kode_lab.server.service import LOG, Limits, Service
 from kode_lab.server.storage import opened
 from kode_lab.server.trace_file import TraceFile
-from kode_lab.server.visitor import tokens_of
+from kode_lab.server.worker_slot import Place
 from kode_lab.sessions import AgentShelf, SessionManager, Toolbox
 
 __all__ = ["open_sessions_limit", "run_server"]
@@ -131,7 +131,7 @@ def _say(what: str) -> None:
 async def _listen(
     app: Any, options: Namespace, limits: Limits, place: Place | None, stack: AsyncExitStack
 ) -> HttpServer:
-    """Give the server that clients reach; before it stands the one for other workers, if any."""
+    """Return the server that clients reach; before it stands the one for other workers, if any."""
     listening = None
     if place is not None:
         path = place.socket(place.number)
@@ -186,7 +186,7 @@ async def _ended(service: Service, drain_s: float) -> None:
 
 
 def _signals(*, is_child: bool) -> asyncio.Queue[int]:
-    """Give the signals that ask for an end, as they come; to a child, the end of its parent too."""
+    """Yield the signals that ask for an end; for a child, its parent's end too."""
     told: asyncio.Queue[int] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -203,7 +203,7 @@ def _signals(*, is_child: bool) -> asyncio.Queue[int]:
 
 
 async def _model(options: Namespace, stack: AsyncExitStack) -> tuple[Model, str]:
-    """Give who answers, and the words for it."""
+    """Return who answers, and the words for it."""
     profile = _profile(options)
     model: Model
     if options.in_process:
@@ -232,7 +232,7 @@ async def _claude(stack: AsyncExitStack, base_url: str) -> Model:
 
 
 def _named(model: Model, name: str) -> Model:
-    """Give the model that is asked under this name, whatever the agents' files say."""
+    """Return the model that is asked under this name, whatever the agents' files say."""
 
     def ask(request: Request, on_text: Callable[[str], None] | None = None) -> Awaitable[Reply]:
         return model(request._replace(model=name), on_text)
@@ -254,7 +254,7 @@ def _on_problem(problem: CallerError) -> None:
 
 
 def open_sessions_limit(files_limit: int) -> int:
-    """Give how many sessions' files may stay open: two thirds of all files, two for each.
+    """Return how many sessions' files may stay open: two thirds of all files, two for each.
 
     A session that has to open its files again pays more for that than for the rest of its turn.
     """

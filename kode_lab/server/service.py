@@ -14,12 +14,12 @@ from typing import Any
 
 from kode_lab.errors import CallerError, Refused
 from kode_lab.key import SessionKey
-from kode_lab.server.board import Board, Ticket
+from kode_lab.server.auth import ANYBODY, Tokens, Visitor
 from kode_lab.server.body import TurnRequest
-from kode_lab.server.census import Census, SessionsOf
+from kode_lab.server.live_state import Board, Ticket
 from kode_lab.server.peers import Peers
 from kode_lab.server.refusal import Problem, Rejected, problem_of
-from kode_lab.server.visitor import ANYBODY, Tokens, Visitor
+from kode_lab.server.session_limit import Census, SessionsOf
 from kode_lab.sessions import SessionManager, TurnEvent, TurnReply
 
 __all__ = ["LOG", "Limits", "Service", "TurnTask", "outcome_of"]
@@ -104,7 +104,7 @@ class Service:
         return len(self._tasks)
 
     def visitor_of(self, headers: Iterable[tuple[bytes, bytes]]) -> Visitor:
-        """Give who sent a request with these headers.
+        """Return who sent a request with these headers.
 
         Raises:
             Rejected: nobody that may come (401).
@@ -215,7 +215,7 @@ class Service:
 
 
 def outcome_of(task: TurnTask) -> TurnReply | Problem:
-    """Give what a turn that ended tells its client."""
+    """Return what a turn that ended tells its client."""
     if task.cancelled():
         return Problem(
             503,

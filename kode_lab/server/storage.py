@@ -15,9 +15,9 @@ from contextlib import AsyncExitStack
 from typing import NamedTuple
 
 from kode_lab.errors import InvalidScenario
-from kode_lab.server.census import SessionsOf, in_thread
+from kode_lab.server.session_limit import SessionsOf, in_thread
 from kode_lab.sessions import JsonStore, Store
-from kode_lab.sessions.postgres_schema import SCHEMA
+from kode_lab.sessions.postgres.schema import SCHEMA
 
 __all__ = ["Storage", "check_storage", "opened"]
 
@@ -84,7 +84,7 @@ async def opened(options: Namespace, stack: AsyncExitStack, *, open_sessions: in
             open_sessions_limit=open_sessions,
         )
         return Storage(files, in_thread(files.sessions), lambda: True, str(options.data))
-    from kode_lab.sessions.postgres_store import PostgresStore  # noqa: PLC0415 - only its users pay
+    from kode_lab.sessions.postgres.store import PostgresStore  # noqa: PLC0415 - only its users pay
 
     database = PostgresStore(options.store, schema=options.schema, ttl_s=options.ttl)
     stack.push_async_callback(database.aclose)

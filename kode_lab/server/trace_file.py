@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from kode_lab.errors import StoreUnwritable
-from kode_lab.span import Span, span_line
+from kode_lab.history.span import Span, span_line
 
 __all__ = ["TraceFile"]
 

@@ -186,7 +186,7 @@ async def _answer(request: TurnRequest, outcome: TurnReply | Problem, send: Send
 
 
 def reply_json(key: SessionKey, reply: TurnReply) -> dict[str, Any]:
-    """Give the answer to an acknowledged turn."""
+    """Return the answer to an acknowledged turn."""
     return {
         **key.to_json(),
         "turnId": reply.turn_id,

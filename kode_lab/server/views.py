@@ -21,14 +21,14 @@ from starlette.responses import Response
 from kode_lab.errors import UnknownAgent
 from kode_lab.key import SessionKey
 from kode_lab.server import openapi, page
-from kode_lab.server.board import Ended, Ticket
+from kode_lab.server.auth import Visitor
 from kode_lab.server.exchange import Lost
-from kode_lab.server.joint import joint_live, joint_statistics
+from kode_lab.server.live_state import Ended, Ticket
+from kode_lab.server.merged_stats import joint_live, joint_statistics
 from kode_lab.server.metrics import CONTENT_TYPE, exposition, labelled
 from kode_lab.server.peers import LOST, Carried
 from kode_lab.server.refusal import Rejected
 from kode_lab.server.service import Service
-from kode_lab.server.visitor import Visitor
 
 __all__ = ["Views"]
 
@@ -170,7 +170,7 @@ class Views:
         return Response(page.html(), headers=page.headers())
 
     async def _at_home(self, key: SessionKey, request: Request) -> Response | None:
-        """Give the answer of the worker whose session it is; None where that is this one."""
+        """Return the answer of the worker whose session it is; None where that is this one."""
         peers = self._service.peers
         if peers is None or request.scope["state"]["is_inside"]:
             return None
@@ -186,7 +186,7 @@ class Views:
         return response
 
     async def _others(self, request: Request) -> dict[int, bytes]:
-        """Give what the other workers answer to the same question, by their numbers."""
+        """Return what the other workers answer to the same question, by their numbers."""
         peers = self._service.peers
         if peers is None or request.scope["state"]["is_inside"]:
             return {}
@@ -194,7 +194,7 @@ class Views:
 
 
 def _own_key(request: Request) -> SessionKey:
-    """Give the session that the path names, if it is the visitor's."""
+    """Return the session that the path names, if it is the visitor's."""
     ids = request.path_params
     user_id, session_id, agent_id = (
         _decoded(ids, name) for name in ("userId", "sessionId", "agentId")

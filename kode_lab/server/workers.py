@@ -26,7 +26,7 @@ from typing import Any
 
 from kode_lab.errors import InvalidScenario, KodeLabError
 from kode_lab.server.listener import is_loopback, listening_on
-from kode_lab.server.place import Place, words_for
+from kode_lab.server.worker_slot import Place, words_for
 
 __all__ = ["WORKERS_LIMIT", "run_workers"]
 

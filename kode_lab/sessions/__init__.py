@@ -13,9 +13,9 @@ Source of the idea that the right to write is a value: Kleppmann's fencing token
 """
 
 from kode_lab.sessions.agent import AgentConfig, AgentShelf
-from kode_lab.sessions.json_store import JsonStore
+from kode_lab.sessions.files.store import JsonStore
 from kode_lab.sessions.manager import SessionManager
-from kode_lab.sessions.postgres_store import PostgresStore
+from kode_lab.sessions.postgres.store import PostgresStore
 from kode_lab.sessions.session import TurnEvent
 from kode_lab.sessions.store import Lease, Store
 from kode_lab.sessions.tool import Tool, Toolbox, ToolContext

@@ -80,7 +80,7 @@ class AgentConfig:
     version: str
 
     def tool(self, name: str) -> Tool | None:
-        """Give the agent's tool of that name, or None."""
+        """Return the agent's tool of that name, or None."""
         for tool in self.tools:
             if tool.name == name:
                 return tool
@@ -138,7 +138,7 @@ class AgentShelf:
         self._problems: dict[str, CallerError] = {}
 
     def current(self, agent_id: str) -> AgentConfig:
-        """Give the agent's configuration as its file is now: the same object until that changes.
+        """Return the agent's configuration as its file is now: the same object until that changes.
 
         It costs one ``stat``; where the file was changed and cannot be used, the last version that
         could is given, and the problem is told and kept.
@@ -156,7 +156,7 @@ class AgentShelf:
         return self._look_again(agent_id, shelved)
 
     def problems(self) -> tuple[CallerError, ...]:
-        """Give what is wrong now with the files, as of when each agent was last asked for."""
+        """Return what is wrong now with the files, as of when each agent was last asked for."""
         return tuple(self._problems.values())
 
     @property
@@ -228,7 +228,7 @@ class AgentShelf:
 def config_of(
     agent_id: str, content: bytes, toolbox: Toolbox, *, where: str = "configuration"
 ) -> AgentConfig:
-    """Give the configuration that the TOML ``content`` says; ``where`` begins each error.
+    """Return the configuration that the TOML ``content`` says; ``where`` begins each error.
 
     ``model`` is required. What the other fields are when they are not given stands in ``_FIELDS``.
 

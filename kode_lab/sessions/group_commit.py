@@ -34,7 +34,7 @@ class _Waiting(Generic[Order, Answer]):
         self.is_done = False
 
     def tell(self, answer: Answer | Exception) -> None:
-        """Give the answer to who waits, if somebody does still."""
+        """Return the answer to who waits, if somebody does still."""
         self.is_done = True
         if self.answer.done():
             return
@@ -70,7 +70,7 @@ class GroupCommit(Generic[Order, Answer]):
         return self._put(order).answer
 
     async def do(self, order: Order) -> Answer:
-        """Give the answer to the order; who is cancelled meanwhile hears of it only afterwards.
+        """Return the answer to the order; who is cancelled meanwhile hears of it only afterwards.
 
         So it is never unknown whether an order was carried out.
         """

@@ -27,10 +27,11 @@ from kode_lab.errors import (
     TurnFailed,
     WaitingRoomFull,
 )
+from kode_lab.history.span import Span, Trace
 from kode_lab.key import SessionKey
 from kode_lab.message import Message, Model, user
 from kode_lab.sessions.agent import AgentShelf
-from kode_lab.sessions.keyed_lock import LockStatistics
+from kode_lab.sessions.lock import LockStatistics
 from kode_lab.sessions.open_turn import OpenTurn
 from kode_lab.sessions.residents import Agent, Residents
 from kode_lab.sessions.session import Session, TurnEvent
@@ -38,7 +39,6 @@ from kode_lab.sessions.store import Lease, Lookable, Store
 from kode_lab.sessions.ticket import Ticket, checked_deadline
 from kode_lab.sessions.turn import take_turn
 from kode_lab.sessions.turn_reply import TurnReply, reply_of
-from kode_lab.span import Span, Trace
 
 __all__ = ["ManagerStatistics", "SessionManager", "TurnEvent", "TurnReply"]
 
@@ -170,7 +170,7 @@ class SessionManager:
                 ticket.supersede("rollback")
 
     async def history(self, key: SessionKey) -> list[Message]:
-        """Give the conversation, for reading only; it does not wait for turns in flight."""
+        """Return the conversation, for reading only; it does not wait for turns in flight."""
         return await self._store.peek(key)
 
     async def delete(self, key: SessionKey) -> None:
@@ -201,7 +201,7 @@ class SessionManager:
             self._one_ended.set()
 
     def statistics(self) -> ManagerStatistics:
-        """Give what the manager is doing now."""
+        """Return what the manager is doing now."""
         return ManagerStatistics(
             sum(map(len, self._lines.values())),
             len(self._lines),
@@ -233,7 +233,7 @@ class SessionManager:
     # ---- the end
 
     def _in_flight(self) -> list[Ticket]:
-        """Give the turns in flight, but for one that closes the manager itself."""
+        """Return the turns in flight, but for one that closes the manager itself."""
         me = asyncio.current_task()
         return [ticket for line in self._lines.values() for ticket in line if ticket.task is not me]
 
@@ -318,7 +318,7 @@ class SessionManager:
         return reply_of(agent, session.finished, is_replay=False)
 
     async def _agent(self, lease: Lease, ticket: Ticket) -> Agent:
-        """Give the session's agent: the resident if it is still good, else one made now."""
+        """Return the session's agent: the resident if it is still good, else one made now."""
         agent = self._residents.take(lease)
         if agent is None:
             start_ns = time.monotonic_ns()
@@ -328,7 +328,7 @@ class SessionManager:
         return agent
 
     async def _open(self, lease: Lease, agent: Agent, ticket: Ticket) -> OpenTurn:
-        """Give the turn to take: the one that was left open, if it is this one, else a new one."""
+        """Return the open turn if it is the one asked for, else a new turn."""
         left = agent.open
         if left is not None and left.turn_id == ticket.turn_id:
             _check_prompt(ticket, left.messages[0])

@@ -103,7 +103,7 @@ class OpenTurn:
             self.results = {}
 
     def refuse_calls(self, reason: str) -> list[ToolResult]:
-        """Give each open call an error result in place of its own."""
+        """Return each open call an error result in place of its own."""
         refused = [ToolResult(call.id, reason, is_error=True) for call in self.calls]
         for result in refused:
             self.add_result(result)
@@ -121,7 +121,7 @@ class OpenTurn:
         return [*entries, {"reply": last, "usage": [0, 0], "sealed": True}]
 
     def opening(self, fence: int) -> dict[str, Any]:
-        """Give the journal's first entry of this turn."""
+        """Return the journal's first entry of this turn."""
         return {
             "open": self.turn_id,
             "fence": fence,
@@ -130,7 +130,7 @@ class OpenTurn:
         }
 
     def closing(self, fence: int, first: int, end_bytes: int) -> dict[str, Any]:
-        """Give the entry that stands for all others once the turn is in the conversation."""
+        """Return the entry that stands for all others once the turn is in the conversation."""
         return {
             "done": self.turn_id,
             "fence": fence,
@@ -143,17 +143,17 @@ class OpenTurn:
 
     @staticmethod
     def reply_entry(message: Message, usage: Usage) -> dict[str, Any]:
-        """Give the journal's entry of a reply."""
+        """Return the journal's entry of a reply."""
         return {"reply": message, "usage": [*usage]}
 
     @staticmethod
     def result_entry(result: ToolResult) -> dict[str, Any]:
-        """Give the journal's entry of a tool's result."""
+        """Return the journal's entry of a tool's result."""
         return {"result": result._asdict()}
 
     @classmethod
     def reopened(cls, entry: Mapping[str, Any]) -> OpenTurn:
-        """Give the turn that an ``open`` entry begins."""
+        """Return the turn that an ``open`` entry begins."""
         return cls(entry["open"], entry["prompt"], entry["version"])
 
     def replay(self, entry: Mapping[str, Any]) -> bool:

@@ -79,7 +79,7 @@ class Residents:
         self._idle_limit_s = idle_limit_s
 
     def take(self, lease: Lease) -> Agent | None:
-        """Give the session's agent for this lease if it is still good, else forget it."""
+        """Return the session's agent for this lease if it is still good, else forget it."""
         agent = self._agents.pop(lease.key, None)
         if agent is None or agent.fence != lease.fence - 1:
             return None

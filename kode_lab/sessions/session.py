@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from kode_lab.errors import ModelGarbage, StepLimitReached
+from kode_lab.history.span import Span, Trace
 from kode_lab.message import (
     Model,
     Reply,
@@ -27,12 +28,11 @@ from kode_lab.message import (
     tool_calls_of,
 )
 from kode_lab.sessions.agent import AgentConfig
+from kode_lab.sessions.files.format import encode
 from kode_lab.sessions.open_turn import Finished, OpenTurn
 from kode_lab.sessions.residents import Agent
-from kode_lab.sessions.session_format import encode
 from kode_lab.sessions.store import Lease, Store
 from kode_lab.sessions.tool import ToolContext, use
-from kode_lab.span import Span, Trace
 
 __all__ = ["Session", "TurnEvent"]
 
@@ -270,7 +270,7 @@ def _checked_integer(digits: str) -> int:
 
 
 def _checked_calls(reply: Reply) -> set[str]:
-    """Give the ids of the tool calls of a reply whose blocks are blocks."""
+    """Return the ids of the tool calls of a reply whose blocks are blocks."""
     asked: set[str] = set()
     for block in reply.content:
         kind = block.get("type") if isinstance(block, dict) else None

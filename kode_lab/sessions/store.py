@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from kode_lab.key import SessionKey
 from kode_lab.message import Message
-from kode_lab.sessions.keyed_lock import LockStatistics
+from kode_lab.sessions.lock import LockStatistics
 from kode_lab.sessions.open_turn import Finished, OpenTurn
 
 __all__ = ["Lease", "Lookable", "Store", "Stored"]
@@ -66,7 +66,7 @@ class Store(Protocol):
     """Where sessions rest, and who mints leases."""
 
     async def hold(self, key: SessionKey, *, queue_limit: int) -> Lease:
-        """Give the lease of the session, after everyone who asked before.
+        """Return the lease of the session, after everyone who asked before.
 
         A ``queue_limit`` of 0 does not wait.
 
@@ -81,7 +81,7 @@ class Store(Protocol):
         ...
 
     async def load(self, lease: Lease) -> Stored:
-        """Give what rests of the session, repaired where a crash left it half written."""
+        """Return what rests of the session, repaired where a crash left it half written."""
         ...
 
     async def journal(self, lease: Lease, turn: OpenTurn, entry: dict[str, Any]) -> None:
@@ -107,13 +107,13 @@ class Store(Protocol):
         ...
 
     async def peek(self, key: SessionKey) -> list[Message]:
-        """Give the conversation for reading only, without waiting for its holder."""
+        """Return the conversation for reading only, without waiting for its holder."""
         ...
 
     def statistics(self) -> LockStatistics:
-        """Give what the store's lock is doing."""
+        """Return what the store's lock is doing."""
         ...
 
     async def aclose(self) -> None:
-        """Give everything back."""
+        """Return everything back."""
         ...

@@ -99,7 +99,7 @@ class Threads:
     async def run(
         self, work: Callable[[], T], timeout_s: float, *, owner: Hashable | None = None
     ) -> T:
-        """Give what ``work`` gives, or raise what it raises.
+        """Return what ``work`` gives, or raise what it raises.
 
         A cancelled caller leaves at once; work that has begun then runs on to its own end. Work of
         no ``owner`` may have every thread.
@@ -131,7 +131,7 @@ class Threads:
         )
 
     def statistics(self) -> ThreadsStatistics:
-        """Give the counts of this moment."""
+        """Return the counts of this moment."""
         with self._lock:
             running = self._total - self._idle - self._hung
             return ThreadsStatistics(running, self._idle, self._hung, len(self._waiting))
@@ -216,7 +216,7 @@ class Threads:
             return None
 
     def _first(self) -> _Job | None:
-        """Give the job to run: the first whose owner may have a thread; holds the lock."""
+        """Return the job to run: the first whose owner may have a thread; holds the lock."""
         running, share = self._running, max(1, self.thread_limit // SHARES)
         for at, job in enumerate(self._waiting):
             if job.owner is None or running.get(job.owner, 0) < share:

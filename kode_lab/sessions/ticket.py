@@ -151,7 +151,7 @@ def _checked_turn_id(turn_id: object) -> str:
 
 
 def checked_deadline(deadline_s: object) -> float:
-    """Give the time that a caller allows a turn.
+    """Return the time that a caller allows a turn.
 
     Raises:
         InvalidPrompt: it is no number of seconds, or longer than ``DEADLINE_LIMIT_S``.

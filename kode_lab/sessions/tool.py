@@ -131,7 +131,7 @@ class Toolbox:
         return function
 
     def get(self, name: str) -> Tool | None:
-        """Give the tool of that name, or None."""
+        """Return the tool of that name, or None."""
         return self._tools.get(name)
 
     @property
@@ -154,7 +154,7 @@ async def use(
     *,
     known: Sequence[str] = (),
 ) -> ToolResult:
-    """Give the result of one call of a tool: always a result, whatever the tool does.
+    """Return the result of one call of a tool: always a result, whatever the tool does.
 
     Args:
         tool: what was asked for, or None if the agent has no tool of that name.
@@ -313,7 +313,7 @@ def _checked(
     accepted: Mapping[str, tuple[Any, inspect.Parameter]],
     meanings: Mapping[str, str],
 ) -> tuple[dict[str, Any], Callable[[Mapping[str, Any]], dict[str, Any]]]:
-    """Give the JSON schema of the arguments and the function that checks them."""
+    """Return the JSON schema of the arguments and the function that checks them."""
     import pydantic  # noqa: PLC0415 - 0.2 s that only a service with tools pays
 
     fields: dict[str, Any] = {}

@@ -37,7 +37,7 @@ class TurnReply(NamedTuple):
 
 
 def reply_of(agent: Agent, finished: Finished, *, is_replay: bool) -> TurnReply:
-    """Give the reply of a turn that is in the conversation.
+    """Return the reply of a turn that is in the conversation.
 
     Raises:
         Superseded: it was broken off and closed: there is no reply.

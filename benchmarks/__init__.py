@@ -1,0 +1,1 @@
+"""Every figure of speed that kode_lab claims, as ratios within one run: ``make bench``."""

@@ -1,0 +1,227 @@
+"""How a verdict looks: as text for a terminal, as HTML for a notebook, as JSON for a machine.
+
+The HTML uses JupyterLab's own CSS variables, so it is right in light and in dark, and says by a
+word whatever it says by a colour.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from html import escape
+from typing import Any
+
+from kode_lab.check.ascii_history import draw
+from kode_lab.check.guarantee import ANOMALIES, GUARANTEES, Anomaly
+from kode_lab.check.verdict import Evidence, Verdict
+from kode_lab.check.witness import ReadRow, explain, reads_of, sentences
+from kode_lab.history.operation import Operation
+from kode_lab.history.span import Span
+from kode_lab.key import SessionKey
+
+__all__ = ["html_of", "json_of", "reads_html", "reads_text", "text_of"]
+
+# Of each name the smallest witness is told in full; the others are counted, and are in the JSON.
+TOLD_LIMIT = 5
+_WORDS = {"valid": "PASS", "invalid": "FAIL", "unknown": "UNKNOWN"}
+_COLOURS = {"valid": "#009E73", "invalid": "#D55E00", "unknown": "var(--jp-ui-font-color2, #666)"}
+# Seven hues that stay apart for colour-blind readers; a marker's word always stands beside them.
+_HUES = (205, 35, 275, 170, 320, 95, 240)
+
+
+def text_of(verdict: Verdict) -> str:
+    """Return the verdict for a terminal, the finding first."""
+    lines = [headline(verdict), ""]
+    promises = {g.name: g.promise for g in GUARANTEES}
+    for code, name, status, reason in verdict.findings:
+        lines.append(f"  {code} {name:<8} {status:<11} {reason or promises[name]}")
+    if verdict.evidence.overtaken or verdict.overtaking_limit is not None:
+        lines += ["", f"  {overtaking_of(verdict)}"]
+    for anomaly in _told(verdict):
+        lines += ["", f"{anomaly.name}, in {anomaly.key}: {ANOMALIES[anomaly.name][1]}"]
+        operations = [one for one in anomaly.witness if isinstance(one, Operation)]
+        lines += [f"    {line}" for line in draw(operations).splitlines()]
+        lines += [f"  {sentence}" for sentence in sentences(anomaly)]
+    return "\n".join(lines)
+
+
+def headline(verdict: Verdict) -> str:
+    """Return the verdict in one sentence, with its evidence and the share of turns accepted."""
+    evidence = verdict.evidence
+    if verdict.status == "invalid":
+        found = ", ".join(f"{count} {name}" for name, count in verdict.counts.items() if count)
+        said = f"FAIL: {found} in {_counted(evidence)}"
+    elif verdict.status == "unknown":
+        said = f"UNKNOWN: {verdict.reason}; {_counted(evidence)}"
+    else:
+        held = "-".join(_ends([f.code for f in verdict.findings if f.status == "valid"]))
+        said = f"PASS: no violation of {held} in {_counted(evidence)}"
+    return f"{said}. {_admitted(evidence)}"
+
+
+def overtaking_of(verdict: Verdict) -> str:
+    """Return in one sentence who was overtaken, and what was claimed of it."""
+    evidence, limit = verdict.evidence, verdict.overtaking_limit
+    turns = f"{evidence.overtaken:,} turn{'' if evidence.overtaken == 1 else 's'}"
+    claimed = "" if limit is None else f"; claimed: at most {limit:,}"
+    return (
+        f"Overtaken by what was sent later: {turns}; "
+        f"the most that overtook one: {evidence.most_overtaken:,}{claimed}."
+    )
+
+
+def json_of(verdict: Verdict) -> dict[str, Any]:
+    """Return the verdict as JSON values."""
+    evidence = verdict.evidence
+    return {
+        "status": verdict.status,
+        "headline": headline(verdict),
+        "admission_rate": evidence.acknowledged / evidence.turns if evidence.turns else None,
+        "guarantees": [finding._asdict() for finding in verdict.findings],
+        "evidence": evidence._asdict(),
+        "counts": dict(verdict.counts),
+        "overtaking_limit": verdict.overtaking_limit,
+        "anomalies": [_anomaly_json(anomaly) for anomaly in verdict.anomalies],
+    }
+
+
+def html_of(verdict: Verdict) -> str:
+    """Return the verdict for a notebook."""
+    word, _, rest = headline(verdict).partition(":")
+    colour = _COLOURS[verdict.status]
+    rows = "".join(
+        f"<tr><td>{f.code}</td><td>{f.name}</td>"
+        f'<td style="color:{_COLOURS.get(f.status, "inherit")}">{f.status}</td>'
+        f'<td style="text-align:left">{escape(f.reason)}</td></tr>'
+        for f in verdict.findings
+    )
+    has_figure = verdict.evidence.overtaken or verdict.overtaking_limit is not None
+    overtaken = f"<p>{overtaking_of(verdict)}</p>" if has_figure else ""
+    told = "".join(_anomaly_html(anomaly) for anomaly in _told(verdict))
+    return (
+        '<div style="color:var(--jp-content-font-color1,#000);font-family:var(--jp-ui-font-family,'
+        'sans-serif);font-size:13px;max-width:60em">'
+        f'<p><b style="color:{colour}">{word}</b>:{escape(rest)}</p>'
+        f'<table style="font-size:12px">{rows}</table>{overtaken}{told}</div>'
+    )
+
+
+def reads_text(operations: Iterable[Operation], key: SessionKey) -> str:
+    """Return what each operation of one session was shown, a line each, by the time it was sent."""
+    rows = reads_of(operations, key)
+    width = max((len(row.label) for row in rows), default=0)
+    return "\n".join(
+        f"{row.invoke_ms:>12.3f} {_ended_ms(row):>12}  {row.label:<{width}}  {row.ended:<14} "
+        f"{'... ' if not row.is_whole else ''}{' '.join(row.shown)}"
+        f"{' FOREIGN ' + ' '.join(row.foreign) if row.foreign else ''}"
+        for row in rows
+    )
+
+
+def reads_html(operations: Iterable[Operation], key: SessionKey) -> str:
+    """Return the same as a table in which each marker has its colour wherever it is shown."""
+    rows = reads_of(operations, key)
+    hue = {
+        marker: _HUES[at % len(_HUES)]
+        for at, marker in enumerate(dict.fromkeys(m for row in rows for m in row.shown))
+    }
+    body = "".join(
+        f"<tr><td>{row.invoke_ms:.3f}</td><td>{_ended_ms(row)}</td><td>{escape(row.label)}</td>"
+        f'<td>{row.ended}</td><td style="text-align:left">{"… " if not row.is_whole else ""}'
+        f"{''.join(_chip(marker, hue[marker]) for marker in row.shown)}"
+        f"{''.join(_foreign_chip(marker) for marker in row.foreign)}</td></tr>"
+        for row in rows
+    )
+    head = "<tr><th>sent, ms</th><th>ended, ms</th><th>turn</th><th></th><th>was shown</th></tr>"
+    return (
+        f'<table style="font-size:12px;color:var(--jp-content-font-color1,#000)">'
+        f"<caption>Session {escape(str(key))}: what each turn was shown</caption>"
+        f"{head}{body}</table>"
+    )
+
+
+def _told(verdict: Verdict) -> list[Anomaly]:
+    first: dict[str, Anomaly] = {}
+    for anomaly in verdict.anomalies:
+        first.setdefault(anomaly.name, anomaly)
+    return list(first.values())[:TOLD_LIMIT]
+
+
+def _counted(evidence: Evidence) -> str:
+    counts = [(evidence.turns, "turn"), (evidence.concurrent_pairs, "concurrent pair")]
+    if evidence.crashes:
+        counts.append((evidence.crashes, "crashe" if evidence.crashes > 1 else "crash"))
+    return ", ".join(f"{count:,} {noun}{'' if count == 1 else 's'}" for count, noun in counts)
+
+
+def _admitted(evidence: Evidence) -> str:
+    if not evidence.turns:
+        return "Nobody asked for a turn."
+    share = 100 * evidence.acknowledged / evidence.turns
+    return (
+        f"Accepted: {evidence.acknowledged:,} of {evidence.turns:,} turns asked ({share:.3g} %); "
+        f"{evidence.refused:,} refused, {evidence.indeterminate:,} indeterminate."
+    )
+
+
+def _ends(codes: list[str]) -> list[str]:
+    """Return the first and last of codes that follow each other, else all of them as one."""
+    numbers = [int(code[1:]) for code in codes]
+    if len(codes) > 2 and numbers == list(range(numbers[0], numbers[-1] + 1)):
+        return [codes[0], codes[-1]]
+    return [", ".join(codes)]
+
+
+def _anomaly_json(anomaly: Anomaly) -> dict[str, Any]:
+    return {
+        "name": anomaly.name,
+        "session": anomaly.key.to_json(),
+        "element": anomaly.element,
+        "facts": dict(anomaly.facts),
+        "witness": [_witness_json(one) for one in anomaly.witness],
+        "because": list(sentences(anomaly)),
+    }
+
+
+def _witness_json(one: Operation | Span) -> dict[str, Any]:
+    fields: Mapping[str, Any] = one._asdict()
+    told = {name: value for name, value in fields.items() if value not in (None, "", ())}
+    told["key"] = one.key.to_json()
+    if isinstance(one, Span):
+        return told
+    if one.complete_ns == math.inf:
+        del told["complete_ns"]
+    if one.read is not None:
+        told["read"] = one.read._asdict() | {"digest": f"{one.read.digest:016x}"}
+    if one.effects is not None:
+        told["effects"] = [effect._asdict() for effect in one.effects]
+    return told
+
+
+def _anomaly_html(anomaly: Anomaly) -> str:
+    operations = [one for one in anomaly.witness if isinstance(one, Operation)]
+    picture = f"<pre>{escape(draw(operations))}</pre>" if operations else ""
+    said = "<br>".join(escape(line) for line in explain(anomaly).splitlines())
+    return (
+        f'<p><b style="color:{_COLOURS["invalid"]}">{escape(anomaly.name)}</b> in '
+        f"{escape(str(anomaly.key))}: {escape(ANOMALIES[anomaly.name][1])}</p>"
+        f"{picture}<p>{said}</p>"
+    )
+
+
+def _chip(marker: str, hue: int) -> str:
+    return (
+        f'<span style="background:hsl({hue} 70% 50% / .25);padding:0 .3em;margin-right:.2em">'
+        f"{escape(marker)}</span>"
+    )
+
+
+def _foreign_chip(marker: str) -> str:
+    return (
+        f'<span style="outline:1px solid {_COLOURS["invalid"]};padding:0 .3em">'
+        f"foreign {escape(marker)}</span>"
+    )
+
+
+def _ended_ms(row: ReadRow) -> str:
+    return "never" if row.complete_ms == math.inf else f"{row.complete_ms:.3f}"

@@ -1,0 +1,304 @@
+"""One play of a scenario: its clients, its nemesis, and the history that they write.
+
+It owns what is recorded and when: an operation begins before its request leaves and ends after its
+answer came, by the loop's own clock; what was refused before acceptance is ``fail``, whatever else
+went wrong is ``info``. What a turn was shown stands in the reply's echo.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from kode_lab.claude.script import shown_to
+from kode_lab.errors import CallerError, KodeLabError, Refused
+from kode_lab.faults.models import Scribe
+from kode_lab.faults.scenario import Scenario
+from kode_lab.faults.site import Parts, Process, Site
+from kode_lab.faults.virtual_time import VirtualClock
+from kode_lab.faults.world import World
+from kode_lab.history.operation import (
+    HEALS,
+    NEMESIS,
+    QUIET,
+    Operation,
+    Read,
+    echo_in,
+    marker_of,
+    markers_in,
+)
+from kode_lab.history.span import Span
+from kode_lab.key import SessionKey
+from kode_lab.message import Message, user
+from kode_lab.sessions import AgentShelf, TurnReply
+
+__all__ = ["Play"]
+
+_NOBODY = SessionKey("", "", "")
+# When the nemesis strikes, after the beginning; and how long its victim is down.
+_STRIKES_AFTER_MS, _STRIKES_WITHIN_MS = 25.0, 60.0
+_DOWN_MS = 4.0
+# Longer than whatever a service does behind its clients' backs.
+_SETTLE_S = 1.0
+_PROBE_PATIENCE_S = 120.0
+_NO_SUCH_NUMBER = 0xFFFFFF
+
+
+class Play:
+    """A service, its clients, and what they saw.
+
+    Attributes:
+        history: what clients saw, in the order of completions.
+        trace: what the service did, at the system's own times.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        parts: Parts,
+        root: Path,
+        world: World,
+        agents: AgentShelf,
+        clock: VirtualClock,
+        seed: int,
+    ) -> None:
+        self.history: list[Operation] = []
+        self.trace: list[Span] = []
+        self._scenario = scenario
+        self._parts = parts
+        self._root = root
+        self._world = world
+        self._agents = agents
+        self._clock = clock
+        self._delays = clock.delays
+        self._seed = seed
+        self._model = Scribe(clock.delays, failing_percent=scenario.failing_percent)
+        self._shared: dict[str, Any] = {}
+        self._numbers = {key: count() for key in scenario.keys}
+        self._names = count(1)
+        self._processes: list[Process] = []
+        self._dead: list[Process] = []
+
+    async def run(self) -> None:
+        """Play it to its end."""
+        scenario = self._scenario
+        self._processes = [self._start(number) for number in range(scenario.processes)]
+        world = self._world
+        world.delegate_to = self._delegate
+        try:
+            if scenario.is_deleting:
+                await self._use_and_delete()
+            async with asyncio.TaskGroup() as group:
+                for key in scenario.keys:
+                    for number in range(scenario.clients):
+                        group.create_task(self._client(key, number))
+                if scenario.crash:
+                    group.create_task(self._nemesis())
+            await self._finish()
+        finally:
+            for process in self._processes:
+                await process.close()
+            for worker in world.workers:
+                worker.cancel()
+
+    def _start(self, number: int, root: Path | None = None) -> Process:
+        site = Site(number, root or self._root, self._delays, self._shared)
+        durability = "power" if self._scenario.crash == "power-cut" else "process"
+        return Process(
+            site,
+            self._parts,
+            agents=self._agents,
+            model=self._model,
+            trace=self.trace.append,
+            durability=durability,
+        )
+
+    # ---- clients
+
+    async def _client(self, key: SessionKey, number: int) -> None:
+        scenario = self._scenario
+        name = f"{key}/{number}"
+        for _ in range(scenario.turns):
+            await asyncio.sleep(self._delays.take_s(scenario.think_ms))
+            is_hurried = self._delays.is_chosen(scenario.hurried_percent)
+            patience_s = (scenario.hurried_ms if is_hurried else scenario.patient_ms) / 1_000
+            await self._turn(key, name, number, patience_s, scenario.deadline_s)
+            if scenario.is_reading:
+                await asyncio.sleep(self._delays.take_s(scenario.think_ms))
+                await self._read(key, f"{name}r", self._processes[number % scenario.processes])
+
+    async def _turn(
+        self,
+        key: SessionKey,
+        name: str,
+        number: int,
+        patience_s: float,
+        deadline_s: float | None = None,
+    ) -> None:
+        """Ask one turn, as often as the scenario says while it is not acknowledged."""
+        scenario = self._scenario
+        marker = marker_of(key, next(self._numbers[key]), seed=self._seed)
+        asks = "Please delegate this" if scenario.is_delegating else "Please note this"
+        for attempt in range(scenario.attempts):
+            process = self._processes[(number + attempt) % scenario.processes]
+            begun = Operation(
+                key, "turn", f"{name}#{next(self._names)}", "info", self._clock.now_ns(), math.inf,
+                marker, marker,
+            )  # fmt: skip
+            how: dict[str, Any] = {"deadline_s": deadline_s}
+            if scenario.strategy is not None and number == scenario.clients - 1:
+                how["strategy"] = scenario.strategy
+            ended = await self._ask(begun, f"{asks} {marker}", process, patience_s, how)
+            self.history.append(ended)
+            # Whose place another turn took must not take it back.
+            if ended.type == "ok" or ended.error == "Superseded":
+                return
+            pause_ms = _DOWN_MS if not process.is_up() else 0.0
+            await asyncio.sleep(pause_ms / 1_000 + self._delays.take_s(scenario.think_ms))
+            patience_s = scenario.patient_ms / 1_000
+
+    async def _ask(
+        self,
+        begun: Operation,
+        prompt: str,
+        process: Process,
+        patience_s: float,
+        how: dict[str, Any],
+    ) -> Operation:
+        if not process.is_up():
+            return self._over(begun, "fail", "connection refused")
+        work = process.site.spawn(
+            process.front.turn(begun.key, prompt, turn_id=begun.turn_id, **how)
+        )
+        done, _ = await asyncio.wait((work,), timeout=patience_s)
+        if not done:
+            if self._scenario.is_cancelling:
+                work.cancel()
+            return self._over(begun, "info", "the client left")
+        if work.cancelled() or not process.is_up():
+            return self._over(begun, "info", "connection lost")
+        error = work.exception()
+        if isinstance(error, Refused | CallerError):
+            return self._over(begun, "fail", type(error).__name__)
+        if error is not None:
+            if not isinstance(error, KodeLabError | asyncio.CancelledError):
+                raise error  # the laboratory's own mistake
+            return self._over(begun, "info", type(error).__name__)
+        return self._answered(begun, work.result())
+
+    def _answered(self, begun: Operation, reply: TurnReply) -> Operation:
+        answered, read = echo_in(reply.text) or ("", None)
+        return self._over(begun, "ok")._replace(
+            answered=answered,
+            read=read if answered == begun.marker else None,
+            config=reply.config_version,
+        )
+
+    def _over(self, begun: Operation, kind: str, error: str = "") -> Operation:
+        return begun._replace(type=kind, complete_ns=self._clock.now_ns(), error=error)
+
+    async def _read(self, key: SessionKey, name: str, process: Process) -> None:
+        """Read a session's history, as its service tells it."""
+        begun = Operation(
+            key, "read", f"{name}#{next(self._names)}", "info", self._clock.now_ns(), math.inf
+        )
+        if not process.is_up():
+            self.history.append(self._over(begun, "fail", "connection refused"))
+            return
+        try:
+            messages = await process.manager.history(key)
+        except KodeLabError as error:
+            self.history.append(self._over(begun, "info", type(error).__name__))
+            return
+        if not process.is_up():
+            self.history.append(self._over(begun, "info", "connection lost"))
+            return
+        markers, read = self._told(key, messages)
+        self.history.append(self._over(begun, "ok")._replace(markers=markers, read=read))
+
+    def _told(
+        self, key: SessionKey, messages: list[Message]
+    ) -> tuple[tuple[str, ...], Read | None]:
+        """Return the markers of a conversation's prompts, and what of it shows by halves."""
+        markers = [
+            marker
+            for message in messages
+            if message["role"] == "user"
+            for block in message["content"]
+            if block["type"] == "text"
+            for marker in markers_in(block["text"])
+        ]
+        next_one = marker_of(key, _NO_SUCH_NUMBER, seed=self._seed)
+        shown = shown_to([*messages, user(next_one)])
+        return tuple(markers), None if shown is None else shown[1]
+
+    async def _delegate(self, key: SessionKey, _text: str) -> None:
+        """Ask a sub-agent: right, in a session of its own; wrong, in the session that waits."""
+        front = self._processes[0].front
+        where = getattr(front, "sub_session", None)
+        target = key._replace(session_id=f"{key.session_id}/sub") if where is None else where(key)
+        turn_id = f"sub {next(self._names)}"
+        await front.turn(target, "Please note this for somebody", turn_id=turn_id, deadline_s=None)
+
+    # ---- the nemesis, and the end
+
+    async def _nemesis(self) -> None:
+        crash = self._scenario.crash
+        await asyncio.sleep(_STRIKES_AFTER_MS / 1_000)
+        victim = self._processes[0]
+        if self._scenario.has_full_disk:
+            await asyncio.sleep(self._delays.take_s(_STRIKES_WITHIN_MS / 2))
+            victim.disk.is_full = True
+            self._fault("full-disk")
+            await asyncio.sleep(_STRIKES_WITHIN_MS / 1_000)
+        await asyncio.sleep(self._delays.take_s(_STRIKES_WITHIN_MS))
+        self._fault(crash)
+        root = None
+        if crash == "power-cut":
+            root = self._root / "after the power cut"
+            for inner, content in victim.disk.image().items():
+                path = root / inner
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+        await victim.kill()
+        await asyncio.sleep(_DOWN_MS / 1_000)
+        if root is not None:
+            root.mkdir(exist_ok=True)
+        self._processes[0] = self._start(0, root)
+        self._fault(HEALS.get(crash, "restart"))
+
+    def _fault(self, name: str) -> None:
+        now_ns = self._clock.now_ns()
+        self.history.append(Operation(_NOBODY, name, NEMESIS, "info", now_ns, now_ns))
+
+    async def _use_and_delete(self) -> None:
+        """Use each session and delete it: of that, nothing may ever be seen again."""
+        for key in self._scenario.keys:
+            await self._turn(key, "before", 0, _PROBE_PATIENCE_S)
+            await self._processes[0].manager.delete(key)
+        self.history.clear()
+        self.trace.clear()
+        self._world.effects.clear()
+
+    async def _finish(self) -> None:
+        """Wait for quiet, then probe each session once, and read it once."""
+        scenario = self._scenario
+        await asyncio.sleep(_SETTLE_S)
+        self._fault(QUIET)
+        await asyncio.sleep(_SETTLE_S)  # what is asked at that very moment is no probe
+        self._model.failing_percent = 0
+        for number, key in enumerate(scenario.keys):
+            await self._turn(key, "probe", number, _PROBE_PATIENCE_S)
+        await asyncio.sleep(_SETTLE_S)
+        for key in scenario.keys:
+            await self._read(key, "final", self._processes[0])
+        now_ns = self._clock.now_ns()
+        self.history.append(
+            Operation(
+                scenario.keys[0], "effects", "world", "ok", now_ns, now_ns,
+                effects=tuple(self._world.effects),
+            )
+        )  # fmt: skip

@@ -1,0 +1,168 @@
+"""What tools change, and how tools are written: right, and wrong in one way each.
+
+``World`` is the service's own: notes, each with an id and for whom it was made, and once for each
+idempotency key. It outlives processes, as a database does. Its wrong variants are tools of the same
+names and schemas, so that nothing but the tool's own code differs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from typing import Any
+
+from kode_lab.errors import InvalidScenario
+from kode_lab.faults.virtual_time import Delays
+from kode_lab.history.operation import Effect, markers_in
+from kode_lab.key import SessionKey
+from kode_lab.sessions import Toolbox, ToolContext
+
+__all__ = ["TOOLS", "World"]
+
+_Noting = Callable[["World", str, ToolContext], Awaitable[str]]
+
+
+class World:
+    """Notes that tools make; one toolbox for as many runs as one likes.
+
+    Args:
+        tools: a name of ``TOOLS``.
+
+    Attributes:
+        box: the tools.
+        effects: what was done, in order.
+    """
+
+    def __init__(self, tools: str = "right") -> None:
+        if tools not in TOOLS:
+            raise InvalidScenario(f"no tools {tools!r}: name one of {', '.join(TOOLS)}")
+        self.box = Toolbox()
+        self.delays = Delays(0)
+        self._tool_ms = 0.0
+        self.effects: list[Effect] = []
+        self.by_call: dict[str, str] = {}
+        self.next_id = 1
+        # What wrong tools keep where they should not.
+        self.current: SessionKey | None = None
+        self.jobs: asyncio.Queue[Any] | None = None
+        self.workers: list[asyncio.Task[None]] = []
+        self.delegate_to: Callable[[SessionKey, str], Awaitable[Any]] | None = None
+        noting = TOOLS[tools]
+
+        @self.box.tool
+        async def note(text: str, context: ToolContext) -> str:
+            """Note something.
+
+            Args:
+                text: what.
+                context: for whom.
+            """
+            await noting(self, text, context)
+            # The same words for everybody, so that what answers them may mix them up.
+            return "noted"
+
+        @self.box.tool
+        async def delegate(text: str, context: ToolContext) -> str:
+            """Let a sub-agent do it.
+
+            Args:
+                text: what.
+                context: for whom.
+            """
+            assert self.delegate_to is not None
+            await self.delegate_to(context.key, text)
+            return "done"
+
+    def begin(self, delays: Delays, tool_ms: float) -> None:
+        """Forget everything, for a new run."""
+        self.delays = delays
+        self._tool_ms = tool_ms
+        self.effects.clear()
+        self.by_call.clear()
+        self.next_id = 1
+        self.current, self.jobs, self.delegate_to = None, None, None
+        self.workers.clear()
+
+    async def write(self) -> None:
+        """Take the time of a write."""
+        await asyncio.sleep(self.delays.take_s(self._tool_ms))
+
+    def new_id(self) -> str:
+        """Return an id that nobody has."""
+        number, self.next_id = self.next_id, self.next_id + 1
+        return str(number)
+
+    def make(self, number: str, text: str, key: SessionKey) -> None:
+        """Make a note."""
+        marker = next(iter(markers_in(text)), "")
+        self.effects.append(Effect(number, text, marker, key.user_id, key.session_id))
+
+
+async def _once(world: World, text: str, context: ToolContext) -> str:
+    """Make the note, once for each call."""
+    await world.write()
+    if context.idempotency_key not in world.by_call:
+        world.by_call[context.idempotency_key] = world.new_id()
+        world.make(world.by_call[context.idempotency_key], text, context.key)
+    await world.write()
+    return "noted"
+
+
+async def _each_time(world: World, text: str, context: ToolContext) -> str:
+    """Make a note whenever one is asked for."""
+    await world.write()
+    world.make(world.new_id(), text, context.key)
+    await world.write()
+    return "noted"
+
+
+async def _for_the_current(world: World, text: str, context: ToolContext) -> str:
+    """Remember for whom it runs in one place for all."""
+    world.current = context.key
+    await world.write()
+    world.make(world.new_id(), text, world.current)
+    return "noted"
+
+
+_SESSION: ContextVar[SessionKey] = ContextVar("_SESSION")
+
+
+async def _by_workers(world: World, text: str, context: ToolContext) -> str:
+    """Let workers write, who look up in a context variable for whom they do: their own maker's."""
+    _SESSION.set(context.key)
+    if world.jobs is None:
+        world.jobs = asyncio.Queue()
+        world.workers.append(asyncio.get_running_loop().create_task(_work(world)))
+    done = asyncio.get_running_loop().create_future()
+    world.jobs.put_nowait((text, done))
+    await done
+    return "noted"
+
+
+async def _work(world: World) -> None:
+    assert world.jobs is not None
+    while True:
+        text, done = await world.jobs.get()
+        await world.write()
+        world.make(world.new_id(), text, _SESSION.get())
+        if not done.done():
+            done.set_result(None)
+
+
+async def _racing_ids(world: World, text: str, context: ToolContext) -> str:
+    """Read the next id, write, and only then move it on."""
+    number = world.next_id
+    await world.write()
+    world.make(str(number), text, context.key)
+    world.next_id = number + 1
+    return "noted"
+
+
+TOOLS: dict[str, _Noting] = {
+    "right": _once,
+    "without idempotency": _each_time,
+    "module-level session": _for_the_current,
+    "context of the worker": _by_workers,
+    "racing ids": _racing_ids,
+}

@@ -1,0 +1,272 @@
+"""One turn as its *client* saw it: the history, which is the judge's only evidence for safety.
+
+A client writes one ``invoke`` line before a request leaves, and one completion after the answer:
+
+    ok      acknowledged: the turn is in the session, exactly once
+    fail    it *definitely* did not happen (refused before acceptance)
+    info    nobody knows (time-out, 5xx, reset, cut stream, cancel): zero times or once, at any time
+
+so a client that dies leaves indeterminate operations by itself. A process is sequential: its
+completion belongs to its last invoke, and after ``info`` its name is not used again. The process
+``nemesis`` records faults (``f`` names the fault: ``kill``, ``pause``, ...; its type is ``info``).
+
+The last acts of a run are its probe: ``quiet`` (a fault of the nemesis that says all faults are
+over), then one turn and one authoritative read a session.
+
+*Markers.* Each prompt carries a unique word. What of these words a backend showed its model is what
+it believes the session to be, so ``Read`` is what one turn saw: the markers of its own session that
+came before it, and the markers of other sessions that should not have been there.
+
+Source: Jepsen's histories and Elle's list-append (Kingsbury, Alvaro: https://arxiv.org/abs/2003.10554).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kode_lab.history.digest import digest_of, hash_of
+from kode_lab.key import SessionKey
+
+__all__ = [
+    "CRASHES",
+    "EFFECT_FIELDS",
+    "HEALS",
+    "NEMESIS",
+    "QUIET",
+    "TAIL_LIMIT",
+    "Effect",
+    "HistoryWriter",
+    "Operation",
+    "Read",
+    "digest_of",
+    "echo_in",
+    "echo_of",
+    "hash_of",
+    "marker_of",
+    "markers_in",
+    "read_of",
+]
+
+NEMESIS = "nemesis"
+# What ends a fault, by what begins it; a name that stands nowhere here is a fault at one moment.
+HEALS = {"kill": "restart", "pause": "resume", "partition": "heal", "configure": "configured"}
+CRASHES = ("kill", "power-cut")
+QUIET = "quiet"
+# How many markers a read spells out; the digest covers the rest (full prefixes would be quadratic).
+TAIL_LIMIT = 8
+_MARKER = re.compile(r"#m[0-9a-f]{10}-[0-9a-f]{6,}")
+_ECHO = re.compile(
+    rf"\[({_MARKER.pattern}) read ([0-9]+) ([0-9a-f]{{16}})"
+    rf"(?: tail((?: {_MARKER.pattern})+))?(?: foreign((?: {_MARKER.pattern})+))?"
+    rf"(?: half((?: {_MARKER.pattern})+))?\]"
+)
+
+
+class Read(NamedTuple):
+    """What one turn was shown of its session.
+
+    Attributes:
+        position: how many markers of its own session came before its own.
+        digest: 64-bit order-sensitive digest of these markers (``digest_of``).
+        tail: the last of them, at most ``TAIL_LIMIT``, in order: for witnesses.
+        foreign: markers of other sessions that it was shown, in order.
+        half: markers of earlier turns of which it was shown the prompt without a final reply.
+    """
+
+    position: int
+    digest: int
+    tail: tuple[str, ...] = ()
+    foreign: tuple[str, ...] = ()
+    half: tuple[str, ...] = ()
+
+
+class Effect(NamedTuple):
+    """What a tool did to the world, as the world tells it.
+
+    Attributes:
+        id: the name that the world gave it (a schedule's id): one id, one effect.
+        name: which of the turn's effects it is (``create_schedule``, ``create_schedule/2``).
+        marker: the turn that asked for it, or "" when that cannot be seen.
+        user_id: for whom the tool ran.
+        session_id: for which of the user's sessions, or "" when the world does not know.
+    """
+
+    id: str
+    name: str = ""
+    marker: str = ""
+    user_id: str = ""
+    session_id: str = ""
+
+
+class Operation(NamedTuple):
+    """One turn, one authoritative read, or one fault, from its invoke to its completion.
+
+    Attributes:
+        f: ``turn``; ``read`` (``markers`` is then the whole session as the backend tells it);
+            ``effects`` (all that tools did); for the process ``nemesis`` the name of the fault.
+        type: ``ok``, ``fail`` or ``info``.
+        invoke_ns: monotonic nanoseconds, before sending.
+        complete_ns: monotonic nanoseconds, after receiving; infinity when nothing ever came.
+        marker: the unique word of the turn's prompt ("" for reads and faults).
+        turn_id: the same for every attempt at one turn.
+        read: what the turn was shown, or None when nobody observed it.
+        markers: the session's list, for an ``ok`` read.
+        error: why it is not ``ok``.
+        answered: the marker of the prompt that the reply says it answers, or "".
+        config: the version of the agent's configuration that the turn ran with, or "".
+        effects: what tools did, for this turn or (``f`` is ``effects``) at all.
+    """
+
+    key: SessionKey
+    f: str
+    process: str
+    type: str
+    invoke_ns: int
+    complete_ns: float
+    marker: str = ""
+    turn_id: str = ""
+    read: Read | None = None
+    markers: tuple[str, ...] | None = None
+    error: str = ""
+    answered: str = ""
+    config: str = ""
+    effects: tuple[Effect, ...] | None = None
+
+
+def marker_of(key: SessionKey, number: int, *, seed: int = 0) -> str:
+    """Return the marker of a session's ``number``-th prompt: unique, and readable as its session's.
+
+    The first part is the same for all markers of a session, so that whoever sees two markers can
+    tell whether they belong together without knowing any key.
+    """
+    tag = blake2b(f"{seed}\0{key.lock_name}\0{key.agent_id}".encode(), digest_size=5).hexdigest()
+    return f"#m{tag}-{number:06x}"
+
+
+def markers_in(text: str) -> list[str]:
+    """Return the markers that a text shows, in order."""
+    return _MARKER.findall(text)
+
+
+def read_of(own: str, shown: Iterable[str]) -> Read:
+    """Return what a turn with the marker ``own`` saw, from all markers it was shown, in order."""
+    tag = own.partition("-")[0]
+    before: list[str] = []
+    foreign: list[str] = []
+    for marker in shown:
+        if marker == own:
+            continue
+        (before if marker.partition("-")[0] == tag else foreign).append(marker)
+    return Read(len(before), digest_of(before), tuple(before[-TAIL_LIMIT:]), tuple(foreign))
+
+
+def echo_of(own: str, read: Read) -> str:
+    """Return the one line by which a reply tells whom it answers and what its model was shown.
+
+    It is ``[own read position digest tail ... foreign ... half ...]``; empty parts are left out.
+    """
+    lists = (("tail", read.tail), ("foreign", read.foreign), ("half", read.half))
+    parts = "".join(f" {name} {' '.join(markers)}" for name, markers in lists if markers)
+    return f"[{own} read {read.position} {read.digest:016x}{parts}]"
+
+
+def echo_in(text: str) -> tuple[str, Read] | None:
+    """Return the marker that a reply says it answers and what it was shown, or None.
+
+    The last echo counts: a model may quote an earlier one.
+    """
+    found = list(_ECHO.finditer(text))
+    if not found:
+        return None
+    own, position, digest, *lists = found[-1].groups(default="")
+    return own, Read(int(position), int(digest, 16), *(tuple(part.split()) for part in lists))
+
+
+class HistoryWriter:
+    """Appends events to a ``history.jsonl``, a line each, handed to the system before it returns.
+
+    Several writers, in several processes, may append to one file: each line is one ``write`` to a
+    descriptor opened for appending.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def invoke(
+        self,
+        key: SessionKey,
+        process: str,
+        time_ns: int,
+        *,
+        f: str = "turn",
+        marker: str = "",
+        turn_id: str = "",
+    ) -> None:
+        """Write that a request is about to leave."""
+        event: dict[str, Any] = {
+            "type": "invoke",
+            "f": f,
+            "process": process,
+            "time_ns": time_ns,
+            **key.to_json(),
+        }
+        if marker:
+            event["marker"] = marker
+        if turn_id:
+            event["turn_id"] = turn_id
+        self._write(event)
+
+    def complete(
+        self,
+        process: str,
+        time_ns: int,
+        type: str,  # noqa: A002 - Jepsen's word for it
+        *,
+        read: Read | None = None,
+        markers: Iterable[str] | None = None,
+        error: str = "",
+        answered: str = "",
+        config: str = "",
+        effects: Iterable[Effect] | None = None,
+    ) -> None:
+        """Write how the process's open request ended: ``ok``, ``fail`` or ``info``."""
+        event: dict[str, Any] = {"type": type, "process": process, "time_ns": time_ns}
+        if read is not None:
+            lists = (("tail", read.tail), ("foreign", read.foreign), ("half", read.half))
+            event["read"] = {"position": read.position, "digest": f"{read.digest:016x}"}
+            event["read"] |= {name: list(shown) for name, shown in lists if shown}
+        if markers is not None:
+            event["markers"] = list(markers)
+        if effects is not None:
+            event["effects"] = [_effect_fields(effect) for effect in effects]
+        facts = (("error", error), ("answered", answered), ("config", config))
+        self._write(event | {name: fact for name, fact in facts if fact})
+
+    def fault(self, name: str, time_ns: int, detail: str = "") -> None:
+        """Write that a fault begins, or ends, now."""
+        event = {"type": "info", "f": name, "process": NEMESIS, "time_ns": time_ns}
+        self._write(event | {"error": detail} if detail else event)
+
+    def close(self) -> None:
+        """Close the file; what was written is already there."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _write(self, event: Mapping[str, Any]) -> None:
+        os.write(
+            self._fd, json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        )
+
+
+EFFECT_FIELDS = ("id", "name", "marker", "userId", "sessionId")
+
+
+def _effect_fields(effect: Effect) -> dict[str, str]:
+    return {name: value for name, value in zip(EFFECT_FIELDS, effect, strict=True) if value}

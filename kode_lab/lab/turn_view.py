@@ -1,0 +1,122 @@
+"""One turn from both sides: what its client saw beside the steps that the system recorded.
+
+Pictures and tables read turns in this shape, so that how a span finds its operation is decided
+once: by session key and turn id, or by the marker where a turn has no id. Nothing here judges: the
+trace may lack what the history has, or the other way round, and both are shown as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from kode_lab.history.operation import NEMESIS, Operation
+from kode_lab.history.span import Span
+from kode_lab.key import SessionKey
+
+__all__ = ["Recorded", "TurnView", "turns_of"]
+
+
+@runtime_checkable
+class Recorded(Protocol):
+    """Anything recorded that can be drawn: a ``Run``, or a stand-in of yours."""
+
+    def spans(self) -> Iterable[Span]:
+        """Return the trace."""
+
+    def operations(self) -> Iterable[Operation]:
+        """Return the history."""
+
+
+class TurnView(NamedTuple):
+    """A turn: its client's attempts and the system's steps.
+
+    Attributes:
+        start_ns: when the client sent it first, or its first step began.
+        end_ns: when the client had its answer, or its last step ended.
+        steps: its spans, but for the ``turn`` span itself, by start.
+        whole: its ``turn`` span, or None.
+        operations: the client's attempts, in order; empty where there is only a trace.
+        outcome: ``ok``, ``fail``, ``info`` (nobody knows), or ``ok``/``fail`` by the trace alone.
+        error: why it is not ``ok``.
+    """
+
+    key: SessionKey
+    turn_id: str
+    start_ns: int
+    end_ns: int
+    steps: tuple[Span, ...]
+    whole: Span | None
+    operations: tuple[Operation, ...]
+    outcome: str
+    error: str
+
+    def steps_named(self, name: str) -> list[Span]:
+        """Return the steps of one kind, by start."""
+        return [span for span in self.steps if span.step == name]
+
+    def time_in(self, name: str) -> int:
+        """Return the nanoseconds in the steps of one kind, added up."""
+        return sum(span.end_ns - span.start_ns for span in self.steps if span.step == name)
+
+    @property
+    def latency_ns(self) -> int:
+        """How long the client waited for its answer (or the system worked, without a client)."""
+        return self.end_ns - self.start_ns
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nothing ever came back to its client."""
+        return any(math.isinf(operation.complete_ns) for operation in self.operations)
+
+
+def turns_of(spans: Iterable[Span], operations: Iterable[Operation] = ()) -> list[TurnView]:
+    """Return every turn, by its start (then by key and id, so that ties do not move)."""
+    steps: dict[tuple[SessionKey, str], list[Span]] = defaultdict(list)
+    for span in spans:
+        steps[span.key, span.turn_id].append(span)
+    attempts: dict[tuple[SessionKey, str], list[Operation]] = defaultdict(list)
+    for operation in operations:
+        if operation.f == "turn" and operation.process != NEMESIS:
+            attempts[operation.key, operation.turn_id or operation.marker].append(operation)
+    views = [
+        _view(name, steps.get(name, []), attempts.get(name, []))
+        for name in dict.fromkeys((*steps, *attempts))
+    ]
+    return sorted(views, key=lambda view: (view.start_ns, view.key, view.turn_id))
+
+
+def _view(name: tuple[SessionKey, str], spans: list[Span], operations: list[Operation]) -> TurnView:
+    spans.sort(key=lambda span: (span.start_ns, span.end_ns))
+    operations.sort(key=lambda operation: operation.invoke_ns)
+    whole = next((span for span in spans if span.step == "turn"), None)
+    ends = [operation.complete_ns for operation in operations]
+    known = [int(end) for end in ends if not math.isinf(end)]
+    begins = [operation.invoke_ns for operation in operations] or [s.start_ns for s in spans]
+    if known and len(known) == len(ends):
+        end_ns = max(known)
+    else:
+        end_ns = max((*known, *(span.end_ns for span in spans), *begins))
+    outcome, error = _outcome(whole, operations)
+    return TurnView(
+        *name,
+        min(begins),
+        end_ns,
+        tuple(span for span in spans if span.step != "turn"),
+        whole,
+        tuple(operations),
+        outcome,
+        error,
+    )
+
+
+def _outcome(whole: Span | None, operations: list[Operation]) -> tuple[str, str]:
+    if operations:
+        # Any attempt that was acknowledged settles it; else the last one says what is known.
+        best = next((o for o in reversed(operations) if o.type == "ok"), operations[-1])
+        return best.type, best.error
+    if whole is None:
+        return "info", ""
+    return ("fail", whole.error) if whole.error else ("ok", "")

@@ -1,0 +1,1 @@
+"""Load tests: the parts that locustfiles import, and the command that starts Locust."""

@@ -1,0 +1,241 @@
+"""One run of a load test, from its directory to its verdict, as listeners of Locust's events.
+
+    test_start   a directory, a recorder in each process
+    test_stop    hush everybody, wait for what is under way, ask and read every session once more
+    quitting     the judge, whose answer is Locust's exit code
+    quit         the verdict, as the last words
+
+One process ends the run: the only one, or the master. It must never judge anything itself.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import secrets
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import gevent
+from gevent.event import Event
+from locust import events
+from locust.runners import MasterRunner, WorkerRunner
+
+from kode_lab.load.probe import probe
+from kode_lab.load.ranges import wrong_in
+from kode_lab.load.recorder import HISTORY, Recorder, merged
+from kode_lab.load.server_watch import ServerWatch
+from kode_lab.load.summary import Judged, judged, save_figures, told
+from kode_lab.load.tail import Tail, percentiles_ms
+from kode_lab.load.verdict_tab import add_tab
+
+__all__ = ["LoadRun", "listen"]
+
+_LOG = logging.getLogger("kode_lab.load")
+_HUSH, _HUSHED = "kode_lab_hush", "kode_lab_hushed"
+# Beyond the patience: for messages on their way.
+_GRACE_S = 10.0
+_PROGRESS_S = 2.0
+_UNUSABLE = 3
+
+
+class LoadRun:
+    """The run that this process takes part in.
+
+    Attributes:
+        environment: Locust's.
+        recorder: this process's evidence, once a test has started.
+        tail: the history so far; only in the process that ends the run.
+        verdict: what the judge said last, or None.
+        watch: what the server's process takes.
+    """
+
+    def __init__(self, environment: Any) -> None:
+        self.environment = environment
+        self.recorder: Recorder | None = None
+        self.tail: Tail | None = None
+        self.verdict: Judged | None = None
+        self.watch = ServerWatch("")
+        self.state = "no test has run yet"
+        self._asked_dir = environment.parsed_options.run_dir
+        self._hushed: dict[str, dict[str, Any]] = {}
+        self._all_hushed = Event()
+        runner = environment.runner
+        if isinstance(runner, WorkerRunner):
+            runner.register_message(_HUSH, self._hush_worker, concurrent=True)
+        elif isinstance(runner, MasterRunner):
+            runner.register_message(_HUSHED, self._worker_hushed)
+
+    @property
+    def is_worker(self) -> bool:
+        """Whether another process ends the run."""
+        return isinstance(self.environment.runner, WorkerRunner)
+
+    def start(self) -> None:
+        """Make the run's directory, or open the one that the master made."""
+        options = self.environment.parsed_options
+        if not self.is_worker:
+            name = Path(self.environment.locustfile or "load").stem
+            # Workers learn it with their first users.
+            options.run_dir = str(_directory(self._asked_dir, name).resolve())
+        if self.recorder is not None:
+            self.recorder.close()
+        worker = self.environment.runner.worker_index + 1 if self.is_worker else 0
+        run_dir = Path(options.run_dir)
+        self.recorder = self.environment.recorder = Recorder(
+            run_dir, worker, is_recording=not options.no_history
+        )
+        self._hushed.clear()
+        self._all_hushed.clear()
+        if not self.is_worker:
+            self.verdict, self.tail = None, Tail(run_dir / HISTORY)
+            self.watch = ServerWatch(options.server_pid, is_steady=self.environment.is_steady)
+            self.state = "running"
+            if options.progress:
+                gevent.spawn(self._tell_progress)
+
+    def stop(self) -> None:
+        """End the load and, in the process that ends the run, gather the last evidence."""
+        if self.recorder is None:
+            return
+        if self.is_worker:
+            self._drain()
+            return
+        self.state = "waiting for turns under way"
+        self.watch.end()
+        if self.environment.nemesis is not None:
+            self.environment.nemesis.end()
+        figures = merged([self._drain(), *self._hush_workers()])
+        if not self.environment.parsed_options.no_history:
+            assert self.tail is not None
+            self.state = "asking every session once more"
+            # Who never answered is not there: nothing is known of it, and it owes nothing.
+            if self.tail.look().counts["ok"]:
+                probe(self.environment, self.recorder, list(self.tail.sessions))
+            self.state = "judging"
+        save_figures(self.environment, self.recorder.run_dir, self.tail, figures)
+        if not self.environment.parsed_options.no_history:
+            self.verdict = judged(self.recorder.run_dir)
+        self.state = "over"
+        self.recorder.close()
+
+    def finish(self) -> None:
+        """End a test that still runs, and make the verdict Locust's exit code."""
+        runner = self.environment.runner
+        if self.is_worker or self.recorder is None:
+            return
+        if self.state == "running":
+            runner.stop(*([False] if isinstance(runner, MasterRunner) else []))
+        self.environment.process_exit_code = (
+            self.verdict.exit_code(self.environment.parsed_options) if self.verdict else _UNUSABLE
+        )
+
+    def say(self) -> None:
+        """Print the verdict; nothing comes after it."""
+        if not self.is_worker and self.verdict is not None:
+            sys.stderr.flush()
+            sys.stdout.write(f"{told(self.verdict)}\n")
+            sys.stdout.flush()
+
+    def _tell_progress(self) -> None:
+        began_s = time.monotonic()
+        while self.state != "over" and self.tail is not None:
+            gevent.sleep(_PROGRESS_S)
+            counts, took_ns = self.tail.look().counts, self.tail.took_ns[-1_000:]
+            p50_ms = percentiles_ms(took_ns).get("p50", 0.0)
+            sys.stderr.write(
+                f"{time.monotonic() - began_s:5.0f} s  {self.state}: {counts['ok']:,} acknowledged,"
+                f" {counts['fail']:,} refused, {counts['info']:,} indeterminate, "
+                f"{len(self.tail.open)} under way, median {p50_ms:.1f} ms\n"
+            )
+            sys.stderr.flush()
+
+    def _drain(self) -> dict[str, Any]:
+        """Begin nothing more, wait for what is under way; give this process's figures."""
+        assert self.recorder is not None
+        self.recorder.is_hushed = True
+        group = self.recorder.in_flight
+        group.join(timeout=self.environment.parsed_options.patience)
+        if group:
+            _LOG.warning("%d turns never ended: they are indeterminate", len(group))
+            group.kill()
+        return self.recorder.figures()
+
+    def _hush_worker(self, environment: Any, msg: Any) -> None:  # noqa: ARG002 - Locust calls it so
+        figures = self._drain() if self.recorder is not None else None
+        environment.runner.send_message(_HUSHED, figures)
+
+    def _worker_hushed(self, environment: Any, msg: Any) -> None:
+        self._hushed[msg.node_id] = msg.data
+        if len(self._hushed) >= len(environment.runner.clients):
+            self._all_hushed.set()
+
+    def _hush_workers(self) -> list[dict[str, Any]]:
+        runner = self.environment.runner
+        if not isinstance(runner, MasterRunner) or not runner.clients:
+            return []
+        runner.send_message(_HUSH)
+        patience_s = self.environment.parsed_options.patience + _GRACE_S
+        if not self._all_hushed.wait(timeout=patience_s):
+            _LOG.warning("not all workers answered within %g s of --patience", patience_s)
+        return [figures for figures in self._hushed.values() if figures]
+
+
+def listen() -> None:
+    """Take part in every test of this Locust process."""
+    if getattr(events, "is_kode_lab_listening", False):
+        return
+    events.is_kode_lab_listening = True  # type: ignore[attr-defined]
+    events.init_command_line_parser.add_listener(_add_options)
+    events.init.add_listener(_begin)
+    events.test_start.add_listener(lambda environment, **_: environment.load_run.start())
+    events.test_stop.add_listener(lambda environment, **_: environment.load_run.stop())
+    events.quitting.add_listener(lambda environment, **_: environment.load_run.finish())
+
+
+def _add_options(parser: Any) -> None:
+    add = parser.add_argument_group("kode_lab").add_argument
+    add("--run-dir", default="", help="where the evidence goes (default: results/<utc>-<name>-…)")
+    add("--rate", type=float, default=0.0, help="turns a second of each user (0: its own)")
+    add("--closed-loop", action="store_true", help="wait for each answer before the next turn")
+    add("--seed", type=int, default=0, help="of arrivals and choices")
+    add("--patience", type=float, default=60.0, help="seconds for turns under way at the end")
+    add("--slo-p99-ms", type=float, default=0.0, help="exit with 4 when turns are slower")
+    add("--server-pid", default="", help="file with the server's pid: to kill it, or to watch it")
+    add("--model-url", default="", help="the simulated model, where faults can be armed")
+    add("--progress", action="store_true", help="tell every two seconds how it goes")
+    add("--no-history", action="store_true", help="record nothing: measures what recording costs")
+
+
+def _begin(environment: Any, web_ui: Any, **_: Any) -> None:
+    if wrong := wrong_in(environment.parsed_options):
+        if not isinstance(environment.runner, WorkerRunner):  # it is said once
+            sys.stderr.write(f"kode-lab: {wrong}\n")
+        sys.exit(_UNUSABLE)
+    # With it, -t 5s runs five seconds: gevent's idea of now is as old as its last wait.
+    gevent.get_hub().loop.update_now()
+    # Locust looks at its stack when it stops, which stalls the whole process for a third of a
+    # second the first time, just when turns are under way.
+    inspect.getframeinfo(inspect.stack()[0][0])
+    # What a load test may add: somebody who breaks things, a demand that memory stays flat.
+    environment.nemesis = None
+    environment.is_steady = False
+    environment.load_run = LoadRun(environment)
+    events.quit.add_listener(lambda **_: environment.load_run.say())
+    if web_ui is not None:
+        add_tab(environment, web_ui)
+
+
+def _directory(asked: str, name: str) -> Path:
+    """Return the directory that was asked for if it has no history yet, else a new one."""
+    history = Path(asked) / HISTORY
+    if asked and not (history.exists() and history.stat().st_size):
+        path = Path(asked)
+    else:
+        parent = Path(asked).parent if asked else Path("results")
+        path = parent / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{name}-{secrets.token_hex(2)}"
+    path.mkdir(parents=True, exist_ok=True)
+    return path

@@ -1,0 +1,187 @@
+"""What one Locust process records: its operations, its own lateness, and what it has under way.
+
+An invoke is written before its request leaves and a completion after the answer came, so a process
+that dies leaves indeterminate operations by itself. All processes of a run append to one file: a
+line is one write. It knows neither HTTP nor what a session is asked.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import resource
+import time
+from collections.abc import Iterable
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gevent
+from gevent.pool import Group
+
+from kode_lab.history.operation import Effect, HistoryWriter, Read, marker_of
+from kode_lab.key import SessionKey
+
+__all__ = ["HISTORY", "LAG", "LATE", "WORKERS_LIMIT", "Outcome", "Recorder", "merged", "quantile"]
+
+HISTORY = "history.jsonl"
+# Markers are numbered in steps of this, so that no two processes ever draw the same one.
+WORKERS_LIMIT = 1_024
+_TICK_S = 0.02
+# How late turns left, and how late the loop woke.
+LATE, LAG = "late", "loop lag"
+# Times are counted in classes that grow by a tenth, from 10 us on.
+_FIRST_NS, _GROWTH = 10_000, 1.1
+
+
+class Outcome(NamedTuple):
+    """How one attempt ended, as its client saw it.
+
+    Attributes:
+        type: ``ok``, ``fail`` (definitely not accepted) or ``info`` (nobody knows).
+        answered: the marker that the reply says it answers, or "".
+        told: the reply's JSON, where there is one.
+        is_final: sending it again gives the same answer.
+        retry_after_s: how long the server asked to wait, or 0.
+    """
+
+    type: str
+    error: str = ""
+    read: Read | None = None
+    answered: str = ""
+    config: str = ""
+    effects: tuple[Effect, ...] | None = None
+    told: Any = None
+    is_final: bool = False
+    retry_after_s: float = 0.0
+
+
+class Recorder:
+    """The evidence of one process of one run.
+
+    Attributes:
+        worker: 0 for the process that ends the run, above that one for each worker.
+        tag: makes this run's users unlike those of any other.
+        is_recording: False only measures what recording costs.
+        in_flight: the greenlets of the turns under way.
+        is_hushed: no new turn is begun.
+    """
+
+    def __init__(self, run_dir: Path, worker: int, *, is_recording: bool = True) -> None:
+        """Open the run's history for appending.
+
+        Args:
+            run_dir: the run's directory, the same for all its processes.
+            is_recording: whether to open it at all.
+        """
+        self.run_dir = run_dir
+        self.worker = worker
+        self.is_recording = is_recording
+        self.tag = blake2b(run_dir.name.encode(), digest_size=3).hexdigest()
+        self.in_flight = Group()
+        self.is_hushed = False
+        self._users = itertools.count()
+        self._numbers = itertools.count(worker, WORKERS_LIMIT)
+        self._processes = map(f"{worker}.{{}}".format, itertools.count())
+        self._history = HistoryWriter(run_dir / HISTORY) if is_recording else None
+        self._times: dict[str, dict[int, int]] = {LATE: {}, LAG: {}}
+        self._began_s, self._began_cpu_s = time.monotonic(), _cpu_s()
+        self._ticker = gevent.spawn(self._tick)
+
+    def next_user(self) -> int:
+        """Return the number of one more user of this process."""
+        return next(self._users)
+
+    def marker(self, key: SessionKey) -> str:
+        """Return a fresh marker for this session, unique among all processes of the run."""
+        return marker_of(key, next(self._numbers))
+
+    def invoke(self, key: SessionKey, *, f: str = "turn", marker: str = "") -> str:
+        """Write that a request leaves now; give the name of the process that sends it."""
+        process = next(self._processes)
+        if self._history is not None:
+            self._history.invoke(
+                key, process, time.monotonic_ns(), f=f, marker=marker, turn_id=marker[1:]
+            )
+        return process
+
+    def complete(
+        self, process: str, outcome: Outcome, markers: Iterable[str] | None = None
+    ) -> None:
+        """Write how it ended, now."""
+        if self._history is not None:
+            self._history.complete(
+                process,
+                time.monotonic_ns(),
+                outcome.type,
+                read=outcome.read,
+                markers=markers,
+                error=outcome.error,
+                answered=outcome.answered,
+                config=outcome.config,
+                effects=outcome.effects,
+            )
+
+    def fault(self, name: str, detail: str = "") -> None:
+        """Write that a fault begins, or ends, now."""
+        if self._history is not None:
+            self._history.fault(name, time.monotonic_ns(), detail)
+
+    def count(self, name: str, time_ns: int) -> None:
+        """Count one more time of that name; ``LATE`` is how much later than meant a turn left."""
+        classes = self._times.setdefault(name, {})
+        at = 0
+        if time_ns > _FIRST_NS:
+            at = math.ceil(math.log(time_ns / _FIRST_NS, _GROWTH))
+        classes[at] = classes.get(at, 0) + 1
+
+    def figures(self) -> dict[str, Any]:
+        """Return what this process spent and by how much it was late, as JSON values."""
+        took_s = max(time.monotonic() - self._began_s, 1e-9)
+        times = {
+            name: {str(at): count for at, count in classes.items()}
+            for name, classes in self._times.items()
+        }
+        cpu_s = _cpu_s() - self._began_cpu_s
+        return {"cpu_s": cpu_s, "cpu_share": cpu_s / took_s, "times": times}
+
+    def close(self) -> None:
+        """Stop; what was written is already there."""
+        self._ticker.kill(block=False)
+        if self._history is not None:
+            self._history.close()
+
+    def _tick(self) -> None:
+        """Measure by how much the loop wakes late: everything here is as late as that."""
+        while True:
+            due_s = time.monotonic() + _TICK_S
+            gevent.sleep(_TICK_S)
+            self.count(LAG, int((time.monotonic() - due_s) * 1e9))
+
+
+def merged(figures: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Return the figures of all processes as one: the busiest's share, everybody's lateness."""
+    whole: dict[str, Any] = {"cpu_s": 0.0, "cpu_share": 0.0, "times": {}}
+    for one in figures:
+        whole["cpu_s"] += one["cpu_s"]
+        whole["cpu_share"] = max(whole["cpu_share"], one["cpu_share"])
+        for name, classes in one["times"].items():
+            sums = whole["times"].setdefault(name, {})
+            for at, count in classes.items():
+                sums[at] = sums.get(at, 0) + count
+    return whole
+
+
+def quantile(classes: dict[str, int], share: float) -> float:
+    """Return the time in seconds that ``share`` of the counted ones do not exceed."""
+    wanted = share * sum(classes.values())
+    for at, count in sorted((int(at), count) for at, count in classes.items()):
+        wanted -= count
+        if wanted <= 0:
+            return _FIRST_NS * _GROWTH**at / 1e9 if at else 0.0
+    return 0.0
+
+
+def _cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime

@@ -1,0 +1,1 @@
+"""Concurrency reports: read, reproduced, and compared with the run claim by claim."""

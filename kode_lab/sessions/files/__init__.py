@@ -1,0 +1,1 @@
+"""The directory store: sessions as JSON files, for many processes of one machine."""

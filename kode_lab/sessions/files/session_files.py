@@ -1,0 +1,367 @@
+"""The two files of one session on the disk: how they grow, and how they are mended.
+
+Both grow only at their end: ``messages.json`` over its closing bracket, ``turns.jsonl`` with steps
+that one ``done`` line replaces. So a turn costs the same whatever the history, and what a crash can
+leave is one of few shapes, each mended on the next load. A turn is in the conversation from the
+moment its last reply is in ``turns.jsonl``, with an announcement of the ``done`` line, because
+writing that line destroys the steps it stands for. Where this process is alone and logs elsewhere
+first (``power``), the fence needs no file and the tails of several turns are written as one.
+
+Nothing here knows locks, leases or what a line means; who calls holds the session.
+Source: redo of torn appends as in ARIES, for files that only grow at their end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from kode_lab.errors import SessionDamaged
+from kode_lab.key import SessionKey
+from kode_lab.message import Message
+from kode_lab.sessions.files.directory import MESSAGES, TURNS, SessionDirectory
+from kode_lab.sessions.files.disk import Disk
+from kode_lab.sessions.files.format import (
+    CLOSING,
+    DELETED,
+    FENCE_AT,
+    FENCE_DIGITS,
+    encode,
+    ending_of,
+    fence_in,
+    header_of,
+    messages_of,
+    read_header,
+    read_turns,
+)
+from kode_lab.sessions.open_turn import Finished, OpenTurn
+from kode_lab.sessions.store import Stored
+
+__all__ = ["SessionFiles", "Tail"]
+
+# The header, or the last line of a settled turns.jsonl, is usually found in one read of this size.
+_READ_BYTES = 4096
+
+
+class Tail(NamedTuple):
+    """From ``offset`` on, the file is ``data``, and ends with it."""
+
+    name: str
+    offset: int
+    data: bytes
+
+
+class SessionFiles:
+    """What is known of one session's files; open descriptors come and go with the store's cache.
+
+    Attributes:
+        header: the first line of ``turns.jsonl`` as it was read or written, b"" before.
+        fence: the newest fence that this object has written or seen.
+        is_settled: whether the positions below are known to be true.
+        messages_bytes: the end of the last acknowledged turn in ``messages.json``.
+        count: how many messages are before it.
+        done_bytes: the end of the last ``done`` line in ``turns.jsonl``.
+        turns_bytes: the end of the last step of the unfinished turn.
+    """
+
+    __slots__ = (
+        "_delayed",
+        "_is_alone",
+        "count",
+        "disk",
+        "done_bytes",
+        "fence",
+        "header",
+        "is_settled",
+        "key",
+        "messages_bytes",
+        "place",
+        "turns_bytes",
+    )
+
+    def __init__(self, key: SessionKey, directory: str, disk: Disk, *, is_alone: bool) -> None:
+        self.key = key
+        self.place = SessionDirectory(directory, disk)
+        self.disk = disk
+        self.header = b""
+        self.fence = -1
+        self.is_settled = False
+        self.messages_bytes = self.count = self.done_bytes = self.turns_bytes = 0
+        self._is_alone = is_alone
+        # What is not yet in the files: for each, where it begins.
+        self._delayed: dict[str, tuple[int, bytearray]] = {}
+
+    # ---- descriptors
+
+    def close(self) -> None:
+        """Write what was delayed and close both files; what is known stays known."""
+        self.flush()
+        self.place.close()
+
+    def close_messages(self) -> None:
+        """Write what was delayed and close ``messages.json``, which no hold needs."""
+        self.flush()
+        self.place.close_messages()
+
+    # ---- the fence
+
+    def next_fence(self) -> int:
+        """Add one to the fence and write it: from now on every older holder is refused.
+
+        Raises:
+            WrongOwner: the directory is another session's.
+            NewerFormat: a newer kode_lab wrote it.
+            SessionDamaged: its first line cannot be read.
+        """
+        fence = self.newest_fence()
+        if fence < 0:
+            fence = self._read_header()
+        if fence != self.fence:
+            self.is_settled = False
+        self.fence = fence + 1
+        if not self._is_alone:
+            self.disk.write(self.place.turns(), b"%020d" % self.fence, FENCE_AT)
+        return self.fence
+
+    def newest_fence(self) -> int:
+        """Return the fence in the file now; -1 if it is unknown or the file is gone."""
+        if not self.header:
+            return -1
+        if self._is_alone:
+            return self.fence
+        fd = self.place.turns()
+        fence = -1
+        if self.disk.size(fd) >= len(self.header):
+            fence = fence_in(self.disk.read(fd, FENCE_DIGITS, FENCE_AT))
+        if fence < 0:  # removed, replaced or damaged under us
+            self.close()
+            self.header, self.is_settled = b"", False
+        return fence
+
+    def _read_header(self) -> int:
+        fd = self.place.turns()
+        line, found, _ = self.disk.read(fd, _READ_BYTES, 0).partition(b"\n")
+        if not found and len(line) == _READ_BYTES:
+            line, found, _ = self.disk.read(fd, self.disk.size(fd), 0).partition(b"\n")
+        if found:
+            fence = read_header(self.key, line)
+            self.header = line + b"\n"
+            return fence
+        if self.place.messages_size():
+            raise SessionDamaged(
+                f"{self.key}: turns.jsonl does not say whose messages.json is; nothing was "
+                "changed: restore it, or move the session's directory away to begin anew"
+            )
+        # It is new, or its maker died in the middle of this very line.
+        header = header_of(self.key, 0)
+        if line:
+            self.disk.truncate(fd, 0)
+        self.disk.write(fd, header, 0)
+        self.header = header
+        return 0
+
+    def fenced_header(self) -> bytes:
+        """Return the first line of ``turns.jsonl`` with the newest fence."""
+        header = self.header
+        return b"%b%020d%b" % (header[:FENCE_AT], self.fence, header[FENCE_AT + FENCE_DIGITS :])
+
+    # ---- reading
+
+    def read(self) -> Stored:
+        """Return all that rests of the session, mended where a crash left it half written.
+
+        Raises:
+            SessionDamaged: something else than a crash changed a file; it was left as it is.
+        """
+        self.flush()
+        fd = self.place.turns()
+        size = self.disk.size(fd)
+        start = len(self.header)
+        text = read_turns(self.key, self.disk.read(fd, size - start, start))
+        if text.is_deleted:  # by somebody who died of it
+            self.place.remove_messages()
+        messages = self._read_messages(text.end_bytes, is_open=text.open is not None)
+        self.done_bytes = start + text.done_bytes
+        self.turns_bytes = start + text.good_bytes
+        if text.torn_done:
+            self.disk.write(fd, text.torn_done, self.turns_bytes)
+            self.turns_bytes += len(text.torn_done)
+            self.done_bytes = self.turns_bytes
+        if self.turns_bytes < size:  # the rest of a step that was never finished
+            self.disk.truncate(fd, self.turns_bytes)
+        self.count = len(messages)
+        self.is_settled = True
+        known = {f.turn_id: f for f in text.finished if f.last < len(messages)}
+        return Stored(messages, known, text.open)
+
+    def settle(self) -> None:
+        """Learn the positions, from the last line alone where that is enough."""
+        self.flush()
+        size = self.disk.size(self.place.turns())
+        start = max(len(self.header), size - _READ_BYTES)
+        data = self.disk.read(self.place.turns(), size - start, start)
+        last = data[data.rfind(b"\n", 0, -1) + 1 :]
+        text = read_turns(self.key, last)
+        messages_bytes = self.place.messages_size()
+        if text.finished and text.good_bytes == len(last) and text.end_bytes == messages_bytes:
+            self.messages_bytes = messages_bytes
+            self.count = text.finished[0].last + 1
+            self.done_bytes = self.turns_bytes = size
+            self.is_settled = True
+        else:
+            self.read()
+
+    def _read_messages(self, end_bytes: int, *, is_open: bool) -> list[Message]:
+        size = self.place.messages_size()
+        data = self.disk.read(self.place.messages(), size, 0) if size else b""
+        self.messages_bytes = end_bytes
+        whole = messages_of(data) if data else []
+        if size == end_bytes and whole is not None:
+            return whole
+        # A new turn begins over the closing bracket, so even that may be torn.
+        body_bytes = max(end_bytes - len(CLOSING), 0)
+        cut = messages_of(data[:body_bytes] + CLOSING) if end_bytes else []
+        if size >= body_bytes and cut is not None and (is_open or whole is None):
+            # Our own append did not finish. Without an open turn no crash of ours explains it:
+            # then the rest is kept aside, for a person to look at.
+            if not is_open:
+                self.place.keep_aside(data[body_bytes:])
+            self._cut_messages()
+            return cut
+        if whole is not None and data.rstrip().endswith(b"]"):
+            # Somebody edited it, or it came from elsewhere: so be it, but it must end as ours do.
+            self.messages_bytes = len(data.rstrip()[:-1].rstrip()) + len(CLOSING) if whole else 0
+            if self.messages_bytes != size or not data.endswith(CLOSING):
+                self._cut_messages()
+            return whole
+        raise SessionDamaged(
+            f"{self.key}: messages.json is not a JSON array of messages ({size} bytes where "
+            f"{end_bytes} were acknowledged); nothing was changed: restore the file, or move the "
+            "session's directory away to begin anew"
+        )
+
+    def _cut_messages(self) -> None:
+        """Bring ``messages.json`` back to its last acknowledged turn."""
+        end = self.messages_bytes
+        if end:
+            self.disk.write(self.place.messages(), CLOSING, end - len(CLOSING))
+            self.disk.truncate(self.place.messages(), end)
+        else:
+            self.place.remove_messages()
+
+    # ---- what a change writes
+
+    def step_tail(
+        self, turn: OpenTurn, entries: Sequence[dict[str, Any]], done: Tail | None = None
+    ) -> Tail:
+        """Return what journalling these steps writes; the first step brings the turn's opening.
+
+        With the last ones goes the announcement of the ``done`` line.
+        """
+        if entries and self.turns_bytes == self.done_bytes:
+            entries = [turn.opening(self.fence), *entries]
+        lines = [encode(e) + b"\n" for e in entries]
+        if done is not None:
+            lines.append(ending_of(done.data))
+        return Tail(TURNS, self.turns_bytes, b"".join(lines))
+
+    def turn_tails(self, turn: OpenTurn) -> tuple[Tail, Tail]:
+        """Return what appending the finished turn writes: its messages, and its ``done`` line."""
+        messages = self.messages_tail(turn)
+        end = messages.offset + len(messages.data)
+        done = encode(turn.closing(self.fence, self.count, end)) + b"\n"
+        return messages, Tail(TURNS, self.done_bytes, done)
+
+    def messages_tail(self, turn: OpenTurn) -> Tail:
+        """Return the turn's messages as they stand at the end of ``messages.json``."""
+        body = b",\n".join(map(encode, turn.messages))
+        if self.messages_bytes:
+            return Tail(MESSAGES, self.messages_bytes - len(CLOSING), b",\n%b%b" % (body, CLOSING))
+        return Tail(MESSAGES, 0, b"[\n%b%b" % (body, CLOSING))
+
+    def discard_tail(self) -> Tail:
+        """Return what forgetting the unfinished turn writes."""
+        return Tail(TURNS, self.done_bytes, b"")
+
+    def delete_tails(self) -> tuple[Tail, Tail, Tail]:
+        """Return what forgetting the conversation writes; the header with its fence stays.
+
+        The first one says what is coming, so that the turns' ids never go without the turns.
+        """
+        saying = Tail(TURNS, self.turns_bytes, DELETED)
+        return saying, Tail(MESSAGES, 0, b""), Tail(TURNS, len(self.header), b"")
+
+    # ---- writing it
+
+    def apply(self, tail: Tail) -> None:
+        """Write one tail; the file ends where it ends."""
+        end = tail.offset + len(tail.data)
+        if not end:
+            self.place.remove_messages()
+            return
+        is_turns = tail.name == TURNS
+        if is_turns:
+            fd, was = self.place.turns(), self.turns_bytes
+        else:
+            fd, was = self.place.messages(), self.messages_bytes
+        if tail.data:
+            self.disk.write(fd, tail.data, tail.offset)
+        if end < was:
+            self.disk.truncate(fd, end)
+        if is_turns:
+            self.turns_bytes = end
+
+    def expect(self, tails: Sequence[Tail]) -> None:
+        """Move past tails that are on their way: the next step of the turn comes after them."""
+        for tail in tails:
+            if tail.name == TURNS:
+                self.turns_bytes = tail.offset + len(tail.data)
+
+    def delay(self, tail: Tail) -> int:
+        """Take one tail that is logged elsewhere; give the bytes that wait for ``flush``."""
+        delayed = self._delayed.get(tail.name)
+        if delayed is None or tail.offset < delayed[0]:
+            delayed = self._delayed[tail.name] = (tail.offset, bytearray(tail.data))
+        else:
+            start, data = delayed
+            data[tail.offset - start :] = tail.data
+        return len(delayed[1])
+
+    def flush(self) -> None:
+        """Write what was delayed."""
+        for name, (start, data) in self._delayed.items():
+            if not start and not data:
+                self.place.remove_messages()
+                continue
+            fd = self.place.turns() if name == TURNS else self.place.messages()
+            if data:
+                self.disk.write(fd, bytes(data), start)
+            if self.disk.size(fd) > start + len(data):
+                self.disk.truncate(fd, start + len(data))
+            if name == TURNS:
+                self.disk.write(fd, b"%020d" % self.fence, FENCE_AT)
+        self._delayed.clear()
+
+    def is_touched(self) -> bool:
+        """Whether somebody else changed or replaced ``messages.json`` while a turn ran."""
+        return self.place.messages_size() != self.messages_bytes
+
+    def took_turn(self, turn: OpenTurn, messages: Tail) -> Finished:
+        """Move the positions past the turn that was appended."""
+        first = self.count
+        self.count += len(turn.messages)
+        self.messages_bytes = messages.offset + len(messages.data)
+        self.done_bytes = self.turns_bytes
+        last = self.count - 1
+        return Finished(turn.turn_id, first, last, turn.is_sealed, turn.usage, turn.version)
+
+    def forgot(self) -> None:
+        """Move the positions to the beginning."""
+        self.messages_bytes = self.count = 0
+        self.done_bytes = self.turns_bytes
+
+    def undo(self) -> None:
+        """After a write that failed: bring both files back to what is known."""
+        self.is_settled = False
+        self._cut_messages()
+        self.disk.truncate(self.place.turns(), self.turns_bytes)

@@ -1,0 +1,400 @@
+"""The embedded store: a directory of JSON files, safe for many tasks and many processes.
+
+It puts the parts together: the in-process lock for order, the file lock between processes, the
+session's files with their fence, and, for durability ``power``, the journal. It owns who holds
+what. It never knows what a turn says or why it is written.
+
+    <root>/<userId>/<sessionId>:<agentId>/<sessionId>:<agentId>/runtime/{messages.json,turns.jsonl}
+    <root>/+store      whose host works here; processes share it, ``power`` owns it alone
+    <root>/+locks/     1,024 files whose bytes are the locks
+    <root>/+journal    what ``power`` has logged (no id can be encoded to a name with "+")
+
+With ``layout="report"`` the user level is missing, as in the report: there two users with the same
+session id name one directory, so the second one is refused by the owner that is recorded in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from kode_lab.errors import (
+    InvalidScenario,
+    SessionDamaged,
+    StaleLease,
+    StoreUnwritable,
+    WaitingRoomFull,
+)
+from kode_lab.key import SessionKey
+from kode_lab.message import Message
+from kode_lab.sessions.files.disk import Disk, PosixDisk, explained
+from kode_lab.sessions.files.file_lock import FileLocks
+from kode_lab.sessions.files.occupancy import Occupancy
+from kode_lab.sessions.files.open_files import OpenFiles, default_limit
+from kode_lab.sessions.files.peek import peek, sessions_in
+from kode_lab.sessions.files.power_journal import JOURNAL_BYTES, PowerJournal, recover
+from kode_lab.sessions.files.session_files import SessionFiles, Tail
+from kode_lab.sessions.lock import KeyedLock, LockStatistics
+from kode_lab.sessions.open_turn import Finished, OpenTurn
+from kode_lab.sessions.store import Lease, Stored
+
+__all__ = ["JsonStore"]
+
+# A recovery of a full journal takes some two seconds.
+_MOVE_IN_S = 10.0
+_CHOICES = {"layout": ("user", "report"), "durability": ("process", "power")}
+
+
+class _Held:
+    """One lease that is out: its files and the place of its file lock."""
+
+    __slots__ = ("files", "lease", "place")
+
+    def __init__(self, lease: Lease, files: SessionFiles, place: tuple[int, int] | None) -> None:
+        self.lease = lease
+        self.files = files
+        self.place = place
+
+
+class JsonStore:
+    """Sessions as JSON files below one directory.
+
+    Args:
+        root: made if it is not there; a relative one is found from where the process is now.
+        layout: ``user`` keeps users apart by directory; ``report`` gives the report's exact paths.
+        durability: ``process`` survives kill -9 of this process; ``power`` a power cut too.
+        open_sessions_limit: how many sessions have both files open, twice as many have one; no
+            limit on sessions. By default they take a quarter of what the process may open.
+        journal_bytes: size of the journal that ``power`` writes; a larger step makes it grow.
+        move_in_s: how long to wait for another process that is just opening or leaving it.
+        disk: the file system; tests give a failing one.
+
+    Raises:
+        InvalidScenario: an option is none of its choices, or the root is empty.
+        StoreUnwritable: the directory cannot be made or written.
+        ForeignHost: another host works in it, or another process owns it for ``power``.
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        *,
+        layout: Literal["user", "report"] = "user",
+        durability: Literal["process", "power"] = "process",
+        open_sessions_limit: int | None = None,
+        journal_bytes: int = JOURNAL_BYTES,
+        move_in_s: float = _MOVE_IN_S,
+        disk: Disk | None = None,
+    ) -> None:
+        for name, value in (("layout", layout), ("durability", durability)):
+            if value not in (choices := _CHOICES[name]):
+                raise InvalidScenario(f"{name} {value!r:.40} is none of {', '.join(choices)}")
+        if not str(root):
+            raise InvalidScenario("the store's root is empty: name a directory ('.' for this one)")
+        # Where the process goes later, and how the path is spelled, must make no difference.
+        self.root = Path(root).absolute()
+        self._root = str(self.root)
+        self._layout = layout
+        self._is_closed = False
+        self._disk: Disk = disk or PosixDisk()
+        self._lock: KeyedLock[tuple[str, ...]] = KeyedLock()
+        self._held: dict[SessionKey, _Held] = {}
+        self._open = OpenFiles(
+            default_limit() if open_sessions_limit is None else open_sessions_limit
+        )
+        self._power: PowerJournal | None = None
+        self._locks = FileLocks(self.root / "+locks", self._disk)
+        is_alone = durability == "power"
+        try:
+            self._disk.make_directory(self.root)
+            self._occupancy = Occupancy(self.root, self._disk, alone=is_alone, wait_s=move_in_s)
+            try:
+                self._use_journal(journal_bytes if is_alone else None)
+                self._occupancy.settle()
+            except BaseException:
+                self._occupancy.leave()
+                raise
+        except OSError as error:
+            raise explained(f"the store at {self.root.name!r}", error) from error
+
+    async def hold(self, key: SessionKey, *, queue_limit: int) -> Lease:
+        """Return the lease of the session, after everyone in this process who asked before.
+
+        Between processes nobody starves; a dead process is noticed within 10 ms.
+
+        Raises:
+            WaitingRoomFull: ``queue_limit`` wait already, or it is 0 and the session is held.
+            StoreError: the session's directory cannot be used.
+        """
+        slot = key[:2]
+        if not self._lock.try_hold(slot):
+            try:
+                await self._lock.hold(slot, queue_limit=queue_limit)
+            except WaitingRoomFull as error:
+                raise WaitingRoomFull(f"{key}: {error}") from None
+        try:
+            return await self._hold_files(key, is_patient=queue_limit > 0)
+        except OSError as error:
+            self._lock.release(slot)
+            raise explained(str(key), error) from error
+        except BaseException:
+            self._lock.release(slot)
+            raise
+
+    async def _hold_files(self, key: SessionKey, *, is_patient: bool) -> Lease:
+        if self._is_closed:
+            raise StoreUnwritable(f"{key}: the store is closed: open it again")
+        # Who owns the directory alone needs no lock between processes.
+        place = None if self._power is not None else self._locks.place_of(key.lock_name)
+        if place is not None and not self._locks.try_hold(place):
+            if not is_patient:
+                raise WaitingRoomFull(f"{key}: another process holds it: send it again later")
+            await self._locks.hold(place)
+        try:
+            files = self._open.get(key)
+            if files is None:
+                directory = f"{self._root}/{self._directory(key)}"
+                files = SessionFiles(key, directory, self._disk, is_alone=place is None)
+            self._open.keep(files)
+            lease = Lease(key, files.next_fence())
+        except BaseException:
+            if (broken := self._open.get(key)) is not None:
+                self._forget(broken)
+            if place is not None:
+                self._locks.release(place)
+            raise
+        self._held[key] = _Held(lease, files, place)
+        return lease
+
+    def release(self, lease: Lease) -> None:
+        """End the lease; ending it twice does nothing."""
+        held = self._held.get(lease.key)
+        if held is None or held.lease is not lease:
+            return
+        del self._held[lease.key]
+        if self._power is not None and not self._open.is_whole(lease.key):
+            self._open.use(held.files)  # it was closed while its last step went down
+        if held.place is not None:
+            self._locks.release(held.place)
+        self._lock.release(lease.key[:2])
+
+    async def load(self, lease: Lease) -> Stored:
+        """Return what rests of the session, mended where a crash left it half written.
+
+        Raises:
+            SessionDamaged: something else than a crash changed a file.
+            StaleLease: somebody held the session since.
+        """
+        files = self._files(lease)
+        try:
+            return files.read()
+        except SessionDamaged:
+            self._forget(files)
+            raise
+        except OSError as error:
+            raise explained(str(lease.key), error) from error
+
+    async def journal(self, lease: Lease, turn: OpenTurn, entry: dict[str, Any]) -> None:
+        """Save one step of the turn; when it returns, the step survives.
+
+        Raises:
+            StaleLease: somebody held the session since.
+            StoreUnwritable: the disk refused; the step is not saved, what was saved is still there.
+        """
+        files = self._settled_files(lease)
+        await self._write(files, [files.step_tail(turn, [entry])])
+
+    async def append(
+        self, lease: Lease, turn: OpenTurn, entries: Sequence[dict[str, Any]]
+    ) -> Finished:
+        """Append the turn's messages, all or nothing; from then on it is in the conversation.
+
+        Raises:
+            StaleLease: somebody held the session since.
+            StoreUnwritable: the disk refused; the conversation is as it was, and the turn may still
+                appear, whole, when the session is loaded again.
+        """
+        files = self._settled_files(lease)
+        messages, done = files.turn_tails(turn)
+        try:
+            if self._power is not None:
+                await self._power.log(files, [messages, done])
+            else:
+                # Without a journal that is all or nothing by itself, the last steps go first: from
+                # them a half-written append is repeated.
+                self._refuse_touched(files)
+                await self._write(files, [files.step_tail(turn, entries, done), messages])
+                await self._write(files, [done], can_undo=False)
+        except asyncio.CancelledError:  # came too late: it is written
+            files.took_turn(turn, messages)
+            raise
+        return files.took_turn(turn, messages)
+
+    async def discard(self, lease: Lease) -> None:
+        """Forget the unfinished turn."""
+        files = self._settled_files(lease)
+        await self._write(files, [files.discard_tail()])
+
+    async def delete(self, lease: Lease) -> None:
+        """Forget the conversation; the fence goes on growing, so no old holder comes back."""
+        files = self._settled_files(lease)
+        saying, *rest = files.delete_tails()
+        if self._power is None:  # whose journal is all or nothing by itself
+            await self._write(files, [saying])
+        await self._write(files, rest, can_undo=False)
+        files.forgot()
+
+    async def peek(self, key: SessionKey) -> list[Message]:
+        """Return the conversation for reading only, without waiting for its holder.
+
+        Raises:
+            WrongOwner: the directory is another session's.
+            SessionDamaged: what is stored is not a conversation.
+        """
+        if (files := self._open.get(key)) is not None:
+            try:
+                files.flush()
+            except OSError as error:
+                raise explained(str(key), error) from error
+        try:
+            return await peek(key, self.root / self._directory(key))
+        except SessionDamaged:
+            return await self._mended(key)
+
+    async def _mended(self, key: SessionKey) -> list[Message]:
+        """Return the conversation that a crash left half written: nobody holds it, so it is mended.
+
+        Raises:
+            SessionDamaged: somebody holds it, or it was no crash.
+        """
+        try:
+            lease = await self.hold(key, queue_limit=0)
+        except WaitingRoomFull as error:
+            raise SessionDamaged(f"{key}: messages.json cannot be read, and {error}") from error
+        try:
+            return (await self.load(lease)).messages
+        finally:
+            self.release(lease)
+
+    def sessions(self, user_id: str | None = None) -> Iterator[SessionKey]:
+        """Return the sessions that rest here, of one user or of all, in no promised order."""
+        pattern = "*/*/runtime/turns.jsonl"
+        if self._layout == "user":
+            user = "*" if user_id is None else SessionKey(user_id, "-", "-").user_part
+            pattern = f"{user}/{pattern}"
+        found = sessions_in(self.root, pattern)
+        return (key for key in found if user_id in (None, key.user_id))
+
+    async def has(self, key: SessionKey) -> bool:
+        """Whether the session has a directory: it was held once."""
+        with contextlib.suppress(OSError):  # then a hold says what is wrong
+            return (self.root / self._directory(key)).is_dir()
+        return True
+
+    def statistics(self) -> LockStatistics:
+        """Return what the in-process lock is doing."""
+        return self._lock.statistics()
+
+    async def aclose(self) -> None:
+        """Return everything back; leases that are still out are void, and there are no new ones."""
+        self._is_closed = True
+        for held in list(self._held.values()):
+            self.release(held.lease)
+        try:
+            try:
+                if self._power is not None:
+                    await self._power.aclose()
+                self._open.close()
+            finally:
+                self._power = None
+                self._locks.close()
+                self._occupancy.leave()
+        except OSError as error:
+            raise explained(f"the store at {self.root.name!r}", error) from error
+
+    # ---- inside
+
+    def _directory(self, key: SessionKey) -> str:
+        """Return the session's directory below the root."""
+        part = key.instance_part
+        below = "" if self._layout == "report" else f"{key.user_part}/"
+        return f"{below}{part}/{part}/runtime"
+
+    def _files(self, lease: Lease) -> SessionFiles:
+        """Return the files of a lease that is still good: the only way to them."""
+        held = self._held.get(lease.key)
+        if held is None or held.lease is not lease:
+            raise StaleLease(f"{lease.key}: the lease was released; hold the session again")
+        files = held.files
+        try:
+            self._open.use(files)
+            newest = files.newest_fence()
+        except OSError as error:
+            raise explained(str(lease.key), error) from error
+        if newest != lease.fence:
+            raise StaleLease(
+                f"{lease.key}: fence {lease.fence} was overtaken by {newest}; nothing was written: "
+                "send the turn again with the same turnId"
+            )
+        return files
+
+    def _settled_files(self, lease: Lease) -> SessionFiles:
+        """Return the files of a good lease, ready to be written."""
+        files = self._files(lease)
+        if not files.is_settled:
+            try:
+                files.settle()
+            except OSError as error:
+                raise explained(str(lease.key), error) from error
+        return files
+
+    def _refuse_touched(self, files: SessionFiles) -> None:
+        try:
+            is_touched = files.is_touched()
+        except OSError as error:
+            raise explained(str(files.key), error) from error
+        if is_touched:
+            self._forget(files)
+            raise SessionDamaged(
+                f"{files.key}: somebody else changed messages.json during the turn; nothing was "
+                "written: send the turn again with the same turnId, to what is there now"
+            )
+
+    def _forget(self, files: SessionFiles) -> None:
+        """Close the files and look at them anew next time: somebody may mend them meanwhile."""
+        self._open.forget(files.key)
+        files.header, files.is_settled = b"", False
+        with contextlib.suppress(OSError):
+            files.close()
+
+    async def _write(
+        self, files: SessionFiles, tails: Sequence[Tail], *, can_undo: bool = True
+    ) -> None:
+        if self._power is not None:
+            await self._power.log(files, tails)
+            return
+        try:
+            for tail in tails:
+                files.apply(tail)
+        except OSError as error:
+            files.is_settled = False
+            if can_undo:
+                with contextlib.suppress(OSError):  # then the next load mends it
+                    files.undo()
+            raise explained(str(files.key), error) from error
+
+    def _use_journal(self, size_bytes: int | None) -> None:
+        """Open the journal of ``power``, or apply and remove the one that a dead process left."""
+        path = self.root / "+journal"
+        if size_bytes is not None:
+            self._power = PowerJournal(path, self.root, self._disk, size_bytes=size_bytes)
+        elif self._occupancy.is_first and path.exists():
+            fd = self._disk.open(path, create=False)
+            try:
+                recover(fd, self.root, self._disk)
+            finally:
+                self._disk.close(fd)
+            self._disk.remove(path)

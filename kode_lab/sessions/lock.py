@@ -1,0 +1,126 @@
+"""One lock for each key, first come first served, inside one event loop.
+
+The dictionary holds a key only while somebody holds its lock: an idle key costs nothing. The one
+who releases *hands over* to the oldest waiter, so nobody can slip in between a release and a
+wake-up, and order needs no further argument. It knows nothing of sessions, files or time.
+
+Where the idea comes from: the direct hand-off of trio's and anyio's locks, and their
+``statistics()``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Hashable
+from typing import Generic, NamedTuple, TypeVar
+
+from kode_lab.errors import WaitingRoomFull
+
+__all__ = ["KeyedLock", "LockStatistics"]
+
+K = TypeVar("K", bound=Hashable)
+
+
+class LockStatistics(NamedTuple):
+    """What the lock is doing now, and what it has done.
+
+    Attributes:
+        held: keys that are held now.
+        waiting: those who wait now, over all keys.
+        longest_queue: the most that ever waited for one key at once.
+        handed_over: how often a release woke a waiter.
+    """
+
+    held: int
+    waiting: int
+    longest_queue: int
+    handed_over: int
+
+
+class KeyedLock(Generic[K]):
+    """A fair lock for each key; bound to the event loop that uses it."""
+
+    __slots__ = ("_handed_over", "_longest_queue", "_queues")
+
+    def __init__(self) -> None:
+        # A held key without waiters, the usual case, has no queue yet.
+        self._queues: dict[K, deque[asyncio.Future[None]] | None] = {}
+        self._longest_queue = 0
+        self._handed_over = 0
+
+    def try_hold(self, key: K) -> bool:
+        """Hold the key if nobody does; say whether it worked."""
+        if key in self._queues:
+            return False
+        self._queues[key] = None
+        return True
+
+    async def hold(self, key: K, *, queue_limit: int) -> None:
+        """Hold the key, after everyone who asked before.
+
+        Raises:
+            WaitingRoomFull: ``queue_limit`` already wait for it.
+        """
+        queues = self._queues
+        if key not in queues:
+            queues[key] = None
+            return
+        queue = queues[key]
+        if queue is None:
+            queue = queues[key] = deque()
+        if len(queue) >= queue_limit:
+            # Those who were cancelled in this moment still stand there, and make room.
+            still_there = [turn for turn in queue if not turn.done()]
+            queue.clear()
+            queue.extend(still_there)
+        if len(queue) >= queue_limit:
+            raise WaitingRoomFull(
+                f"{len(queue)} turns wait already, queue_limit={queue_limit}: send it again later"
+            )
+        turn = asyncio.get_running_loop().create_future()
+        queue.append(turn)
+        self._longest_queue = max(self._longest_queue, len(queue))
+        try:
+            await turn
+        except BaseException:  # cancelled, or its coroutine was closed
+            if turn.done() and not turn.cancelled():
+                # The lock came in the same moment as the cancel: it must go to the next.
+                self.release(key)
+            else:
+                with contextlib.suppress(ValueError):  # a release has passed over it already
+                    queue.remove(turn)
+            raise
+
+    def release(self, key: K) -> None:
+        """Hand the key over to the oldest waiter, or forget it.
+
+        Raises:
+            RuntimeError: nobody holds it.
+        """
+        try:
+            queue = self._queues[key]
+        except KeyError:
+            raise RuntimeError(f"{key!r} is not held") from None
+        while queue:
+            turn = queue.popleft()
+            # A cancelled waiter that did not run yet still stands in the queue.
+            if not turn.done():
+                turn.set_result(None)
+                self._handed_over += 1
+                return
+        del self._queues[key]
+
+    def is_held(self, key: K) -> bool:
+        """Whether somebody holds the key."""
+        return key in self._queues
+
+    def waiting(self, key: K) -> int:
+        """How many wait for the key."""
+        return len(self._queues.get(key) or ())
+
+    def statistics(self) -> LockStatistics:
+        """Return what the lock is doing now, and what it has done."""
+        waiting = sum(len(queue) for queue in self._queues.values() if queue)
+        return LockStatistics(len(self._queues), waiting, self._longest_queue, self._handed_over)

@@ -1,0 +1,1 @@
+"""The PostgreSQL store: sessions for as many processes and machines as share a database."""

@@ -1,0 +1,339 @@
+"""The crash proof: a process full of turns is killed again and again; what is lost is counted.
+
+The proof is the client. It knows what it asked for and what was acknowledged, and after each
+``kill -9`` it reads what rests on the disk: every acknowledged turn must be there, once, in order,
+with its tools' effects, in a conversation that the Messages API takes. Then the next life goes on,
+and turns that were on their way are sent again under their ids, or given up.
+
+It owns the counting; the process that is killed is ``crash_worker``.
+
+Source: the kill -9 loop is that of SQLite's crash tests (https://sqlite.org/testing.html).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Literal, NamedTuple, Self
+
+import orjson
+
+from kode_lab.claude.legality import problem_of
+from kode_lab.errors import InvalidScenario
+from kode_lab.message import Message, text_of, user
+from kode_lab.schedule_assistant import ScheduleBook
+from kode_lab.sessions import JsonStore
+from kode_lab.storms.crash_worker import (
+    JOURNAL_BYTES,
+    key_of,
+    managing,
+    prompt_of,
+    titles_of,
+)
+
+__all__ = ["KILLS", "CrashCount", "crash_proof"]
+
+KILLS = 300
+_SESSIONS = 8
+_TURNS_A_LIFE = 200
+# New sessions from time to time: looking at a conversation costs its length.
+_LIVES_A_SESSION = 10
+_GIVE_UP = 0.1
+# A worker that says nothing for so long is stuck, and that is a finding.
+_SILENCE_S = 60.0
+
+
+class CrashCount(NamedTuple):
+    """What was counted; ``misordered`` and ``illegal`` at each look, the others once.
+
+    Attributes:
+        acknowledged: turns that the client was told are saved.
+        resent: turns that were on their way at a kill and were sent again under their ids.
+        given_up: such turns that the client never asked for again.
+        lost: acknowledged turns that were missing afterwards.
+        doubled: turns that were there more than once.
+        misordered: conversations with acknowledged turns out of order.
+        illegal: conversations that the Messages API would refuse, or with a turn in part.
+        effects_lost: schedules of acknowledged turns that are missing.
+        effects_doubled: schedules that were made more than once.
+        torn: files that a kill left half written.
+        mended: those of them that were whole after the session was opened again.
+    """
+
+    kills: int = 0
+    acknowledged: int = 0
+    resent: int = 0
+    given_up: int = 0
+    lost: int = 0
+    doubled: int = 0
+    misordered: int = 0
+    illegal: int = 0
+    effects_lost: int = 0
+    effects_doubled: int = 0
+    torn: int = 0
+    mended: int = 0
+
+    @property
+    def harm(self) -> int:
+        """How much of what must not happen did."""
+        return (
+            self.lost
+            + self.doubled
+            + self.misordered
+            + self.illegal
+            + self.effects_lost
+            + self.effects_doubled
+            + (self.torn - self.mended)
+        )
+
+
+def crash_proof(
+    kills: int,
+    seed: int,
+    directory: Path,
+    *,
+    durability: Literal["process", "power"] = "process",
+    turns_a_life: int = _TURNS_A_LIFE,
+    told: Callable[[CrashCount], None] | None = None,
+) -> CrashCount:
+    """Kill a working process so often, and give what was counted.
+
+    Args:
+        seed: of the moments of the kills and of which turns are given up. The moment is a number
+            of acknowledged turns and a time after the last, so no two runs are the same.
+        directory: empty; what is left in it is the last sessions.
+        turns_a_life: acknowledged turns between two kills, on the average.
+        told: is told the count after each kill.
+
+    Raises:
+        InvalidScenario: the worker died by itself or fell silent; its reason is on stderr.
+    """
+    with _Worker(directory, durability) as worker:
+        proof = _Proof(directory, durability, Random(seed))
+        for life in range(kills):
+            if life % _LIVES_A_SESSION == 0:
+                proof.end_sessions()
+                proof.begin_sessions(life)
+            turns = proof.turns()
+            limit = 1 + proof.random.randrange(2 * turns_a_life)
+            for session, number in worker.live(life, turns, limit, proof.random.random() * 0.003):
+                proof.took(session, number)
+            proof.add(kills=1)
+            proof.look()
+            if told is not None:
+                told(proof.count)
+        proof.end_sessions()
+        return proof.count
+
+
+class _Worker:
+    """The process that forks, and the one life at a time that it gives."""
+
+    def __init__(self, directory: Path, durability: str) -> None:
+        command = (sys.executable, "-m", "kode_lab.storms.crash_worker")
+        self._process = subprocess.Popen(  # noqa: S603 - our own module
+            (*command, str(directory), durability), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        self._rest = b""
+
+    def live(
+        self, life: int, turns: dict[str, int], limit: int, more_s: float
+    ) -> list[tuple[str, int]]:
+        """Let it work until so many turns are acknowledged and a moment longer; give them all."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"life": life, "turns": turns}).encode() + b"\n")
+        self._process.stdin.flush()
+        acknowledged: list[tuple[str, int]] = []
+        pid = 0
+        while True:
+            for line in self._lines():
+                word, *rest = line.split()
+                if word == "born":
+                    pid = int(rest[0])
+                elif word == "ack":
+                    acknowledged.append((rest[0], int(rest[1])))
+                elif rest[0] == str(-signal.SIGKILL):
+                    return acknowledged
+                else:
+                    raise InvalidScenario(f"the worker of life {life} died by itself: see above")
+            if pid and len(acknowledged) >= limit:
+                time.sleep(more_s)
+                os.kill(pid, signal.SIGKILL)
+                pid = 0
+
+    def _lines(self) -> list[str]:
+        """Return the lines that came, at least one; what a kill cut off is no line."""
+        assert self._process.stdout is not None
+        data = b""
+        fd = self._process.stdout.fileno()
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        while b"\n" not in data:
+            if not poll.poll(_SILENCE_S * 1000):
+                raise InvalidScenario(f"the worker was silent for {_SILENCE_S:g} s: it is stuck")
+            piece = os.read(fd, 65_536)
+            if not piece:
+                raise InvalidScenario("the worker's parent ended: its reason is on stderr")
+            data = self._rest = self._rest + piece
+        whole, _, self._rest = data.rpartition(b"\n")
+        return whole.decode().split("\n")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdout.close()  # a worker that still lives dies of its next word
+        self._process.stdin.close()
+        self._process.wait()
+
+
+class _Proof:
+    """What the client knows of the sessions of this moment, and what it has counted."""
+
+    def __init__(
+        self, directory: Path, durability: Literal["process", "power"], random: Random
+    ) -> None:
+        self.directory = directory
+        self.durability = durability
+        self.random = random
+        self.count = CrashCount()
+        self.acknowledged: dict[str, list[str]] = {}
+        self.next: dict[str, int] = {}
+        # What was found, so that looking again does not count it again.
+        self.lost: set[str] = set()
+        self.doubled: set[str] = set()
+
+    def add(self, **more: int) -> None:
+        """Count."""
+        self.count = self.count._replace(
+            **{name: getattr(self.count, name) + value for name, value in more.items()}
+        )
+
+    def begin_sessions(self, life: int) -> None:
+        """Take new sessions."""
+        sessions = [f"user-{life}-{number}" for number in range(_SESSIONS)]
+        self.acknowledged = {session: [] for session in sessions}
+        self.next = dict.fromkeys(sessions, 0)
+
+    def turns(self) -> dict[str, int]:
+        """Return the turn that each session goes on with: the one on its way, or the one after."""
+        for session, number in self.next.items():
+            if number and self.random.random() < _GIVE_UP:
+                self.next[session] = number + 1
+                self.add(given_up=1)
+            elif number:
+                self.add(resent=1)
+        return self.next
+
+    def took(self, session: str, number: int) -> None:
+        """Note that a turn was acknowledged."""
+        self.acknowledged[session].append(prompt_of(session, number))
+        self.next[session] = number + 1
+        self.add(acknowledged=1)
+
+    def look(self) -> None:
+        """Compare what rests on the disk with what was acknowledged."""
+        paths = [path for session in self.next for path in self._paths(session)]
+        torn = [path for path in paths if _is_torn(path)]
+        for session, messages in asyncio.run(self._messages()).items():
+            self._judge(session, messages)
+        left = [path for path in torn if _is_torn(path)]
+        self.add(torn=len(torn), mended=len(torn) - len(left))
+
+    def end_sessions(self) -> None:
+        """Send what was on its way once more, and compare the effects of all turns."""
+        if self.next:
+            asyncio.run(self._finish())
+            self.look()
+
+    async def _finish(self) -> None:
+        book = ScheduleBook(self.directory / "book.sqlite")
+        async with managing(self.directory, self.durability, book) as manager:
+            for session, number in list(self.next.items()):
+                prompt = prompt_of(session, number)
+                await manager.turn(key_of(session), prompt, turn_id=f"t{number}")
+                self.took(session, number)
+        for session, prompts in self.acknowledged.items():
+            made = Counter(schedule.title for schedule in book.query(session))
+            wanted = {title for prompt in prompts for title in titles_of(prompt)}
+            self.add(
+                effects_lost=len(wanted - made.keys()),
+                effects_doubled=sum(times - 1 for times in made.values()),
+            )
+        book.close()
+
+    async def _messages(self) -> dict[str, list[Message]]:
+        """Open the store as the next process would, which mends it, and read the sessions."""
+        store = JsonStore(
+            self.directory / "store", durability=self.durability, journal_bytes=JOURNAL_BYTES
+        )
+        found = {}
+        try:
+            for session in self.next:
+                lease = await store.hold(key_of(session), queue_limit=0)
+                found[session] = (await store.load(lease)).messages
+                store.release(lease)
+        finally:
+            await store.aclose()
+        return found
+
+    def _judge(self, session: str, messages: list[Message]) -> None:
+        told = self.acknowledged[session]
+        there = [text_of(message) for message in messages if _is_prompt(message)]
+        times = Counter(there)
+        lost = {prompt for prompt in told if prompt not in times} - self.lost
+        doubled = {prompt for prompt, number in times.items() if number > 1} - self.doubled
+        self.lost |= lost
+        self.doubled |= doubled
+        known = set(told)
+        self.add(
+            lost=len(lost),
+            doubled=len(doubled),
+            misordered=int([p for p in there if p in known] != told),
+            illegal=int(not _is_legal(messages)),
+        )
+
+    def _paths(self, session: str) -> tuple[Path, ...]:
+        key = key_of(session)
+        part = key.instance_part
+        directory = self.directory / "store" / key.user_part / part / part / "runtime"
+        return directory / "messages.json", directory / "turns.jsonl"
+
+
+def _is_prompt(message: Message) -> bool:
+    return bool(message["role"] == "user" and message["content"][0]["type"] == "text")
+
+
+def _is_legal(messages: list[Message]) -> bool:
+    """Whether the Messages API takes the conversation, and it reads as question and answer."""
+    body = {"model": "m", "max_tokens": 1, "messages": [*messages, user("next")]}
+    roles = [message["role"] for message in messages]
+    alternate = ["user", "assistant"] * (len(roles) // 2)
+    return problem_of(body, "2023-06-01") is None and roles == alternate
+
+
+def _is_torn(path: Path) -> bool:
+    """Whether a write to this file was cut off: it, or one of its lines, is no JSON."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return False
+    texts = [data] if path.suffix == ".json" else data.split(b"\n")[:-1]
+    try:
+        for text in texts:
+            orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return True
+    return not data.endswith(b"\n")

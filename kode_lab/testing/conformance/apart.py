@@ -1,0 +1,56 @@
+"""What belongs to one session only: keys that look alike are different, and stay apart."""
+
+from __future__ import annotations
+
+from kode_lab.key import SessionKey
+from kode_lab.testing.conformance.contract import Contract
+from kode_lab.testing.conformance.scene import Scene, demand
+
+__all__ = ["APART"]
+
+_LONG = "l" * 5_000
+# (end of the user id, session id): each is another userId:sessionId than all others.
+_ALIKE = (
+    ("", "a"), ("", "A"), ("", "a "), ("", " a"), ("", "a."), ("", "a\0"), ("", "a%00"), ("", "á"),
+    ("", "a\u0301"), ("", "ａ"), ("", "ä"), ("", "ae"), ("", "i"), ("", "I"), ("", "İ"), ("", "ı"),
+    ("", "ß"), ("", "ss"), ("", "."), ("", ".."), ("", "../a"), ("", "a/b"), ("", "a%2fb"),
+    ("", "a\\b"), ("", "*"), ("", "%"), ("", "_"), ("", "a'b"), ("", 'a"b'), ("", "b:c"),
+    (":b", "c"), ("%3ab", "c"), (":", "b:c"), ("A", "a"), ("a", "a"), ("", "nul"), ("", "0"),
+    ("", "00"), ("", "null"), ("", "\U0001f600"), ("", _LONG + "1"), ("", _LONG + "2"),
+)  # fmt: skip
+
+
+async def _alike(scene: Scene) -> None:
+    store = await scene.store()
+    keys = [SessionKey.of(f"{scene.name}{user}", "a", session) for user, session in _ALIKE]
+    leases = [await scene.hold(store, key, 0) for key in keys]  # their locks are apart
+    for number, lease in enumerate(leases):
+        await scene.soon(store.load(lease), "load")
+        await scene.soon(store.append(lease, *scene.turn(f"t{number}")), "append")
+        store.release(lease)
+    store = await scene.reopened(store)
+    for number, key in enumerate(keys):
+        scene.expect((await scene.stored(store, key)).messages, [f"t{number}"])
+        scene.expect(await store.peek(key), [f"t{number}"])
+
+
+async def _agents(scene: Scene) -> None:
+    store = await scene.store()
+    keys = [scene.key("s", agent) for agent in ("a", "A", "a:s", "s", "s:a", "á", "a\u0301")]
+    for number, key in enumerate(keys):
+        await scene.append(store, key, f"t{number}")
+    lease = await scene.hold(store, keys[0])
+    await scene.soon(store.load(lease), "load")
+    await scene.soon(store.delete(lease), "delete")
+    store.release(lease)
+    other = await scene.perhaps_another(store)
+    for number, key in enumerate(keys[1:], 1):
+        scene.expect((await scene.stored(other, key)).messages, [f"t{number}"])
+    gone = await scene.stored(other, keys[0])
+    demand(gone.messages == [], "one agent's conversation was deleted and is still there")
+
+
+APART = (
+    Contract("Sessions whose ids look alike hold different locks and messages.", _alike),
+    Contract("Each agent of a session has a conversation of its own.", _agents),
+)
