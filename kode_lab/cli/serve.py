@@ -17,50 +17,56 @@ from kode_lab.errors import InvalidScenario
 if TYPE_CHECKING:
     from kode_lab.schedule_assistant import PostgresBook, ScheduleBook
 
-__all__ = ["add_serve"]
+__all__ = ["add"]
 
 # A DSN in the environment is not shown to whoever lists the processes.
 _STORE_VARIABLE = "KODE_LAB_STORE"
 _SCHEMA = "kode_lab"
 
 
-def add_serve(commands: Any) -> None:
+def add(commands: Any) -> None:
     """Add ``serve``, which has the most options, and its companions."""
     command = commands.add_parser("serve", help="serve sessions over HTTP")
-    add = command.add_argument
-    add("--host", default="127.0.0.1", help="another address needs --auth (default: 127.0.0.1)")
-    add("--port", type=int, default=8000, help="0 is any free one (default: 8000)")
-    add("--data", type=Path, default=Path(".kode"), help="where sessions rest (default: .kode)")
-    add("--store", metavar="DSN", help=f"postgresql://…: sessions rest there ({_STORE_VARIABLE})")
-    add("--schema", default=_SCHEMA, help=f"of the database (default: {_SCHEMA})")
-    add("--ttl", type=float, help="seconds, as the database's other servers have them")
-    add("--workers", type=int, default=1, help="processes behind the port (default: 1)")
-    add("--agents", type=Path, help="directory of <agentId>.toml (default: the schedule assistant)")
-    add("--auth", type=Path, help="TOML file of tokens; without it anybody on this machine may")
-    add("--durability", choices=("process", "power"), default="process", help="what turns survive")
-    add("--layout", choices=("user", "report"), default="user", help="of the data directory")
+    option = command.add_argument
+    option("--host", default="127.0.0.1", help="another address needs --auth (default: 127.0.0.1)")
+    option("--port", type=int, default=8000, help="0 is any free one (default: 8000)")
+    option("--data", type=Path, default=Path(".kode"), help="where sessions rest (default: .kode)")
+    option(
+        "--store", metavar="DSN", help=f"postgresql://…: sessions rest there ({_STORE_VARIABLE})"
+    )
+    option("--schema", default=_SCHEMA, help=f"of the database (default: {_SCHEMA})")
+    option("--ttl", type=float, help="seconds, as the database's other servers have them")
+    option("--workers", type=int, default=1, help="processes behind the port (default: 1)")
+    option(
+        "--agents", type=Path, help="directory of <agentId>.toml (default: the schedule assistant)"
+    )
+    option("--auth", type=Path, help="TOML file of tokens; without it anybody on this machine may")
+    option(
+        "--durability", choices=("process", "power"), default="process", help="what turns survive"
+    )
+    option("--layout", choices=("user", "report"), default="user", help="of the data directory")
     model = command.add_mutually_exclusive_group()
     model.add_argument("--model-url", help="ask the Messages API at this address")
     model.add_argument("--simulated", action="store_true", help="simulate the API (without a key)")
     model.add_argument("--in-process", action="store_true", help="simulate it without HTTP")
-    add("--model", help="its name, instead of what the agents' files say")
-    add("--profile", help="latencies of the simulation: instant (default), report, a TOML file")
-    add("--speed", type=float, help="this much faster than the profile says")
-    add("--turns-limit", type=int, default=10_000, help="turns in flight (default: 10000)")
-    add("--sessions-per-user", type=int, default=10_000, help="at rest (default: 10000)")
-    add("--residents", type=int, help="sessions kept at hand in memory (default: 10000)")
-    add("--drain", type=float, default=30.0, help="seconds for turns in flight at the end")
-    add("--trace", type=Path, help="append every step of every turn to this JSON-Lines file")
+    option("--model", help="its name, instead of what the agents' files say")
+    option("--profile", help="latencies of the simulation: instant (default), report, a TOML file")
+    option("--speed", type=float, help="this much faster than the profile says")
+    option("--turns-limit", type=int, default=10_000, help="turns in flight (default: 10000)")
+    option("--sessions-per-user", type=int, default=10_000, help="at rest (default: 10000)")
+    option("--residents", type=int, help="sessions kept at hand in memory (default: 10000)")
+    option("--drain", type=float, default=30.0, help="seconds for turns in flight at the end")
+    option("--trace", type=Path, help="append every step of every turn to this JSON-Lines file")
     command.set_defaults(run=_serve)
 
     # Without help it is not listed: only ``serve --workers`` starts it.
     commands.add_parser("worker").set_defaults(run=_worker)
 
     command = commands.add_parser("migrate", help="make a database ready, or bring it up to date")
-    add = command.add_argument
-    add("store", nargs="?", metavar="DSN", help=f"postgresql://… (default: {_STORE_VARIABLE})")
-    add("--schema", default=_SCHEMA, help=f"(default: {_SCHEMA})")
-    add("--ttl", type=float, metavar="S", help="how long a paused server keeps its sessions")
+    option = command.add_argument
+    option("store", nargs="?", metavar="DSN", help=f"postgresql://… (default: {_STORE_VARIABLE})")
+    option("--schema", default=_SCHEMA, help=f"(default: {_SCHEMA})")
+    option("--ttl", type=float, metavar="S", help="how long a paused server keeps its sessions")
     command.set_defaults(run=_migrate)
 
     command = commands.add_parser("token", help="make a token for serve --auth")
