@@ -6,6 +6,7 @@ what it left behind.
 
 import errno
 import json
+import os
 import re
 import signal
 import socket
@@ -312,7 +313,7 @@ def test_a_service_is_started_again_when_it_dies_and_ends_when_it_is_closed(tmp_
     try:
         first = service.pid
         assert int(pid_file.read_text()) == first
-        service._process.send_signal(signal.SIGKILL)
+        os.kill(first, signal.SIGKILL)
         while int(pid_file.read_text()) == first:
             time.sleep(0.01)
         ready = ""

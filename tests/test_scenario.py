@@ -274,11 +274,11 @@ ABANDONED = """
 import asyncio, os, sys
 from pathlib import Path
 from kode_lab.lab.scenario import Scenario
-from kode_lab.lab.service import served
+from kode_lab.lab.trial import served
 
 async def main():
     async with served(Scenario(kills=1), Path(sys.argv[1])) as child:
-        print(child._url, flush=True)
+        print(child.url, flush=True)
         await asyncio.Event().wait()
 
 asyncio.run(main())

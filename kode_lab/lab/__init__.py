@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from kode_lab.lab.run import Run
     from kode_lab.lab.run_list import RunList
     from kode_lab.lab.scenario import Scenario
-    from kode_lab.lab.service import MakeStore
+    from kode_lab.lab.trial import MakeStore
 
 __all__ = ["SETTLE_LIMIT_S", "TICK_S", "Handle", "run", "runs", "start"]
 

@@ -1,33 +1,42 @@
 """A scenario done once: its clients ask, write down what they saw, probe, and the judge decides.
 
-It owns the clients' side of a run: who writes what to the history and when. A client writes its
-invoke before it sends and its completion after the answer; what was definitely refused is ``fail``,
-what nobody knows is ``info`` and retires the client's name. Where the service can be killed, a
-client sends a turn again, under the same id, until it is answered.
+It owns who asks when. What one client writes to the history is ``lab.client``'s. Where the service
+can be killed, a client sends a turn again, under the same id, until it is answered.
 
 A run ends by its probe: faults are declared over, each session is asked once more, then read by an
-authority. Only there do lost turns and locks that were never given back show.
+authority. Lost turns and locks that were never released show only there.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import time
-from contextlib import AbstractAsyncContextManager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from kode_lab.check import Verdict, check
 from kode_lab.check.render import headline
-from kode_lab.errors import CallerError, KodeLabError, Refused, Superseded
-from kode_lab.history.operation import HistoryWriter
-from kode_lab.key import SessionKey
+from kode_lab.claude import Claude, SimulatedClaude
+from kode_lab.claude.in_process import InProcessClaude
+from kode_lab.claude.profile import Profile
+from kode_lab.history.operation import Read
+from kode_lab.history.span import Trace
+from kode_lab.lab.client import Client as TurnClient
 from kode_lab.lab.exports import export
 from kode_lab.lab.live import Progress, Row
 from kode_lab.lab.run import Run, RunRecorder
-from kode_lab.lab.scenario import Ask, Client, Scenario
-from kode_lab.lab.service import Child, MakeStore, Service, in_process, served
+from kode_lab.lab.scenario import AGENT, Client, Scenario
+from kode_lab.message import Model
+from kode_lab.schedule_assistant import AGENTS, ScheduleBook, toolbox
+from kode_lab.sessions import AgentShelf, JsonStore, SessionManager, Store
+from kode_lab.targets.ours import ManagerTarget, ServerTarget
 
-__all__ = ["conduct"]
+__all__ = ["MakeStore", "conduct", "in_process", "served"]
+
+MakeStore = Callable[[Path], Store]
 
 # Sendings of one turn, where the service dies and comes back.
 ATTEMPTS_LIMIT = 50
@@ -76,13 +85,13 @@ class _Trial:
     """What the clients of one run share."""
 
     scenario: Scenario
-    service: Service
-    history: HistoryWriter
+    client: TurnClient
     row: Row
     began_s: float
     acknowledged: int = 0
     ended: int = 0
     one_more: asyncio.Event = field(default_factory=asyncio.Event)
+    is_up: asyncio.Event = field(default_factory=asyncio.Event)
 
     def note(self, outcome: str, *, is_last: bool) -> None:
         """Count a turn that was answered, or given up."""
@@ -97,25 +106,68 @@ class _Trial:
 async def _done(
     scenario: Scenario, recorder: RunRecorder, row: Row, make_store: MakeStore | None
 ) -> None:
-    opened: AbstractAsyncContextManager[Service]
-    if scenario.kills:
-        opened = served(scenario, recorder.path)
-    else:
-        opened = in_process(scenario, recorder.path, recorder.trace, make_store)
-    loop = asyncio.get_running_loop()
-    async with opened as service:
-        history = recorder.history
-        trial = _Trial(scenario, service, history, row, loop.time())
+    history, loop = recorder.history, asyncio.get_running_loop()
+    async with AsyncExitStack() as stack:
+        server: ServerTarget | None = None
+        if scenario.kills:
+            server = await stack.enter_async_context(served(scenario, recorder.path))
+            client = TurnClient(server, history)
+        else:
+            opened = in_process(scenario, recorder.path, recorder.trace, make_store)
+            manager, witness = await stack.enter_async_context(opened)
+            client = TurnClient(manager, history, witness=witness)
+        trial = _Trial(scenario, client, row, loop.time())
+        trial.is_up.set()
         async with asyncio.TaskGroup() as clients:
-            if isinstance(service, Child):
-                clients.create_task(_kill(trial, service))
-            for client in scenario.script():
-                clients.create_task(_ask_all(trial, client))
+            if server is not None:
+                clients.create_task(_kill(trial, server, recorder))
+            for one in scenario.script():
+                clients.create_task(_ask_all(trial, one, is_killed=server is not None))
         history.fault("quiet", time.monotonic_ns())
         await _probe(trial)
 
 
-async def _ask_all(trial: _Trial, client: Client) -> None:
+@asynccontextmanager
+async def in_process(
+    scenario: Scenario, path: Path, trace: Trace, make_store: MakeStore | None
+) -> AsyncIterator[tuple[ManagerTarget, Callable[[str], Read | None] | None]]:
+    """Open our own sessions below ``path`` with the simulated model, and its witness over HTTP."""
+    profile = scenario.profile.at(scenario.profile.speed * scenario.speed)
+    async with AsyncExitStack() as stack:
+        witness: Callable[[str], Read | None] | None = None
+        model: Model = InProcessClaude(profile)
+        if scenario.is_http:
+            simulated = await stack.enter_async_context(SimulatedClaude(profile))
+            witness = simulated.read
+            at_once = min(1_000, max(1, len(scenario.script())))
+            model = await stack.enter_async_context(Claude(simulated.base_url, concurrency=at_once))
+        book = stack.enter_context(closing(ScheduleBook(path / "schedules.sqlite3")))
+        shelf = AgentShelf(AGENTS, toolbox(book))
+        shelf.current(AGENT)  # imports what makes schemas, before anything is measured
+        store = (make_store or _store(scenario))(path / ".kode")
+        manager = await stack.enter_async_context(
+            SessionManager(store=store, agents=shelf, model=model, trace=trace)
+        )
+        yield ManagerTarget(manager, book, strategy=scenario.strategy), witness
+
+
+@asynccontextmanager
+async def served(scenario: Scenario, path: Path) -> AsyncIterator[ServerTarget]:
+    """Open our sessions in a child process that appends its trace to the run's."""
+    profile = scenario.profile.at(scenario.profile.speed * scenario.speed)
+    (path / "profile.toml").write_text(_profile_toml(profile), encoding="utf-8")
+    words = ["--in-process", "--durability", scenario.durability, "--layout", scenario.layout]
+    words += ["--profile", str(path / "profile.toml"), "--trace", str(path / "trace.jsonl")]
+    log = path / "server.log"
+    server = ServerTarget(words, path / ".kode", log, strategy=scenario.strategy)
+    try:
+        await server.start()
+        yield server
+    finally:
+        await server.stop()
+
+
+async def _ask_all(trial: _Trial, client: Client, *, is_killed: bool) -> None:
     """Ask a client's turns one after another."""
     loop = asyncio.get_running_loop()
     await asyncio.sleep(max(0.0, trial.began_s + client.start_s - loop.time()))
@@ -124,86 +176,76 @@ async def _ask_all(trial: _Trial, client: Client) -> None:
         await asyncio.sleep(ask.pause_s)
         for attempt in range(1, ATTEMPTS_LIMIT + 1):
             process = f"{client.name}.{lives}" if lives else client.name
-            outcome, is_closed = await _turn(trial, process, ask, trial.scenario.timeout_s)
-            lives += outcome == "info"
-            child = trial.service if isinstance(trial.service, Child) else None
-            is_last = outcome == "ok" or is_closed or attempt == ATTEMPTS_LIMIT
-            trial.note(outcome, is_last=is_last or child is None)
-            if is_last or child is None:
+            outcome = await trial.client.turn(
+                process,
+                ask.key,
+                ask.marker,
+                ask.prompt,
+                turn_id=ask.turn_id,
+                timeout_s=trial.scenario.timeout_s,
+            )
+            lives += outcome.type == "info"
+            is_last = outcome.type == "ok" or outcome.is_final or attempt == ATTEMPTS_LIMIT
+            trial.note(outcome.type, is_last=is_last or not is_killed)
+            if is_last or not is_killed:
                 break
             await asyncio.sleep(AGAIN_AFTER_S)
-            await child.is_up.wait()
+            await trial.is_up.wait()
 
 
-async def _turn(trial: _Trial, process: str, ask: Ask, timeout_s: float) -> tuple[str, bool]:
-    """Ask one turn once, and write down what its client can know of it.
-
-    Gives the outcome, and whether the turn is closed, so that asking again is useless.
-    """
-    outcome, error, answer, is_closed = "info", "", None, False
-    history = trial.history
-    history.invoke(ask.key, process, time.monotonic_ns(), marker=ask.marker, turn_id=ask.turn_id)
-    try:
-        async with asyncio.timeout(timeout_s):
-            answer = await trial.service.turn(ask, trial.scenario.strategy)
-        outcome = "ok"
-    except (Refused, CallerError) as refused:
-        outcome, error = "fail", f"{type(refused).__name__}: {refused}"
-    except KodeLabError as failure:
-        is_closed = isinstance(failure, Superseded)
-        error = f"{type(failure).__name__}: {failure}"
-    except TimeoutError:
-        error = f"no answer within timeout_s={timeout_s:g}"
-    except asyncio.CancelledError:
-        error = "interrupted"
-        raise
-    except Exception as failure:  # noqa: BLE001 - what a broken service does is the judge's to tell
-        error = f"{type(failure).__name__}: {failure}"
-    finally:
-        told = answer._asdict() if answer is not None else {}
-        history.complete(process, time.monotonic_ns(), outcome, error=error, **told)
-    return outcome, is_closed
-
-
-async def _kill(trial: _Trial, child: Child) -> None:
+async def _kill(trial: _Trial, server: ServerTarget, recorder: RunRecorder) -> None:
     """Kill the service whenever one more share of the turns has ended, and start it again."""
-    scenario, history = trial.scenario, trial.history
+    scenario, history = trial.scenario, recorder.history
     for number in range(1, scenario.kills + 1):
         due = number * scenario.turns_total // (scenario.kills + 1)
         while trial.ended < due:
             trial.one_more.clear()
             await trial.one_more.wait()
         history.fault("kill", time.monotonic_ns(), f"kill -9, {number} of {scenario.kills}")
-        await child.kill()
-        await child.start()
+        trial.is_up.clear()
+        await server.kill()
+        await server.restart()
+        trial.is_up.set()
         history.fault("restart", time.monotonic_ns())
 
 
 async def _probe(trial: _Trial) -> None:
     """Ask every session once more, then read it, then read what the tools did."""
-    keys = trial.scenario.session_keys()
+    keys, client = trial.scenario.session_keys(), trial.client
     async with asyncio.TaskGroup() as probes:
         for number, key in enumerate(keys):
+            ask = trial.scenario.probe(key)
             probes.create_task(
-                _turn(trial, f"probe-{number}", trial.scenario.probe(key), PROBE_LIMIT_S)
+                client.turn(
+                    f"probe-{number}",
+                    key,
+                    ask.marker,
+                    ask.prompt,
+                    turn_id=ask.turn_id,
+                    timeout_s=PROBE_LIMIT_S,
+                )
             )
     for number, key in enumerate(keys):
-        with suppress(Exception):  # a session that cannot be read stays unread, and is told so
-            await _read(trial, f"reader-{number}", key)
-    for number, user_id in enumerate(dict.fromkeys(key.user_id for key in keys)):
-        key = next(key for key in keys if key.user_id == user_id)
-        process = f"book-{number}"
-        trial.history.invoke(key, process, time.monotonic_ns(), f="effects")
-        effects = await trial.service.effects(user_id)
-        trial.history.complete(process, time.monotonic_ns(), "ok", effects=effects)
+        await client.read(f"reader-{number}", key)
+    by_user = {key.user_id: key for key in reversed(keys)}
+    for number, key in enumerate(by_user.values()):
+        await client.effects(f"book-{number}", key)
 
 
-async def _read(trial: _Trial, process: str, key: SessionKey) -> None:
-    trial.history.invoke(key, process, time.monotonic_ns(), f="read")
-    try:
-        markers = await trial.service.markers(key)
-    except BaseException as error:
-        name = type(error).__name__
-        trial.history.complete(process, time.monotonic_ns(), "info", error=f"{name}: {error}")
-        raise
-    trial.history.complete(process, time.monotonic_ns(), "ok", markers=markers)
+def _store(scenario: Scenario) -> MakeStore:
+    def make(root: Path) -> Store:
+        return JsonStore(root, layout=scenario.layout, durability=scenario.durability)  # type: ignore[arg-type]
+
+    return make
+
+
+def _profile_toml(profile: Profile) -> str:
+    lines = [
+        f"{name} = {getattr(profile, name)!r}"
+        for name in ("ttft_s", "token_s", "jitter", "speed", "seed")
+    ]
+    for plan in profile.plans:
+        lines += ["[[plans]]", f"name = {json.dumps(plan.name)}"]
+        lines += [f"intent = {json.dumps(plan.intent)}", f"words = {json.dumps(list(plan.words))}"]
+        lines += [f"calls_s = {list(plan.calls_s)}"]
+    return "\n".join(lines) + "\n"

@@ -8,21 +8,20 @@ file. All of them end with ``close``.
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
 
+from kode_lab.child import PYTHON_MODULE, Child
 from kode_lab.errors import InvalidScenario
 
 __all__ = ["RESTARTS_LIMIT", "Service"]
 
 # More deaths than any chaos needs: a server that cannot start would be started for ever.
 RESTARTS_LIMIT = 1_000
-_READY_S, _END_S = 30.0, 15.0
+_READY_S = 30.0
+_POLL_S = 0.2
 _URL = re.compile(rb"http://127\.0\.0\.1:\d+")
 
 
@@ -43,8 +42,7 @@ class Service:
         self._pid_file = pid_file
         self._is_closing = threading.Event()
         self.restarts = 0
-        self._output: IO[bytes] = log.open("ab")
-        self._process = self._started([*words, "--port", "0"])
+        self._child = self._started([*words, "--port", "0"])
         self.url = self._address()
         self._keeper: threading.Thread | None = None
         if pid_file is not None:
@@ -54,42 +52,22 @@ class Service:
     @property
     def pid(self) -> int:
         """Of the child as it is now."""
-        return self._process.pid
+        return self._child.pid
 
     def close(self) -> None:
         """End it in good order, or else at once."""
         self._is_closing.set()
-        self._process.terminate()
-        try:
-            self._process.wait(_END_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
         if self._keeper is not None:
             self._keeper.join()
-        self._let_go()
-        self._output.close()
+        self._child.stop()
 
-    def _let_go(self) -> None:
-        """Close our end of the pipe to a child that has ended."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-
-    def _started(self, words: Sequence[str]) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(  # noqa: S603 - our own command
-            # Hung on a pipe of ours: killed ourselves, we leave nothing behind.
-            [sys.executable, "-m", "kode_lab.lab.die_with_parent", *words],
-            stdin=subprocess.PIPE,
-            stdout=self._output,
-            stderr=self._output,
-            # Ctrl-C in a terminal is for the load test, which ends first.
-            start_new_session=True,
-        )
+    def _started(self, words: Sequence[str]) -> Child:
+        child = Child((PYTHON_MODULE, "kode_lab", *words), log=self._log)
         if self._pid_file is not None:
             fresh = self._pid_file.with_suffix(".fresh")
-            fresh.write_text(f"{process.pid}\n")
+            fresh.write_text(f"{child.pid}\n")
             fresh.replace(self._pid_file)
-        return process
+        return child
 
     def _address(self) -> str:
         due_s = time.monotonic() + _READY_S
@@ -97,29 +75,20 @@ class Service:
         while time.monotonic() < due_s:
             if found := _URL.search(self._log.read_bytes()):
                 return found[0].decode()
-            if self._process.poll() is not None:
+            if not self._child.is_running:
                 ended = "but ended"
                 break
             time.sleep(0.02)
-        self._process.kill()
-        self._process.wait()
-        self._let_go()
-        self._output.close()
-        said = self._log.read_text("utf-8", "replace").strip().splitlines()
+        self._child.kill()
         raise InvalidScenario(
-            f"kode-lab {self._words[0]} did not start {ended}: "
-            f"{said[-1] if said else 'it said nothing'}"
+            f"kode-lab {self._words[0]} did not start {ended}: {self._child.last_words()}"
         )
 
     def _keep(self) -> None:
         """Start it again, on the same port, whenever it dies."""
         port = self.url.rpartition(":")[2]
-        while self.restarts < RESTARTS_LIMIT:
-            self._process.wait()
-            if self._is_closing.is_set():
-                return
-            self._let_go()
-            self.restarts += 1
-            self._process = self._started([*self._words, "--port", port])
-            if self._is_closing.is_set():
-                self._process.terminate()
+        while self.restarts < RESTARTS_LIMIT and not self._is_closing.is_set():
+            if self._child.wait(_POLL_S) and not self._is_closing.is_set():
+                self._child.kill()
+                self.restarts += 1
+                self._child = self._started([*self._words, "--port", port])

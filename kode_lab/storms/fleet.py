@@ -22,16 +22,23 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from kode_lab.errors import InvalidScenario, ModelUnavailable, Refused, Superseded
-from kode_lab.history.operation import echo_in
+from kode_lab.history.operation import Read, echo_in
 from kode_lab.key import SessionKey
 from kode_lab.lab.scenario import Ask
-from kode_lab.lab.service import Answer
 from kode_lab.storms.worker import LINE_LIMIT_BYTES, Post
 
 __all__ = ["Fleet", "Held", "Worker"]
 
 # Python, asyncpg and a schema take about a second; a noisy machine some more.
 _START_LIMIT_S = 60.0
+
+
+class WorkerAnswer(NamedTuple):
+    """What an acknowledged turn told its client: what the model was shown, whom it answers."""
+
+    read: Read | None
+    answered: str
+    config: str
 
 
 class Held(NamedTuple):
@@ -65,7 +72,7 @@ class Worker:
         self._number = 0
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
 
-    async def turn(self, ask: Ask) -> Answer:
+    async def turn(self, ask: Ask) -> WorkerAnswer:
         """Send a turn, and give its answer.
 
         Raises:
@@ -83,7 +90,7 @@ class Worker:
             self.held.pop(ask.turn_id, None)
         if told["outcome"] == "ok":
             own, read = echo_in(told["text"]) or ("", None)
-            return Answer(read if own == ask.marker else None, own, told["config"])
+            return WorkerAnswer(read if own == ask.marker else None, own, told["config"])
         name = told["error"].partition(":")[0]
         kinds = {"fail": Refused, "info": Superseded if name == "Superseded" else ModelUnavailable}
         raise kinds[told["outcome"]](told["error"])

@@ -1,0 +1,1 @@
+"""Targets: what can be asked and judged, behind one protocol; the page of it is ``target.py``."""
