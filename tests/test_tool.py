@@ -1,6 +1,7 @@
 """A tool is registered once, told for whom it runs, and its failure is a sentence, never an end."""
 
 import asyncio
+import contextlib
 import contextvars
 import enum
 import json
@@ -22,10 +23,13 @@ from kode_lab.key import SessionKey
 from kode_lab.message import ToolCall
 from kode_lab.sessions.threads import Threads
 from kode_lab.sessions.tool import (
+    BLOCKING_S,
     ERROR_LIMIT_CHARS,
     RESULT_LIMIT_CHARS,
+    LoopLag,
     Toolbox,
     ToolContext,
+    tools_of,
     use,
 )
 
@@ -167,15 +171,15 @@ def with_a_name_of_sixty_five_letters_which_is_one_more_than_allowed_(): ...  # 
     ("function", "told"),
     [
         (unannotated, "unannotated: annotate 'day'"),
-        (starred, r"starred: \*days: str cannot be given by name"),
-        (double_starred, "double_starred: .* cannot be given by name"),
-        (positional, "positional: .* cannot be given by name"),
+        (starred, r"starred: \*days: str cannot be passed by name"),
+        (double_starred, "double_starred: .* cannot be passed by name"),
+        (positional, "positional: .* cannot be passed by name"),
         (unresolved, "unresolved: an annotation cannot be resolved .*NoSuchType"),
         (no_schema, "no_schema: its arguments have no JSON schema"),
-        (optional_context, "annotate one parameter exactly ToolContext, not 'context'"),
-        (list_of_contexts, "annotate one parameter exactly ToolContext, not 'contexts'"),
-        (two_contexts, "annotate one parameter exactly ToolContext, not 'two'"),
-        (yielding, "yielding yields: a tool returns its one result"),
+        (optional_context, "'context' may not hold a ToolContext: annotate one"),
+        (list_of_contexts, "'contexts' may not hold a ToolContext"),
+        (two_contexts, "'two' may not hold a ToolContext"),
+        (yielding, "yielding yields: a tool must return one result"),
         (async_yielding, "async_yielding yields"),
         (naïve, "a tool's name is .* not 'naïve'"),
         (with_a_name_of_sixty_five_letters_which_is_one_more_than_allowed_, "a tool's name is"),
@@ -188,6 +192,49 @@ def test_what_cannot_be_a_tool_is_refused_with_what_to_do(function, told):
     with pytest.raises(InvalidTool, match=told):
         box.tool(function)
     assert box.names == ()
+
+
+def test_a_list_of_functions_and_tools_is_as_good_as_a_toolbox():
+    def one() -> str:
+        """Return one."""
+        return "1"
+
+    box = Toolbox()
+    box.tool(one)
+
+    def two() -> str:
+        return "2"
+
+    tools = tools_of([box.get("one"), two])
+    assert [tool.name for tool in tools] == ["one", "two"]
+    assert call(tools[1], {}).content == "2"
+    assert tools_of(box) == (box.get("one"),)
+    for wrong, told in (
+        ("one", "tools is a str: pass a Toolbox, or a list"),
+        ({"one": one}, "tools is a dict"),
+        (None, "tools is a NoneType"),
+        ([one, one], "two tools are called 'one'"),
+        (["one"], "a tool's name is"),
+        ([3], "a tool's name is"),
+    ):
+        with pytest.raises(InvalidTool, match=told):
+            tools_of(wrong)
+
+
+def test_a_decorator_with_alone_registers_the_same_function():
+    box = Toolbox()
+
+    @box.tool(alone=True)
+    def write() -> str:
+        return "written"
+
+    assert write() == "written"
+    assert box.get("write").is_alone
+    assert not tool_of(lambda_free).is_alone
+
+
+def lambda_free() -> str:
+    return "free"
 
 
 # --- arguments -------------------------------------------------------------------------------
@@ -219,8 +266,8 @@ def test_a_tool_gets_what_was_given_and_its_own_defaults_for_the_rest():
         ({"n": 1, "context": {}}, "argument 'context': Extra inputs are not permitted"),
         ({"n": 1, "arg_n": 2}, "argument 'arg_n': Extra inputs are not permitted"),
         ({"n": 1, "deep": {"k": ["x"]}}, "argument 'deep.k.0'"),
-        ([1], "its input is an object, not list"),
-        (None, "its input is an object, not NoneType"),
+        ([1], "its input must be an object, not list"),
+        (None, "its input must be an object, not NoneType"),
         ({"n": b"x"}, "its input is not JSON"),
         ({"n": 1, "t": "\ud800"}, "was not run"),
     ],
@@ -447,7 +494,7 @@ def test_blocking_tools_run_at_the_same_time_and_the_loop_goes_on():
 
 
 def test_no_more_threads_work_at_once_than_the_limit():
-    threads, release, begun = Threads(3), threading.Event(), []
+    threads, release, begun = Threads(3, patience_s=LONG_S), threading.Event(), []
 
     def work():
         begun.append(threading.current_thread())
@@ -468,6 +515,7 @@ def test_no_more_threads_work_at_once_than_the_limit():
 
 def test_a_session_whose_blocking_tools_fill_its_share_keeps_no_other_session_waiting():
     box = Toolbox(thread_limit=8)
+    box.threads.patience_s = LONG_S
     release, begun = threading.Event(), []
 
     @box.tool
@@ -522,6 +570,79 @@ def test_a_session_whose_tools_hang_has_its_share_again_when_they_are_given_up()
     asyncio.run(scenario())
 
 
+def test_a_result_that_exists_when_the_time_ends_is_returned_and_an_error_has_words():
+    """The thread ends while the loop is busy, so the time-out and the result come together."""
+    threads, release = Threads(1), threading.Event()
+
+    def act():
+        release.wait(LONG_S)
+        return "acted"
+
+    async def scenario():
+        running = asyncio.create_task(threads.run(act, SHORT_S))
+        await until(lambda: threads.statistics().running == 1)
+        release.set()
+        while threads.statistics().running:
+            pass  # the loop does not run meanwhile, so no callback does
+        threading.Event().wait(SHORT_S)  # so that the time-out is due in the same pass
+        return await running
+
+    assert asyncio.run(scenario()) == "acted"
+
+
+def test_calls_that_wait_for_people_keep_no_other_session_waiting():
+    box, release = Toolbox(thread_limit=8), threading.Event()
+    box.threads.patience_s = 0.01
+
+    @box.tool
+    def approve() -> str:
+        release.wait(LONG_S)
+        return "approved"
+
+    @box.tool
+    def quick() -> str:
+        return "quick"
+
+    async def scenario():
+        waiting = [
+            asyncio.create_task(
+                use(
+                    box.get("approve"),
+                    ToolCall("c", "approve", {}),
+                    context(SessionKey.of(f"w{number}", "clerk")),
+                    LONG_S,
+                )
+            )
+            for number in range(40)
+        ]
+        asked = ToolCall("c", "quick", {})
+        answered = await use(box.get("quick"), asked, context(), LONG_S)
+        assert answered.content == "quick"
+        await until(lambda: box.threads.statistics().running >= 40)
+        release.set()
+        assert {result.content for result in await asyncio.gather(*waiting)} == {"approved"}
+        await until(lambda: sum(box.threads.statistics()) <= 8)
+
+    asyncio.run(scenario())
+
+
+def test_as_many_calls_may_wait_as_the_extra_limit_says():
+    threads = Threads(1, extra_limit=2, patience_s=0.01)
+    release = threading.Event()
+
+    async def scenario():
+        calls = [
+            asyncio.create_task(threads.run(lambda: release.wait(LONG_S), LONG_S)) for _ in range(5)
+        ]
+        await until(lambda: threads.statistics().running == 3)
+        with pytest.raises(TimeoutError, match=r"not begun within 0\.2 s"):
+            await threads.run(lambda: None, SHORT_S)
+        release.set()
+        await asyncio.gather(*calls)
+
+    asyncio.run(scenario())
+
+
 def test_calls_get_a_thread_in_the_order_in_which_they_came():
     threads, order = Threads(1), []
 
@@ -567,7 +688,7 @@ def test_a_hanging_tool_becomes_an_error_and_the_next_call_has_a_thread():
 
 
 def test_when_too_many_threads_hang_a_call_is_told_that_nothing_was_done():
-    threads = Threads(1, hung_limit=1)
+    threads = Threads(1, extra_limit=1)
     release, ran = threading.Event(), []
 
     async def scenario():
@@ -731,6 +852,59 @@ def test_a_result_that_comes_while_the_tool_is_being_cancelled_is_given():
             return "it did happen"
 
     assert call(box.get("just"), {}, timeout_s=0.01) == ("c1", "it did happen", False)
+
+
+def test_an_async_tool_that_blocks_the_loop_is_named_and_its_time_is_counted(caplog):
+    box, lag = Toolbox(), LoopLag()
+
+    @box.tool
+    async def block() -> str:
+        await asyncio.sleep(0)
+        threading.Event().wait(BLOCKING_S)
+        await asyncio.sleep(0)
+        return "done"
+
+    @box.tool
+    async def polite() -> str:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2 * BLOCKING_S):
+                await asyncio.Event().wait()
+        return "done"
+
+    async def scenario():
+        for name in ("polite", "block", "block"):
+            asked = ToolCall("c", name, {})
+            assert (await use(box.get(name), asked, context(), LONG_S, lag=lag)).content == "done"
+
+    asyncio.run(scenario())
+    (blocked,) = lag.by_tool()
+    assert (blocked.tool, blocked.times) == ("block", 2)
+    assert BLOCKING_S <= blocked.longest_s <= blocked.total_s == lag.total_s
+    assert "async tool block blocked the event loop for 0." in caplog.text
+
+
+def test_a_watched_tool_is_cancelled_and_raises_as_any_other():
+    box, lag = Toolbox(), LoopLag()
+
+    @box.tool
+    async def tidy() -> str:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await asyncio.sleep(0)
+            return "it did happen"
+
+    @box.tool
+    async def fail() -> str:
+        await asyncio.sleep(0)
+        raise ValueError("no such day")
+
+    async def scenario():
+        late = await use(box.get("tidy"), ToolCall("c", "tidy", {}), context(), 0.01, lag=lag)
+        failed = await use(box.get("fail"), ToolCall("c", "fail", {}), context(), 1, lag=lag)
+        return late.content, failed.content
+
+    assert asyncio.run(scenario()) == ("it did happen", "fail failed: ValueError: no such day")
 
 
 def test_a_tool_that_hangs_for_ever_holds_neither_the_loop_s_end_nor_the_process_s():

@@ -1,14 +1,14 @@
-"""Tools: what the model may do. Registered once, shared by all agents, called for one session.
+"""Tools: functions that the model may call. Registered once, shared by all agents.
 
 A function becomes a tool by ``@toolbox.tool``; its schema comes from its signature and docstring.
-A tool learns for whom it runs from a parameter annotated ``ToolContext``, which the model neither
-sees nor fills: there is no other way to learn it, and none that could be stale.
+A parameter annotated ``ToolContext`` receives the session for which the tool runs; the model
+neither sees nor fills it, so no argument of the model can name another session.
 
-``use`` gives a result whatever the tool does: arguments that do not fit, an exception, a hang and a
-result too long are all sentences for the model, because a tool's failure is the model's to handle
-and never the end of a session. Only cancellation goes through.
+``use`` always returns a result: invalid arguments, an exception, a time-out and a result that is
+too long become sentences for the model, because a tool's failure must not end a session. Only
+cancellation is passed on.
 
-It must not know stores, locks or models. It knows ``pydantic`` by function-level imports only.
+This module must not know stores, locks or models. It imports ``pydantic`` inside functions only.
 
 Source: the shared tool registration of the concurrency report; schemas as
 https://docs.anthropic.com/en/docs/agents-and-tools/tool-use/implement-tool-use describes them.
@@ -21,10 +21,12 @@ import inspect
 import json
 import logging
 import re
+import time
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
+from functools import partial
+from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints, overload
 
 from kode_lab.errors import InvalidTool, Refused
 from kode_lab.key import SessionKey
@@ -32,20 +34,27 @@ from kode_lab.message import ToolCall, ToolResult
 from kode_lab.sessions.threads import THREAD_LIMIT, Threads
 
 __all__ = [
+    "BLOCKING_S",
     "CANCEL_GRACE_S",
     "ERROR_LIMIT_CHARS",
     "RESULT_LIMIT_CHARS",
+    "Blocked",
+    "LoopLag",
     "Tool",
     "ToolContext",
     "Toolbox",
+    "tools_of",
     "use",
 ]
 
-# About 12,000 tokens: a result that fills the model's context helps nobody.
+# About 12,000 tokens: a longer result only fills the model's context.
 RESULT_LIMIT_CHARS = 50_000
 ERROR_LIMIT_CHARS = 500
-# How long a cancelled async tool may tidy up before it is left behind.
+# How long a cancelled async tool may clean up before it is left behind.
 CANCEL_GRACE_S = 0.5
+# An async tool that keeps the loop longer than this in one step delays every other session.
+# asyncio's own debug mode warns at the same time (``slow_callback_duration``).
+BLOCKING_S = 0.1
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _LOG = logging.getLogger(__name__)
 
@@ -53,20 +62,61 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class ToolContext(NamedTuple):
-    """For whom a tool runs.
+    """The call that a tool runs for.
 
     Attributes:
         key: the session.
         turn_id: the turn that asked.
-        call_id: the model's id of this call.
-        idempotency_key: the same whenever this call is made again, and no other call's of whichever
-            session; an effect carries it, so that it happens once.
+        call_id: the id of this call in the conversation.
+        idempotency_key: the same whenever this call is repeated, and different from that of every
+            other call of any session. A tool stores it with its effect, so that a repeated call
+            has no second effect.
     """
 
     key: SessionKey
     turn_id: str
     call_id: str
     idempotency_key: str
+
+
+class Blocked(NamedTuple):
+    """How often and how long one async tool has blocked the event loop."""
+
+    tool: str
+    times: int
+    total_s: float
+    longest_s: float
+
+
+class LoopLag:
+    """Counts the time for which async tools blocked the event loop.
+
+    Attributes:
+        total_s: of all tools; it only grows, so two readings tell the lag between them.
+    """
+
+    def __init__(self) -> None:
+        self.total_s = 0.0
+        self._by_tool: dict[str, Blocked] = {}
+
+    def add(self, tool: str, took_s: float) -> None:
+        """Count one step of a tool that took at least ``BLOCKING_S``; log a tool's longest."""
+        self.total_s += took_s
+        before = self._by_tool.get(tool, Blocked(tool, 0, 0.0, 0.0))
+        longest_s = max(took_s, before.longest_s)
+        self._by_tool[tool] = Blocked(tool, before.times + 1, before.total_s + took_s, longest_s)
+        if took_s == longest_s:
+            _LOG.warning(
+                "async tool %s blocked the event loop for %.2f s, and every session with it: "
+                "await what it waits for, or register it as a plain function, which runs in a "
+                "thread",
+                tool,
+                took_s,
+            )
+
+    def by_tool(self) -> tuple[Blocked, ...]:
+        """Return the counts of each tool that blocked the loop."""
+        return tuple(self._by_tool.values())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,8 +128,9 @@ class Tool:
         function: what runs.
         is_async: whether it runs in the loop (else in a thread).
         context_name: the parameter that takes the ``ToolContext``, or "".
-        check: gives the keyword arguments, or raises ``ValueError`` with a sentence.
+        check: returns the keyword arguments, or raises ``ValueError`` with a sentence.
         threads: where it runs if it is not async.
+        is_alone: no other call of the same reply runs beside it.
     """
 
     name: str
@@ -90,6 +141,7 @@ class Tool:
     context_name: str
     check: Callable[[Mapping[str, Any]], dict[str, Any]]
     threads: Threads
+    is_alone: bool = False
 
     @property
     def spec(self) -> Mapping[str, Any]:
@@ -110,24 +162,38 @@ class Toolbox:
         self.threads = Threads(thread_limit)
         self._tools: dict[str, Tool] = {}
 
-    def tool(self, function: F) -> F:
-        """Register the function under its own name, and give it back unchanged.
+    @overload
+    def tool(self, function: F, /) -> F: ...
 
-        Every parameter is annotated. The docstring's first part tells the model what the tool is
-        for, its ``Args:`` what each argument means. A parameter annotated ``ToolContext`` is given
-        the context. A plain function runs in a thread, an ``async`` one in the loop.
+    @overload
+    def tool(self, /, *, alone: bool = False) -> Callable[[F], F]: ...
+
+    def tool(self, function: Any = None, /, *, alone: bool = False) -> Any:
+        """Register the function under its own name and return it unchanged.
+
+        Use it as ``@toolbox.tool`` or ``@toolbox.tool(alone=True)``. Every parameter must be
+        annotated. The docstring's first part tells the model what the tool does, its ``Args:``
+        section what each argument means. A parameter annotated ``ToolContext`` receives the
+        context. A plain function runs in a thread, an ``async`` one in the event loop.
+
+        Args:
+            function: what becomes a tool.
+            alone: calls of one reply normally run at the same time. A call of this tool starts
+                when the calls before it have ended, and the calls after it start when it has
+                ended: for tools that change what other tools read.
 
         Raises:
             InvalidTool: the name is taken or not allowed, or the signature has no JSON schema.
         """
-        name = getattr(function, "__name__", "")
-        if not _NAME.fullmatch(name):
-            raise InvalidTool(
-                f"a tool's name is {_NAME.pattern}, not {name!r:.80}: register a named function"
-            )
-        if name in self._tools:
-            raise InvalidTool(f"there is a tool {name!r} already: give this one another name")
-        self._tools[name] = _tool(name, function, self.threads)
+        if function is None:
+            return partial(self._register, alone=alone)
+        return self._register(function, alone=alone)
+
+    def _register(self, function: F, *, alone: bool) -> F:
+        tool = _tool(function, self.threads, alone=alone)
+        if tool.name in self._tools:
+            raise InvalidTool(f"there is a tool {tool.name!r} already: rename this function")
+        self._tools[tool.name] = tool
         return function
 
     def get(self, name: str) -> Tool | None:
@@ -146,6 +212,29 @@ class Toolbox:
         return len(self._tools)
 
 
+# For functions that are tools of one agent only, without a toolbox.
+_THREADS = Threads()
+
+
+def tools_of(given: object) -> tuple[Tool, ...]:
+    """Return the tools that a toolbox or an iterable of tools and functions holds.
+
+    Raises:
+        InvalidTool: an element is neither, two have one name, or a function cannot be a tool.
+    """
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+        raise InvalidTool(
+            f"tools is a {type(given).__name__}: pass a Toolbox, or a list of functions and tools"
+        )
+    tools: dict[str, Tool] = {}
+    for part in given:
+        tool = part if isinstance(part, Tool) else _tool(part, _THREADS)
+        if tool.name in tools:
+            raise InvalidTool(f"two tools are called {tool.name!r}: rename one of them")
+        tools[tool.name] = tool
+    return tuple(tools.values())
+
+
 async def use(
     tool: Tool | None,
     call: ToolCall,
@@ -153,16 +242,18 @@ async def use(
     timeout_s: float,
     *,
     known: Sequence[str] = (),
+    lag: LoopLag | None = None,
 ) -> ToolResult:
-    """Return the result of one call of a tool: always a result, whatever the tool does.
+    """Return the result of one tool call, whatever the tool does.
 
     Args:
         tool: what was asked for, or None if the agent has no tool of that name.
         call: what the model asked.
-        context: for whom.
+        context: the session and call that it runs for.
         timeout_s: after this the result is an error. An async tool is then cancelled; a thread
-            cannot be: it runs on unheard, and only the idempotency key guards its effect.
-        known: the names to tell the model of when there is no such tool.
+            cannot be: it runs to its end, and only the idempotency key guards its effect.
+        known: the names that the model is told when there is no such tool.
+        lag: counts the time for which an async tool blocks the event loop.
 
     Raises:
         asyncio.CancelledError: the caller was cancelled; an async tool was cancelled with it.
@@ -178,12 +269,12 @@ async def use(
         arguments[tool.context_name] = context
     try:
         if tool.is_async:
-            content, is_error = await _in_task(tool, arguments, timeout_s)
+            content, is_error = await _in_task(tool, arguments, timeout_s, lag)
         else:
             content, is_error = await tool.threads.run(
                 lambda: _run(tool, arguments), timeout_s, owner=context.key[:2]
             )
-    except (TimeoutError, Refused) as error:
+    except (TimeoutError, Refused) as error:  # of the threads: a tool's own are caught in _run
         content, is_error = f"{tool.name}: {error}.", True
     return ToolResult(call.id, content, is_error)
 
@@ -191,27 +282,62 @@ async def use(
 def _run(tool: Tool, arguments: dict[str, Any]) -> tuple[str, bool]:
     try:
         return _text(tool.function(**arguments)), False
-    except BaseException as error:  # noqa: BLE001 - in a thread of ours even SystemExit is the tool's
+    except BaseException as error:  # noqa: BLE001 - in our thread even SystemExit is the tool's
         return _failure(tool, error), True
 
 
-async def _await(tool: Tool, arguments: dict[str, Any]) -> tuple[str, bool]:
+async def _await(tool: Tool, arguments: dict[str, Any], lag: LoopLag | None) -> tuple[str, bool]:
     try:
-        return _text(await tool.function(**arguments)), False
+        running: Awaitable[Any] = tool.function(**arguments)
+        return _text(await (running if lag is None else _Watched(running, tool.name, lag))), False
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a tool's failure is for the model
         return _failure(tool, error), True
 
 
-# The loop keeps only weak references to tasks; one that would not be cancelled is kept here.
+class _Watched:
+    """Awaits a tool's coroutine and measures each of its steps.
+
+    It sees what the tool itself does between two awaits, not the tasks that the tool creates.
+    """
+
+    __slots__ = ("_coroutine", "_lag", "_name")
+
+    def __init__(self, coroutine: Any, name: str, lag: LoopLag) -> None:
+        self._coroutine = coroutine
+        self._name = name
+        self._lag = lag
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        coroutine = self._coroutine
+        step = partial(coroutine.send, None)
+        while True:
+            start_s = time.perf_counter()
+            try:
+                waits_for = step()
+            except StopIteration as ended:
+                return ended.value
+            finally:
+                took_s = time.perf_counter() - start_s
+                if took_s >= BLOCKING_S:
+                    self._lag.add(self._name, took_s)
+            try:
+                step = partial(coroutine.send, (yield waits_for))
+            except BaseException as error:  # noqa: BLE001 - the coroutine decides about it
+                step = partial(coroutine.throw, error)
+
+
+# The loop keeps only weak references to tasks; one that ignores its cancellation is kept here.
 _left_behind: set[asyncio.Task[tuple[str, bool]]] = set()
 
 
-async def _in_task(tool: Tool, arguments: dict[str, Any], timeout_s: float) -> tuple[str, bool]:
-    """Run an async tool in a task of its own, so that one that ignores cancellation holds nobody.
+async def _in_task(
+    tool: Tool, arguments: dict[str, Any], timeout_s: float, lag: LoopLag | None
+) -> tuple[str, bool]:
+    """Run an async tool in its own task, so that one that ignores cancellation blocks no session.
 
-    ``asyncio.timeout`` would wait for such a tool for ever.
+    ``asyncio.timeout`` would wait for such a tool without end.
     """
-    task = asyncio.create_task(_await(tool, arguments), name=f"tool {tool.name}")
+    task = asyncio.create_task(_await(tool, arguments, lag), name=f"tool {tool.name}")
     try:
         await asyncio.wait((task,), timeout=timeout_s)
     finally:
@@ -224,7 +350,7 @@ async def _in_task(tool: Tool, arguments: dict[str, Any], timeout_s: float) -> t
     if not task.done():
         return f"{tool.name}: no result after {timeout_s:g} s, and it ignores cancellation.", True
     if not task.cancelled():
-        return task.result()  # perhaps late, but true
+        return task.result()  # late, but true
     if is_late:
         return f"{tool.name}: no result after {timeout_s:g} s; it was cancelled.", True
     return f"{tool.name} failed: it cancelled itself.", True
@@ -256,9 +382,15 @@ def _failure(tool: Tool, error: BaseException) -> str:
     return f"{tool.name} failed: {type(error).__name__}{': ' if text else ''}{text}"
 
 
-def _tool(name: str, function: Callable[..., Any], threads: Threads) -> Tool:
+def _tool(function: Any, threads: Threads, *, alone: bool = False) -> Tool:
+    """Return the tool that a function becomes."""
+    name = getattr(function, "__name__", "")
+    if not callable(function) or not _NAME.fullmatch(name):
+        raise InvalidTool(
+            f"a tool's name is {_NAME.pattern}, not {name!r:.80}: register a named function"
+        )
     if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
-        raise InvalidTool(f"{name} yields: a tool returns its one result")
+        raise InvalidTool(f"{name} yields: a tool must return one result")
     try:
         hints = get_type_hints(function, include_extras=True)
     except Exception as error:  # an annotation may raise anything when it is read
@@ -270,17 +402,20 @@ def _tool(name: str, function: Callable[..., Any], threads: Threads) -> Tool:
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             raise InvalidTool(
-                f"{name}: {parameter} cannot be given by name: spell every argument out"
+                f"{name}: {parameter} cannot be passed by name: declare every argument"
             )
         if parameter.name not in hints:
-            raise InvalidTool(f"{name}: annotate {parameter.name!r}, its schema comes from there")
+            raise InvalidTool(
+                f"{name}: annotate {parameter.name!r}: its schema comes from the annotation"
+            )
         hint = hints[parameter.name]
         if hint is ToolContext and not context_name:
             context_name = parameter.name
         elif _mentions_context(hint):
             # The model must never be able to say whose session it is.
             raise InvalidTool(
-                f"{name}: annotate one parameter exactly ToolContext, not {parameter.name!r} so"
+                f"{name}: {parameter.name!r} may not hold a ToolContext: annotate one parameter as "
+                "exactly ToolContext"
             )
         else:
             accepted[parameter.name] = (hint, parameter)
@@ -288,7 +423,7 @@ def _tool(name: str, function: Callable[..., Any], threads: Threads) -> Tool:
     schema, check = _checked(name, accepted, meanings)
     is_async = inspect.iscoroutinefunction(function)
     return Tool(
-        name, description, _frozen(schema), function, is_async, context_name, check, threads
+        name, description, _frozen(schema), function, is_async, context_name, check, threads, alone
     )
 
 
@@ -322,7 +457,7 @@ def _checked(
         if isinstance(parameter.default, str | int | float | bool | None):
             options["default"] = parameter.default
         elif parameter.default is not parameter.empty:
-            # Optional, but not to be shown. The function itself supplies its default.
+            # Optional, but not shown to the model. The function supplies its own default.
             options["default_factory"] = lambda: None
         # The prefix keeps an argument called "json" or "copy" off the model's own methods.
         fields[f"arg_{own}"] = (hint, pydantic.Field(**options))
@@ -334,11 +469,11 @@ def _checked(
     except Exception as error:  # pydantic raises many kinds
         raise InvalidTool(f"{name}: its arguments have no JSON schema ({error})") from error
     for part in (schema, *schema["properties"].values()):
-        part.pop("title", None)  # made up from the name: tokens that say nothing
+        part.pop("title", None)  # derived from the name: tokens without information
 
     def check(given: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(given, Mapping):
-            raise ValueError(f"its input is an object, not {type(given).__name__}")  # noqa: TRY004
+            raise ValueError(f"its input must be an object, not {type(given).__name__}")  # noqa: TRY004
         try:
             # By way of JSON: strict there still takes a date or an enum from its text.
             checked = model.model_validate_json(json.dumps(dict(given)), strict=True)
