@@ -19,7 +19,7 @@ from kode_lab.history.digest import MULTIPLIER, hash_of
 from kode_lab.history.operation import marker_of
 from kode_lab.history.span import Span
 from kode_lab.key import SessionKey
-from kode_lab.lab.run import Run, RunRecorder
+from kode_lab.lab.records import Run, RunRecorder
 
 __all__ = ["looking", "synthetic"]
 

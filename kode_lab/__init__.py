@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from kode_lab.errors import KodeLabError
     from kode_lab.key import SessionKey
     from kode_lab.lab.comparison import Comparison
-    from kode_lab.lab.run import Run
+    from kode_lab.lab.records import Run
     from kode_lab.lab.scenario import Scenario
     from kode_lab.sessions import (
         AgentShelf,
@@ -57,7 +57,7 @@ _ROOMS = {
     "kode_lab.errors": ("KodeLabError",),
     "kode_lab.lab.comparison": ("Comparison",),
     "kode_lab.lab": ("lab",),
-    "kode_lab.lab.run": ("Run",),
+    "kode_lab.lab.records": ("Run",),
     "kode_lab.lab.scenario": ("Scenario",),
     "kode_lab.key": ("SessionKey",),
     "kode_lab.sessions": (

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kode_lab.lab.run import Run
+from kode_lab.lab.records import Run
 
 KODE_LAB = (sys.executable, "-W", "error", "-m", "kode_lab")
 # Claims that no busy machine can break: they compare no times.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from kode_lab.lab.run import Run
+from kode_lab.lab.records import Run
 from kode_lab.reports.claims import claims_of
 from kode_lab.reports.evidence import evidence_of
 from kode_lab.reports.summary import finding, print_summary

@@ -13,7 +13,7 @@ from kode_lab.errors import InvalidRecord, InvalidScenario, NewerFormat
 from kode_lab.history.operation import marker_of
 from kode_lab.key import SessionKey
 from kode_lab.lab.comparison import compare
-from kode_lab.lab.run import Run, RunRecorder
+from kode_lab.lab.records import Run, RunRecorder
 from kode_lab.lab.scenario import Scenario
 from kode_lab.pictures.timeline import timeline
 from kode_lab.reports.claims import time_verdict

@@ -14,7 +14,7 @@ from kode_lab.errors import InvalidRecord, InvalidScenario
 from kode_lab.history.operation import Operation, Read
 from kode_lab.history.span import Span
 from kode_lab.lab.live import Progress
-from kode_lab.lab.run import Run, RunRecorder
+from kode_lab.lab.records import Run, RunRecorder
 from kode_lab.reports.claims import (
     Claim,
     allowance_s,

@@ -17,7 +17,7 @@ from kode_lab.errors import InvalidScenario
 from kode_lab.history.operation import NEMESIS
 from kode_lab.lab.comparison import compare
 from kode_lab.lab.live import Progress
-from kode_lab.lab.run import Run
+from kode_lab.lab.records import Run
 from kode_lab.lab.scenario import Client, Scenario
 from kode_lab.sessions import JsonStore, Lease
 

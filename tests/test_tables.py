@@ -11,7 +11,7 @@ from synthetic_runs import ZERO_NS, Recording, S, the_report, turn
 from kode_lab.history.operation import NEMESIS, Operation, Read, marker_of
 from kode_lab.history.span import Span
 from kode_lab.key import SessionKey
-from kode_lab.lab.run import Run, RunRecorder
+from kode_lab.lab.records import Run, RunRecorder
 from kode_lab.lab.tables import (
     events_table,
     sessions_table,

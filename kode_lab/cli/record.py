@@ -22,7 +22,7 @@ def add(commands: Any) -> None:
 
 
 def _record(options: argparse.Namespace) -> int:
-    from kode_lab.lab.run import Run  # noqa: PLC0415
+    from kode_lab.lab.records import Run  # noqa: PLC0415
     from kode_lab.reports.record import left_out_of, recorded  # noqa: PLC0415
 
     run = Run.load(options.run_id, options.results)

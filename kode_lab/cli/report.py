@@ -23,7 +23,7 @@ def add(commands: Any) -> None:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from kode_lab.lab.run import Run  # noqa: PLC0415
+    from kode_lab.lab.records import Run  # noqa: PLC0415
     from kode_lab.reports.page import report  # noqa: PLC0415
 
     run = Run.load(options.run_id, options.results)

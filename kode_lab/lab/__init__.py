@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
     from kode_lab.lab.live import Card, Progress
-    from kode_lab.lab.run import Run
+    from kode_lab.lab.records import Run
     from kode_lab.lab.run_list import RunList
     from kode_lab.lab.scenario import Scenario
     from kode_lab.lab.trial import MakeStore
@@ -73,7 +73,7 @@ def run(
     # Here and not above: whoever only starts work of their own needs none of it.
     from kode_lab.errors import InvalidScenario  # noqa: PLC0415
     from kode_lab.lab.live import Pace, Progress, Row, card_for  # noqa: PLC0415
-    from kode_lab.lab.run import RunRecorder  # noqa: PLC0415
+    from kode_lab.lab.records import RunRecorder  # noqa: PLC0415
     from kode_lab.lab.trial import conduct  # noqa: PLC0415
 
     if make_store is not None and scenario.kills:

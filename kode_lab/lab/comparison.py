@@ -14,7 +14,7 @@ from html import escape
 from typing import NamedTuple
 
 from kode_lab.errors import InvalidRecord
-from kode_lab.lab.run import Run
+from kode_lab.lab.records import Run
 from kode_lab.lab.turn_view import turns_of
 
 __all__ = ["Comparison", "Figures", "compare"]

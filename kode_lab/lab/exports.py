@@ -13,7 +13,7 @@ import csv
 from contextlib import suppress
 
 from kode_lab.errors import InvalidRecord
-from kode_lab.lab.run import Run
+from kode_lab.lab.records import Run
 from kode_lab.lab.turn_row import TURN_COLUMNS, turn_row
 from kode_lab.lab.turn_view import turns_of
 from kode_lab.pictures.timeline import timeline

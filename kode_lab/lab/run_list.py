@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 
 from kode_lab.errors import KodeLabError
-from kode_lab.lab.run import Run
+from kode_lab.lab.records import Run
 
 __all__ = ["RunList", "run_list"]
 

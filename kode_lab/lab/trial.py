@@ -27,7 +27,7 @@ from kode_lab.history.span import Trace
 from kode_lab.lab.client import Client as TurnClient
 from kode_lab.lab.exports import export
 from kode_lab.lab.live import Progress, Row
-from kode_lab.lab.run import Run, RunRecorder
+from kode_lab.lab.records import Run, RunRecorder
 from kode_lab.lab.scenario import AGENT, Client, Scenario
 from kode_lab.message import Model
 from kode_lab.schedule_assistant import AGENTS, ScheduleBook, toolbox

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from kode_lab.errors import InvalidScenario
 from kode_lab.lab.exports import export
-from kode_lab.lab.run import RunRecorder
+from kode_lab.lab.records import RunRecorder
 from kode_lab.load.options import check_load
 from kode_lab.load.report import write_report
 from kode_lab.load.services import Service

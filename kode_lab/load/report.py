@@ -14,7 +14,7 @@ from typing import Any
 
 from kode_lab.check import check_path
 from kode_lab.errors import KodeLabError
-from kode_lab.lab.run import Run
+from kode_lab.lab.records import Run
 from kode_lab.pictures import Picture, crash_bands, latency, many_sessions, witness
 from kode_lab.reports.page import figure_of, heading_of, page_of
 

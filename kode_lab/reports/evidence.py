@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeAlias
 from kode_lab.errors import InvalidRecord
 from kode_lab.history.operation import Operation
 from kode_lab.history.span import Span
-from kode_lab.lab.run import Run
+from kode_lab.lab.records import Run
 from kode_lab.reports.documented import STORAGE, DocumentedTest, DocumentedTurn
 
 __all__ = ["MESSAGES", "Evidence", "Files", "Turn", "evidence_of", "stored_files", "turn_id"]

@@ -25,7 +25,7 @@ from kode_lab.check.render import headline
 from kode_lab.errors import InvalidRecord, KodeLabError, StoreUnwritable
 from kode_lab.history.operation import NEMESIS, QUIET, Operation
 from kode_lab.history.span import Span
-from kode_lab.lab.run import Run
+from kode_lab.lab.records import Run
 from kode_lab.lab.turn_view import TurnView, turns_of
 from kode_lab.reports.claims import Verdict as ClaimVerdict
 

@@ -33,7 +33,7 @@ from kode_lab.claude.wording import intent_of
 from kode_lab.errors import InvalidKey, InvalidScenario
 from kode_lab.history.operation import HEALS, NEMESIS, QUIET, Operation, marker_of
 from kode_lab.key import SessionKey, is_unicode
-from kode_lab.lab.run import Run
+from kode_lab.lab.records import Run
 from kode_lab.lab.scenario import AGENT, SPEED_LIMIT, Ask, Client, Scenario
 from kode_lab.lab.turn_view import TurnView, turns_of
 from kode_lab.reports.claims import Claim, Verdict, allowance_s, time_verdict

@@ -19,7 +19,7 @@ from kode_lab.check.render import headline
 from kode_lab.errors import InvalidScenario
 from kode_lab.lab.comparison import compare
 from kode_lab.lab.live import Progress, card_for
-from kode_lab.lab.run import Run
+from kode_lab.lab.records import Run
 from kode_lab.lab.scenario import Scenario
 from kode_lab.reports.claims import Claim, verdict_of
 from kode_lab.reports.record import (

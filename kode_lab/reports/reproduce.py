@@ -28,7 +28,7 @@ from kode_lab.lab import Handle, start
 from kode_lab.lab.exports import export
 from kode_lab.lab.live import Card, Pace, Progress, Row, card_for
 from kode_lab.lab.perfetto import chrome_trace
-from kode_lab.lab.run import RESULTS, Run, RunRecorder
+from kode_lab.lab.records import RESULTS, Run, RunRecorder
 from kode_lab.reports.claims import Claim, claims_of, verdict_of
 from kode_lab.reports.documented import (
     AGENT,

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from kode_lab.lab.run import Run
+from kode_lab.lab.records import Run
 from kode_lab.reports.claims import Claim, verdict_of
 from kode_lab.reports.documented import STORAGE
 from kode_lab.reports.evidence import stored_files

@@ -23,7 +23,7 @@ from kode_lab.check.render import headline
 from kode_lab.errors import KodeLabError, Refused, Superseded
 from kode_lab.history.operation import Effect, HistoryWriter, markers_in
 from kode_lab.key import SessionKey
-from kode_lab.lab.run import Run, RunRecorder
+from kode_lab.lab.records import Run, RunRecorder
 from kode_lab.lab.scenario import Ask
 from kode_lab.schedule_assistant import ScheduleBook
 from kode_lab.sessions.postgres.connection import PostgresLink

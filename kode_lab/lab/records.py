@@ -375,7 +375,7 @@ def _commit() -> dict[str, Any] | None:
 
     try:
         # An installed copy inside somebody else's checkout must not claim their commit.
-        if not git("ls-files", "run.py"):
+        if not git("ls-files", "records.py"):
             return None
         commit = git("rev-parse", "HEAD")
         return {"id": commit, "is_dirty": bool(git("status", "--porcelain", "-uno", "--", ".."))}
