@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kode_lab.claude import wire
+from kode_lab.claude.formats.messages import events_of
+from kode_lab.claude.formats.seam import pieces_of
 from kode_lab.claude.reply import Assembly, reply_of
 from kode_lab.errors import ModelGarbage
 
@@ -29,8 +30,16 @@ CONTENT = st.lists(TEXTS | CALLS, max_size=5)
 
 
 def message(content, stop_reason="end_turn", **fields):
-    usage = {"input_tokens": 7, "output_tokens": 9}
-    return wire.message_of("msg_1", "claude-x", content, stop_reason, usage=usage) | fields
+    return {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "model": "claude-x",
+        "content": list(content),
+        "stop_reason": stop_reason,
+        "stop_sequence": None,
+        "usage": {"input_tokens": 7, "output_tokens": 9},
+    } | fields
 
 
 def assembled(events):
@@ -44,7 +53,7 @@ def assembled(events):
 @given(CONTENT)
 def test_a_streamed_message_is_put_together_again_as_it_was(content):
     sent = message(content)
-    assembly, pieces = assembled(json.loads(json.dumps(e.data)) for e in wire.events_of(sent))
+    assembly, pieces = assembled(json.loads(json.dumps(data)) for data, _ in events_of(sent))
     assert assembly.is_complete
     assert assembly.reply() == reply_of(sent)
     assert "".join(pieces) == "".join(b["text"] for b in content if b["type"] == "text")
@@ -52,14 +61,14 @@ def test_a_streamed_message_is_put_together_again_as_it_was(content):
 
 @given(CONTENT, st.data())
 def test_a_stream_is_complete_only_with_its_last_event(content, data):
-    events = [event.data for event in wire.events_of(message(content))]
+    events = [data for data, _ in events_of(message(content))]
     shorter = events[: data.draw(st.integers(0, len(events) - 1))]
     assert not assembled(shorter)[0].is_complete
 
 
 @given(WORDS)
 def test_pieces_of_a_text_are_the_text(text):
-    assert "".join(wire.pieces_of(text)) == text
+    assert "".join(pieces_of(text)) == text
 
 
 def test_cached_input_counts_as_input():
@@ -75,7 +84,7 @@ def test_cached_input_counts_as_input():
 
 
 def test_unknown_events_deltas_and_blocks_pass():
-    events = [event.data for event in wire.events_of(message([{"type": "text", "text": "hi"}]))]
+    events = [data for data, _ in events_of(message([{"type": "text", "text": "hi"}]))]
     events.insert(2, {"type": "weather", "sky": "blue"})
     events.insert(3, {"type": "content_block_delta", "index": 0, "delta": {"type": "colour"}})
     assert assembled(events)[0].reply().text == "hi"

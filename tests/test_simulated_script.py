@@ -9,8 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kode_lab.claude.conversation import shown_to
+from kode_lab.claude.formats.messages import MessagesFormat
+from kode_lab.claude.formats.seam import ApiError
 from kode_lab.claude.legality import problem_of
-from kode_lab.claude.script import plan_of, shown_to
+from kode_lab.claude.script import plan_of
 from kode_lab.history.operation import Read, digest_of, echo_in, echo_of, marker_of
 from kode_lab.key import SessionKey
 from kode_lab.message import ToolResult, assistant, tool_results, user
@@ -29,9 +32,18 @@ READS = st.builds(
 )
 
 
+HEADERS = {b"anthropic-version": b"2026-10-21"}
+FORMAT = MessagesFormat()
+
+
+def received(body):
+    """Return what the Messages format makes of a body that came as bytes."""
+    return FORMAT.receive(json.dumps(body).encode(), HEADERS, "/v1/messages")
+
+
 def plan(*messages, tools=TOOLS, **fields):
     body = {"model": "m", "max_tokens": 1, "messages": list(messages), "tools": tools, **fields}
-    return plan_of(body, TODAY)
+    return plan_of(received(body), TODAY)
 
 
 def converse(prompt, use, before=()):
@@ -41,13 +53,18 @@ def converse(prompt, use, before=()):
     for _ in range(30):
         body = {"model": "m", "max_tokens": 1, "messages": messages, "tools": TOOLS}
         assert problem_of(body, "2026-10-21") is None
-        plans.append(plan_of(body, TODAY))
+        plans.append(plan_of(received(body), TODAY))
         if not plans[-1].calls:
             messages.append(assistant(plans[-1].text))
             return plans, messages
         calls = [
-            {**call, "id": f"toolu_{len(messages)}_{number}"}
-            for number, call in enumerate(plans[-1].calls)
+            {
+                "type": "tool_use",
+                "name": name,
+                "input": given,
+                "id": f"toolu_{len(messages)}_{number}",
+            }
+            for number, (name, given) in enumerate(plans[-1].calls)
         ]
         results = [
             ToolResult(call["id"], json.dumps(use(call["name"], call["input"]))) for call in calls
@@ -57,7 +74,7 @@ def converse(prompt, use, before=()):
 
 
 def made(prompt):
-    return [(call["name"], call["input"]) for call in plan(user(prompt)).calls]
+    return list(plan(user(prompt)).calls)
 
 
 @pytest.mark.parametrize(
@@ -138,13 +155,13 @@ def test_a_change_concerns_the_schedule_that_the_prompt_names():
 def test_a_change_without_an_id_concerns_what_the_conversation_told_of_last():
     _, before = converse("create lunch", lambda _, given: {"schedule_id": 13050, **given})
     plans, _ = converse("delete it", lambda _, given: {"deleted": given}, before)
-    assert plans[0].calls[0]["input"] == {"schedule_id": 13050}
+    assert plans[0].calls[0][1] == {"schedule_id": 13050}
     assert plans[-1].text.startswith("Done")
 
 
 def test_a_change_without_any_id_looks_first_and_owns_up_to_finding_nothing():
     plans, _ = converse("cancel the lunch tomorrow", lambda *_: {"schedules": []})
-    assert plans[0].calls[0]["input"] == {"day": "2026-03-03"}
+    assert plans[0].calls[0][1] == {"day": "2026-03-03"}
     assert not plans[-1].calls
     assert "no schedule" in plans[-1].text
 
@@ -244,12 +261,14 @@ FIELDS = ["model", "messages", "max_tokens", "tools", "tool_choice", "system", "
 
 @given(VALUES | st.dictionaries(st.sampled_from(FIELDS), VALUES), st.booleans())
 def test_no_body_whatever_breaks_the_rules_and_what_they_let_pass_is_answered(body, is_count):
-    problem = problem_of(body, "2026-10-21", is_count=is_count)
-    if problem is None:
-        assert plan_of(body, TODAY).text
+    path = "/v1/messages/count_tokens" if is_count else "/v1/messages"
+    answer = FORMAT.receive(json.dumps(body).encode(), HEADERS, path)
+    if isinstance(answer, ApiError):
+        assert answer.status in (400, 404)
+        assert answer.message
     else:
-        assert problem.status == 400
-        assert problem.message
+        answer_plan = plan_of(answer, TODAY)
+        assert answer_plan.text or answer_plan.calls
 
 
 @given(st.lists(VALUES, min_size=1, max_size=4))
@@ -259,8 +278,11 @@ def test_no_messages_whatever_break_the_rules_and_what_they_let_pass_is_answered
         for message in messages
     ]
     body = {"model": "m", "max_tokens": 1, "messages": messages}
-    if problem_of(body, "2026-10-21") is None:
-        plan_of(body, TODAY)
+    answer = received(body)
+    if isinstance(answer, ApiError):
+        assert answer.status == 400
+    else:
+        plan_of(answer, TODAY)
         shown_to(messages)
 
 

@@ -157,9 +157,9 @@ def test_a_body_that_is_not_json_or_too_large_is_refused():
     assert told["connection"] == "close"
 
 
-def test_an_unknown_model_or_path_is_not_found():
-    status, _, body = answer_to(asked(user("hello")) | {"model": "gpt-4"})
-    assert (status, body["error"]) == (404, {"type": "not_found_error", "message": "model: gpt-4"})
+def test_any_model_name_is_known_and_an_unknown_path_is_not_found():
+    status, _, body = answer_to(asked(user("hello")) | {"model": "gateway/house-model:7b"})
+    assert (status, body["model"]) == (200, "gateway/house-model:7b")
     assert answer_to({}, path="/v1/nothing")[0] == 404
     assert serving(lambda s: http(s, "GET", "/v1/messages"))[0] == 405
 
@@ -199,7 +199,7 @@ def test_models_are_listed_in_pages_and_one_by_one():
         _, rest = await get(f"/v1/models?after_id={first['last_id']}")
         assert [model["id"] for model in first["data"] + rest["data"]] == ids
         assert await get(f"/v1/models/{ids[0]}") == (200, all_["data"][0])
-        assert (await get("/v1/models/gpt-4"))[0] == 404
+        assert (await get("/v1/models/gateway/house-model"))[1]["id"] == "gateway/house-model"
         assert (await get("/v1/models?limit=none"))[0] == 400
 
     serving(scenario)

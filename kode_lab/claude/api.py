@@ -1,47 +1,112 @@
-"""The simulated Messages API as one raw ASGI application: its routes and what they need to decide.
+"""The simulated model as one raw ASGI application: its routes and what they need to decide.
 
-What is legal, what is said, how long it takes and what goes wrong are decided in ``legality``,
-``script``, ``profile`` and ``fault``; here a request is brought before each of them. It must never
-know who runs it, nor sockets.
+What is legal is decided by the wire format, what is said by ``script``, how long it takes by
+``profile``, what goes wrong by ``fault``; here a request is brought before each of them, whatever
+its format. It must never know who runs it, nor sockets.
 
-Besides the API's own paths it answers ``/lab/...``, for clients in other processes:
-``GET /lab/reads/<marker>``, ``GET /lab/statistics``, ``POST`` and ``DELETE /lab/faults``.
+Besides the APIs' own paths it answers ``/lab/...``, for clients in other processes: see
+docs/simulated-model.md.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from datetime import date
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import parse_qs, unquote
 
 import orjson
 
-from kode_lab.claude import script, wire
-from kode_lab.claude.answer import Answer, give
-from kode_lab.claude.exchange import Exchange, Receive, Scope, Send
+from kode_lab.claude import script
+from kode_lab.claude.exchange import BREAKING, Dropped, Exchange, Receive, Scope, Send
 from kode_lab.claude.fault import Fault, FaultPlan, fault_of
-from kode_lab.claude.legality import problem_of
+from kode_lab.claude.formats.messages import MessagesFormat
+from kode_lab.claude.formats.seam import (
+    ApiError,
+    GenerationReply,
+    GenerationRequest,
+    WireFormat,
+    cut,
+    pieces_of,
+)
 from kode_lab.claude.profile import Latency, Profile
-from kode_lab.claude.records import Record, Records
-from kode_lab.claude.wire import ApiError
+from kode_lab.claude.records import ModelCall, Records, read_fields
 from kode_lab.errors import InvalidScenario
 from kode_lab.history.operation import echo_of
 
-__all__ = ["MessagesApi"]
+__all__ = ["CONTEXT_LIMIT_TOKENS", "SimulatedApi", "answer_lab", "formats", "noted", "routed"]
 
-_PAGE_LIMIT = 1_000
+# What the models of 2026 take.
+CONTEXT_LIMIT_TOKENS = 1_000_000
+_CALLS_PAGE_LIMIT = 10_000
+_THINKING = "The user wants something; I look at what was said before and answer."
+# What the real APIs have besides, by a word in the path.
+_NOT_SIMULATED = (
+    "assistants",
+    "audio",
+    "batches",
+    "batchEmbedContents",
+    "cachedContents",
+    "completions",
+    "embedContent",
+    "embeddings",
+    "evals",
+    "files",
+    "fine_tuning",
+    "images",
+    "moderations",
+    "organizations",
+    "realtime",
+    "skills",
+    "threads",
+    "uploads",
+    "vector_stores",
+    "videos",
+)
 
 
-class _Decided(NamedTuple):
-    """A legal request: whom it answers, what the script makes of it, and the answer."""
-
-    marker: str
-    plan: script.Planned
-    answer: Answer
+def formats() -> tuple[WireFormat, ...]:
+    """Return the wire formats, each with a state of its own; the first answers what none knows."""
+    return (MessagesFormat(),)
 
 
-class MessagesApi:
+def routed(
+    known: Sequence[WireFormat], method: str, path: str, headers: dict[bytes, bytes]
+) -> tuple[WireFormat, str]:
+    """Return the format that a request speaks and what it asks of it; "404" when nothing."""
+    for one in known:
+        operation = one.operation(method, path)
+        if operation is not None:
+            return one, operation
+    speaks = _format_by_headers(known, headers)
+    is_models = method == "GET" and ("/models" in path)
+    return speaks, "models" if is_models else "404"
+
+
+def _format_by_headers(known: Sequence[WireFormat], headers: dict[bytes, bytes]) -> WireFormat:
+    names = {one.name: one for one in known}
+    if b"x-goog-api-key" in headers and "gemini" in names:
+        return names["gemini"]
+    if b"anthropic-version" not in headers and b"authorization" in headers and "chat" in names:
+        return names["chat"]
+    return known[0]
+
+
+def noted(call: ModelCall, format_name: str, request: GenerationRequest) -> None:
+    """Write into a call what its request shows the model."""
+    conversation = request.conversation
+    call.format = format_name
+    call.marker = conversation.marker
+    call.call = conversation.call
+    call.read = conversation.read() if conversation.marker else None
+    call.replies, call.replies_digest = conversation.replies, conversation.replies_digest
+    call.mentions = conversation.mentions
+    call.session, call.parent = request.session, request.parent
+    call.tools, call.is_stream = len(request.tools), request.is_stream
+
+
+class SimulatedApi:
     """The application: ``await api(scope, receive, send)``; ``Dropped`` means: drop the connection.
 
     Attributes:
@@ -57,6 +122,7 @@ class MessagesApi:
         salt: str,
         api_key: str | None = None,
         today: date | None = None,
+        context_limit_tokens: int = CONTEXT_LIMIT_TOKENS,
     ) -> None:
         """Set it up.
 
@@ -68,6 +134,7 @@ class MessagesApi:
                 that outlive it stay legal.
             api_key: the only accepted key; None accepts any.
             today: what "today" means; None is the calendar's.
+            context_limit_tokens: a longer conversation is refused.
         """
         self.profile = profile
         self._faults = faults
@@ -75,186 +142,247 @@ class MessagesApi:
         self._salt = salt
         self._api_key = api_key
         self._today = today
+        self._context_limit = context_limit_tokens
+        self._formats = formats()
         self._count = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         self._count += 1
-        exchange = Exchange(f"req_sim{self._salt}{self._count:08d}", receive, send)
         method, path = scope["method"], scope["path"]
+        request_id = f"req_sim{self._salt}{self._count:08d}"
+        exchange = Exchange(request_id, self._formats[0], scope, receive, send)
+        query = scope["query_string"].decode("latin-1")
         if path.startswith("/lab/"):
-            await self._lab(exchange, method, path)
+            await answer_lab(exchange, method, path, query, self._records, self._faults)
             return
-        headers = dict(scope["headers"])
-        problem = self._header_problem(headers)
-        version = headers.get(b"anthropic-version", b"").decode("latin-1")
+        speaks, operation = routed(self._formats, method, path, exchange.headers)
+        exchange.format = speaks
+        problem = speaks.key_problem(exchange.headers, query, self._api_key)
         if problem is not None:
             await exchange.refuse(problem)
-        elif (method, path) == ("POST", "/v1/messages"):
-            await self._messages(exchange, version)
-        elif (method, path) == ("POST", "/v1/messages/count_tokens"):
-            await _count_tokens(exchange, version)
-        elif method == "GET" and (path == "/v1/models" or path.startswith("/v1/models/")):
-            await _models(exchange, path, parse_qs(scope["query_string"].decode("latin-1")))
-        elif path in ("/v1/messages", "/v1/messages/count_tokens", "/v1/models"):
-            await exchange.refuse(ApiError(405, "Method Not Allowed"))
+        elif operation == "generate":
+            await self._generate(exchange, speaks, path)
+        elif operation == "404":
+            await exchange.refuse(_not_found(path))
         else:
-            await exchange.refuse(ApiError(404, "Not found"))
+            await _other(exchange, speaks, operation, path, query)
 
-    def _header_problem(self, headers: dict[bytes, bytes]) -> ApiError | None:
-        """Where both headers carry a key, the API takes ``x-api-key``."""
-        key = headers.get(b"x-api-key", b"").decode("latin-1")
-        if not key:
-            scheme, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
-            key = token.strip() if scheme.lower() == "bearer" else ""
-        if not key:
-            return ApiError(401, "x-api-key header is required")
-        if self._api_key is not None and key != self._api_key:
-            return ApiError(401, "invalid x-api-key")
-        version = headers.get(b"anthropic-version", b"").decode("latin-1")
-        if not version:
-            return ApiError(400, "anthropic-version: header is required")
-        if version not in wire.VERSIONS:
-            return ApiError(400, f'anthropic-version: "{version}" is not a valid version')
-        return None
-
-    async def _messages(self, exchange: Exchange, version: str) -> None:
-        arrived_ns = time.monotonic_ns()
-        self._records.arrive()
-        decided: _Decided | None = None
-        error = ""
+    async def _generate(self, exchange: Exchange, speaks: WireFormat, path: str) -> None:
+        call = self._records.arrive(exchange.request_id)
+        call.format = speaks.name
+        fault: Fault | None = None
+        request: GenerationRequest | None = None
+        sent: GenerationReply | None = None
         try:
-            body = await exchange.json()
-            problem = _problem(body, version)
+            data = await exchange.data()
+            received = (
+                data if isinstance(data, ApiError) else speaks.receive(data, exchange.headers, path)
+            )
+            if isinstance(received, ApiError):
+                call.error = received.message
+                await exchange.refuse(received)
+                return
+            noted(call, speaks.name, received)
+            call.fingerprint = hash((received.parent, data))
+            problem = self._too_long(speaks, received) or speaks.begin(received)
             if problem is not None:
-                error = problem.message
+                call.error = problem.message
                 await exchange.refuse(problem)
                 return
-            decided = self._decide(body, exchange.request_id)
-            error = decided.answer.fault.kind if decided.answer.fault else ""
-            await give(exchange, decided.answer)
-        finally:
-            self._records.leave(
-                Record(
-                    exchange.request_id,
-                    decided.marker if decided else "",
-                    decided.plan.intent if decided else "",
-                    decided.plan.call if decided else 0,
-                    exchange.status,
-                    decided.answer.is_stream if decided else False,
-                    decided.answer.latency.total_s if decided else 0.0,
-                    arrived_ns,
-                    time.monotonic_ns(),
-                    error,
-                ),
-                is_fault=decided is not None and decided.answer.fault is not None,
+            request = received
+            self._records.show(call)
+            fault = self._faults.hit(
+                request.conversation.prompt, has_thinking=request.conversation.thoughts > 0
             )
+            call.error = fault.kind if fault else ""
+            reply, latency = self._reply(request, speaks, fault, call)
+            await self._answer(exchange, request, reply, latency, fault)
+            sent = reply
+        finally:
+            if request is not None:
+                is_kept = exchange.status == 200 and (fault is None or fault.kind not in BREAKING)
+                speaks.finish(request, sent if is_kept else None)
+            self._records.leave(call, exchange.status, is_fault=fault is not None)
 
-    def _decide(self, body: dict[str, Any], request_id: str) -> _Decided:
-        """Everything about the answer to a legal request, before the first wait."""
+    def _too_long(self, speaks: WireFormat, request: GenerationRequest) -> ApiError | None:
+        if request.input_tokens <= self._context_limit:
+            return None
+        return speaks.context_error(request.input_tokens, self._context_limit)
+
+    def _reply(
+        self,
+        request: GenerationRequest,
+        speaks: WireFormat,
+        fault: Fault | None,
+        call: ModelCall,
+    ) -> tuple[GenerationReply, Latency]:
+        """Return the reply to a legal request and when it is due, before the first wait."""
         today = self._today or date.today()  # noqa: DTZ011 - the calendar on the wall
-        shown = script.shown_to(body["messages"])
-        if shown is not None:
-            self._records.show(*shown)
-        plan = script.plan_of(body, today)
-        fault = self._faults.hit(plan.prompt)
+        plan = script.plan_of(request, today)
         if fault and fault.kind == "tool_loop":
-            plan = script.looped(plan, body.get("tools", ()), today)
-        if shown is not None and not plan.calls:
-            plan = plan._replace(text=f"{plan.text}\n{echo_of(*shown)}")
-        message = _message(body, plan, fault, request_id.removeprefix("req_"))
-        latency = self.profile.latency(
-            plan.intent, plan.prompt, plan.call, message["usage"]["output_tokens"]
-        )
+            plan = script.looped(plan, request.tools, today)
+        text = plan.text
+        if call.read is not None and not plan.calls and not plan.is_shaped:
+            text = f"{text}\n{echo_of(call.marker, call.read)}"
+        suffix = call.request_id.removeprefix("req_")
+        reply = reply_of_plan(request, speaks, plan, text, suffix)
+        if fault is not None:
+            reply = _spoilt(reply, fault)
+        latency = self.profile.latency(plan.intent, plan.prompt, plan.call, reply.output_tokens)
         if fault and fault.kind == "slow":
             delay_s = fault.delay_s / self.profile.speed
             latency = Latency(latency.first_s + delay_s, latency.total_s + delay_s)
-        answer = Answer(message, latency, bool(body.get("stream")), fault)
-        return _Decided(shown[0] if shown else "", plan, answer)
+        call.intent, call.latency_s = plan.intent, latency.total_s
+        return reply, latency
 
-    async def _lab(self, exchange: Exchange, method: str, path: str) -> None:
-        if method == "GET" and path.startswith("/lab/reads/"):
-            marker = "#" + unquote(path.removeprefix("/lab/reads/")).removeprefix("#")
-            read = self._records.read(marker)
-            if read is None:
-                await exchange.refuse(ApiError(404, f"no request's newest marker was {marker}"))
-            else:
-                fields = {**read._asdict(), "digest": f"{read.digest:016x}"}
-                await exchange.json_body(200, fields)
-        elif (method, path) == ("GET", "/lab/statistics"):
-            await exchange.json_body(200, self._records.statistics()._asdict())
-        elif (method, path) == ("DELETE", "/lab/faults"):
-            self._faults.clear()
-            await exchange.json_body(200, {})
-        elif (method, path) == ("POST", "/lab/faults"):
-            try:
-                self._faults.arm(fault_of(await exchange.json()))
-            except InvalidScenario as error:
-                await exchange.refuse(ApiError(400, str(error)))
-            else:
-                await exchange.json_body(200, {})
+    async def _answer(
+        self,
+        exchange: Exchange,
+        request: GenerationRequest,
+        reply: GenerationReply,
+        latency: Latency,
+        fault: Fault | None,
+    ) -> None:
+        speaks = exchange.format
+        kind = fault.kind if fault else ""
+        if kind == "reset":
+            raise Dropped
+        if kind == "hang":
+            await exchange.leave()
+        if fault and (kind == "status" or (kind == "error_event" and not request.is_stream)):
+            await exchange.refuse(fault.error())
+        elif kind == "context_limit":
+            limit = min(self._context_limit, max(0, request.input_tokens - 1))
+            await exchange.refuse(speaks.context_error(request.input_tokens, limit))
+        elif kind == "signature":
+            await exchange.refuse(speaks.signature_error(request))
+        elif request.is_stream:
+            error = fault.error() if fault else ApiError(500, "")
+            await exchange.stream(list(speaks.events(request, reply)), latency, fault, error)
         else:
-            await exchange.refuse(ApiError(404, "Not found"))
+            body = orjson.dumps(speaks.whole(request, reply))
+            await exchange.whole(body, latency, fault)
 
 
-def _problem(body: Any, version: str, *, is_count: bool = False) -> ApiError | None:
-    if isinstance(body, ApiError):
-        return body
-    problem = problem_of(body, version, is_count=is_count)
-    if problem is None and wire.model_of(body["model"]) is None:
-        return ApiError(404, f"model: {body['model']}")
-    return problem
+def reply_of_plan(
+    request: GenerationRequest, speaks: WireFormat, plan: script.Planned, text: str, suffix: str
+) -> GenerationReply:
+    """Return the reply that a plan makes, cut where the request says so."""
+    left = request.max_tokens
+    thinking, thought_tokens = "", 0
+    if request.thinks:
+        pieces = pieces_of(_THINKING)[:left]
+        thinking, thought_tokens = "".join(pieces), len(pieces)
+        left = None if left is None else left - thought_tokens
+    said, stop, stop_sequence = cut(text, left, () if plan.is_shaped else request.stops)
+    tokens = thought_tokens + len(pieces_of(said))
+    calls: list[tuple[str, str, str]] = []
+    for index, (name, arguments) in enumerate(plan.calls):
+        written = orjson.dumps(arguments).decode()
+        calls.append((speaks.call_id(suffix, index), name, written))
+        tokens += (len(name) + len(written) + 40) // 4
+    if calls:
+        stop, stop_sequence = "tool_use", None
+    if request.body.get("compaction"):
+        said, calls, stop = f"Summary of {request.conversation.count} messages.", [], "compaction"
+    return GenerationReply(suffix, said, calls, stop, max(1, tokens), stop_sequence, thinking)
 
 
-def _message(
-    body: dict[str, Any], plan: script.Planned, fault: Fault | None, suffix: str
-) -> dict[str, Any]:
-    """The message object, with ids, and with its text cut where the request says so."""
-    said, stop_reason, stop = wire.cut(
-        plan.text, body["max_tokens"], body.get("stop_sequences", ())
+def _spoilt(reply: GenerationReply, fault: Fault) -> GenerationReply:
+    """Return the reply with what the fault does to its content."""
+    if fault.kind == "stop_reason":
+        return reply._replace(stop=fault.stop_reason, stop_sequence=None)
+    if fault.kind == "call_ids":
+        calls = [(f"call_{index}", name, text) for index, (_, name, text) in enumerate(reply.calls)]
+        return reply._replace(calls=calls)
+    if fault.kind == "tool_input" and reply.calls:
+        call_id, name, text = reply.calls[-1]
+        cut_off = (call_id, name, text[: max(1, len(text) // 2)])
+        return reply._replace(calls=[*reply.calls[:-1], cut_off], stop="max_tokens")
+    return reply
+
+
+async def _other(
+    exchange: Exchange, speaks: WireFormat, operation: str, path: str, query: str
+) -> None:
+    data = await exchange.data()
+    answer = (
+        data
+        if isinstance(data, ApiError)
+        else speaks.other(operation, path, query, data, exchange.headers)
     )
-    content: list[dict[str, Any]] = [{"type": "text", "text": said}] if said else []
-    output_tokens = len(wire.pieces_of(said))
-    for index, call in enumerate(plan.calls):
-        content.append({**call, "id": f"toolu_{suffix}{index:02d}"})
-        output_tokens += len(orjson.dumps(call)) // 4
-        stop_reason, stop = "tool_use", None
-    if fault and fault.kind == "stop_reason":
-        stop_reason, stop = fault.stop_reason, None
-    return wire.message_of(
-        f"msg_{suffix}",
-        body["model"],
-        content,
-        stop_reason,
-        stop_sequence=stop,
-        usage={
-            "input_tokens": wire.input_tokens_of(body),
-            "output_tokens": max(1, output_tokens),
-        },
-    )
-
-
-async def _count_tokens(exchange: Exchange, version: str) -> None:
-    body = await exchange.json()
-    problem = _problem(body, version, is_count=True)
-    if problem is not None:
-        await exchange.refuse(problem)
+    if isinstance(answer, ApiError):
+        await exchange.refuse(answer)
     else:
-        await exchange.json_body(200, {"input_tokens": wire.input_tokens_of(body)})
+        await exchange.json_body(200, answer)
 
 
-async def _models(exchange: Exchange, path: str, query: dict[str, list[str]]) -> None:
-    if path == "/v1/models":
-        limit = query.get("limit", ["20"])[-1]
-        if not limit.isdecimal() or not 1 <= int(limit) <= _PAGE_LIMIT:
-            await exchange.refuse(ApiError(400, f"limit: Input should be from 1 to {_PAGE_LIMIT}"))
-            return
-        after_id = query.get("after_id", [""])[-1]
-        await exchange.json_body(200, wire.models_page(after_id, int(limit)))
+def _not_found(path: str) -> ApiError:
+    parts = path.replace(":", "/").split("/")
+    known = next((part for part in parts if part in _NOT_SIMULATED), None)
+    if known is None:
+        return ApiError(404, "Not found")
+    return ApiError(
+        404,
+        f"{known!r} is not simulated: kode-lab answers Messages, Chat Completions, Responses, "
+        "Conversations, generateContent, token counts and models",
+    )
+
+
+async def answer_lab(
+    exchange: Exchange,
+    method: str,
+    path: str,
+    query: str,
+    records: Records,
+    faults: FaultPlan | None,
+) -> None:
+    """Answer ``/lab/...``: what was witnessed, and the switches for faults."""
+    name = unquote(path.removeprefix("/lab/"))
+    kind, _, rest = name.partition("/")
+    marker = "#" + rest.removeprefix("#")
+    if method == "GET" and kind == "reads" and rest:
+        read = records.read(marker)
+        if read is None:
+            await exchange.refuse(ApiError(404, f"no request's newest marker was {marker}"))
+        else:
+            await exchange.json_body(200, read_fields(read))
+    elif method == "GET" and kind == "turns" and rest:
+        turn = records.turn(marker)
+        if turn is None:
+            await exchange.refuse(ApiError(404, f"no request's newest marker was {marker}"))
+        else:
+            await exchange.json_body(200, turn.to_json())
+    elif (method, name) == ("GET", "calls"):
+        await _calls(exchange, parse_qs(query), records)
+    elif (method, name) == ("GET", "statistics"):
+        await exchange.json_body(200, records.statistics()._asdict())
+    elif (method, name) == ("DELETE", "faults") and faults is not None:
+        faults.clear()
+        await exchange.json_body(200, {})
+    elif (method, name) == ("POST", "faults") and faults is not None:
+        fields = await exchange.json()
+        try:
+            if isinstance(fields, ApiError):
+                raise InvalidScenario(fields.message)
+            faults.arm(fault_of(fields))
+        except InvalidScenario as error:
+            await exchange.refuse(ApiError(400, str(error)))
+        else:
+            await exchange.json_body(200, {})
+    else:
+        await exchange.refuse(ApiError(404, "Not found"))
+
+
+async def _calls(exchange: Exchange, asked: dict[str, list[str]], records: Records) -> None:
+    after = asked.get("after", ["0"])[-1]
+    limit = asked.get("limit", ["1000"])[-1]
+    if not (after.isdecimal() and limit.isdecimal() and 1 <= int(limit) <= _CALLS_PAGE_LIMIT):
+        problem = f"after must be a number and limit from 1 to {_CALLS_PAGE_LIMIT}"
+        await exchange.refuse(ApiError(400, problem))
         return
-    name = path.removeprefix("/v1/models/")
-    model = wire.model_of(name)
-    if model is None:
-        await exchange.refuse(ApiError(404, f"model: {name}"))
-    else:
-        await exchange.json_body(200, model)
+    page = [call.to_json() for call in records.calls_after(int(after), int(limit))]
+    following = page[-1]["number"] if page else int(after)
+    told = {"calls": page, "next": following, "nowNs": time.monotonic_ns()}
+    await exchange.json_body(200, told | {"statistics": records.statistics()._asdict()})

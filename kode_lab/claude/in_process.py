@@ -15,7 +15,9 @@ from typing import Any
 
 import orjson
 
-from kode_lab.claude import script, wire
+from kode_lab.claude import script
+from kode_lab.claude.conversation import conversation_of
+from kode_lab.claude.formats.seam import GenerationRequest, ToolOffer, pieces_of
 from kode_lab.claude.profile import Profile
 from kode_lab.history.operation import echo_of
 from kode_lab.message import Reply, Request, Usage
@@ -45,16 +47,20 @@ class InProcessClaude:
         start_s = asyncio.get_running_loop().time()
         self._count += 1
         suffix = f"{self._salt}{self._count:08d}"
-        shown = script.shown_to(request.messages)
-        body: dict[str, Any] = {"messages": request.messages, "tools": request.tools}
-        plan = script.plan_of(body, self._today or date.today())  # noqa: DTZ011 - on the wall
+        conversation = conversation_of(request.messages)
+        offers = [ToolOffer(tool["name"], tool.get("input_schema")) for tool in request.tools]
+        wanted = GenerationRequest(request.model, conversation, {}, tools=offers)
+        plan = script.plan_of(wanted, self._today or date.today())  # noqa: DTZ011 - on the wall
         text = plan.text
-        if shown is not None and not plan.calls:
-            text = f"{text}\n{echo_of(*shown)}"
+        if conversation.marker and not plan.calls:
+            text = f"{text}\n{echo_of(conversation.marker, conversation.read())}"
         content: list[dict[str, Any]] = [{"type": "text", "text": text}] if text else []
-        for index, call in enumerate(plan.calls):
-            content.append({**call, "id": f"toolu_{suffix}{index:02d}"})
-        pieces = wire.pieces_of(text)
+        for index, (name, arguments) in enumerate(plan.calls):
+            call_id = f"toolu_{suffix}{index:02d}"
+            content.append(
+                {"type": "tool_use", "name": name, "input": dict(arguments), "id": call_id}
+            )
+        pieces = pieces_of(text)
         latency = self._profile.latency(plan.intent, plan.prompt, plan.call, len(pieces))
         await _until(start_s + latency.first_s)
         if on_text is not None:

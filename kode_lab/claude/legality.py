@@ -1,7 +1,8 @@
 """What the Messages API refuses: an illegal conversation becomes visible here, as a 400.
 
-Pure: parsed JSON in, the error out, or None. The checks are those that a session manager can fall
-over: order of roles, a tool call without its result, a result without its call, empty messages.
+Pure: parsed JSON in, the error out, or None. The checks are those that a session manager can fail:
+order of roles, a tool call without its result, a result without its call, empty messages. A
+``Pairing`` carries the state between messages, so a conversation can be checked in parts.
 
 Source: https://docs.claude.com/en/api/messages and .../agents-and-tools/tool-use; the sentences are
 modelled on those that the API answers with. Version 2026-10-21 knows no sampling parameters.
@@ -10,13 +11,14 @@ modelled on those that the API answers with. Version 2026-10-21 knows no samplin
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from kode_lab.claude.wire import ApiError
+from kode_lab.claude.formats.seam import ApiError
 
-__all__ = ["MESSAGES_LIMIT", "problem_of"]
+__all__ = ["MESSAGES_LIMIT", "VERSIONS", "Pairing", "problem_of"]
 
+VERSIONS = ("2023-06-01", "2026-10-21")
 _FIELDS = frozenset(
     {
         "cache_control",
@@ -39,42 +41,173 @@ _FIELDS = frozenset(
     }
 )
 _SAMPLING = frozenset({"temperature", "top_k", "top_p"})
+# Fields that are legal only with a beta header whose name begins so.
+_BETA_FIELDS: Mapping[str, tuple[str, ...]] = {
+    "billing_policy": ("user-profiles-",),
+    "compaction": ("compact-",),
+    "context_management": ("context-management-", "compact-"),
+    "fallback_credit_token": ("fallback-credit-",),
+    "fallbacks": ("server-side-fallback-",),
+    "mcp_servers": ("mcp-client-",),
+    "output_format": ("structured-outputs-",),
+    "thread": ("message-threads-",),
+}
 MESSAGES_LIMIT = 100_000
 _TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,128}")
 _ROLES = ("user", "assistant", "system")
+_CHOICES = ("auto", "any", "tool", "none")
+_THINKING = ("enabled", "disabled", "adaptive", "between_tools")
+_MIN_THINKING_TOKENS = 1_024
 # Whose messages may hold a block, where only one side's may.
-_WRITERS: Mapping[Any, str] = {"tool_use": "assistant", "tool_result": "user"}
+_WRITERS: Mapping[Any, str] = {
+    "tool_use": "assistant",
+    "tool_result": "user",
+    "thinking": "assistant",
+    "redacted_thinking": "assistant",
+}
 _BLOCK_FIELDS: Mapping[Any, tuple[tuple[str, type], ...]] = {
     "text": (("text", str),),
     "tool_use": (("id", str), ("name", str), ("input", dict)),
     "tool_result": (("tool_use_id", str),),
+    "thinking": (("thinking", str), ("signature", str)),
 }
 
 
-def problem_of(body: Any, version: str, *, is_count: bool = False) -> ApiError | None:
+class Pairing:
+    """What the messages so far leave open: how many there were, and tool calls without a result.
+
+    Attributes:
+        index: how many messages were checked.
+        asked: ids of the last message's tool calls.
+    """
+
+    __slots__ = ("_seen", "asked", "index")
+
+    def __init__(self) -> None:
+        self.index = 0
+        self.asked: list[str] = []
+        # Sets of falling size, merged when two come close: adding an id to a thousand others costs
+        # little, and a copy shares them all.
+        self._seen: tuple[frozenset[str], ...] = ()
+
+    def copy(self) -> Pairing:
+        """Return one that can go on by itself."""
+        other = Pairing()
+        other.index, other.asked, other._seen = self.index, list(self.asked), self._seen
+        return other
+
+    def knows(self, call_id: str) -> bool:
+        """Whether an earlier tool call had this id."""
+        return any(call_id in ids for ids in self._seen)
+
+    def add(self, call_ids: Iterable[str]) -> None:
+        """Remember the ids of tool calls."""
+        new = frozenset(call_ids)
+        if not new:
+            return
+        seen = [*self._seen, new]
+        while len(seen) > 1 and 2 * len(seen[-1]) > len(seen[-2]):
+            seen[-2:] = [seen[-2] | seen[-1]]
+        self._seen = tuple(seen)
+
+    def replied(self, call_ids: Sequence[str]) -> None:
+        """Add the server's own reply with these tool calls."""
+        self.index += 1
+        self.asked = list(call_ids)
+        self.add(call_ids)
+
+
+def problem_of(
+    body: Any,
+    version: str,
+    *,
+    is_count: bool = False,
+    betas: frozenset[str] | None = None,
+    pairs: Pairing | None = None,
+) -> ApiError | None:
     """Return the error that the API answers a request with, or None when it is legal.
 
     Args:
         body: the parsed body.
-        version: the API version asked for, one of ``wire.VERSIONS``.
+        version: the API version asked for, one of ``VERSIONS``.
         is_count: whether it only asks for a count of tokens, which needs no ``max_tokens``.
+        betas: the names in the request's ``anthropic-beta``; None makes every beta field legal.
+        pairs: what the messages before those of the body left open; it is moved past them.
     """
     # The rules are generators of complaints, in the order in which a reader of the request would
     # meet them; only the first complaint is asked for, so a rule may rely on those before it.
-    sentence = next(_complaints(body, version, is_count), None)
+    sentence = next(_complaints(body, version, is_count, betas, pairs or Pairing()), None)
     return None if sentence is None else ApiError(400, sentence)
 
 
-def _complaints(body: Any, version: str, is_count: bool) -> Iterator[str]:
+def _complaints(
+    body: Any, version: str, is_count: bool, betas: frozenset[str] | None, pairs: Pairing
+) -> Iterator[str]:
     if not isinstance(body, dict):
         yield "the request body must be an object"
     known = _FIELDS | _SAMPLING if version == "2023-06-01" else _FIELDS
-    yield from (f"{name}: Extra inputs are not permitted" for name in body if name not in known)
+    for name in body:
+        if name not in known and not _is_beta(name, betas):
+            yield f"{name}: Extra inputs are not permitted"
     needed = ("model", "messages") if is_count else ("model", "messages", "max_tokens")
     yield from (f"{name}: Field required" for name in needed if name not in body)
     yield from _plain_complaints(body)
-    yield from _tool_complaints(body.get("tools", []), body.get("tool_choice"))
-    yield from _message_complaints(body["messages"])
+    yield from _beta_complaints(body)
+    yield from _tool_complaints(body.get("tools") or [], body.get("tool_choice"))
+    yield from _message_complaints(body["messages"], pairs)
+
+
+def _is_beta(name: str, betas: frozenset[str] | None) -> bool:
+    begins = _BETA_FIELDS.get(name)
+    return begins is not None and (
+        betas is None or any(beta.startswith(begins) for beta in betas)
+    )
+
+
+def _beta_complaints(body: Mapping[str, Any]) -> Iterator[str]:
+    thread = body.get("thread")
+    if thread is not None:
+        kind = thread.get("type") if isinstance(thread, dict) else None
+        if kind not in ("create", "continue"):
+            yield "thread: Input tag should be 'create' or 'continue'"
+        if kind == "continue" and not isinstance(thread.get("previous_message_id"), str):
+            yield "thread.continue.previous_message_id: Field required"
+    config = body.get("context_management")
+    if config is not None and not (
+        isinstance(config, dict)
+        and isinstance(config.get("edits") or [], list)
+        and all(isinstance(e, dict) and isinstance(e.get("type"), str) for e in _edits(config))
+    ):
+        yield "context_management.edits: Input should be a list of edits with a type"
+    servers = body.get("mcp_servers") or []
+    if not isinstance(servers, list) or not all(
+        isinstance(server, dict)
+        and server.get("type") == "url"
+        and all(isinstance(server.get(name), str) for name in ("url", "name"))
+        for server in servers
+    ):
+        yield "mcp_servers: Input should be a list of servers with type 'url', url and name"
+    compaction = body.get("compaction")
+    if compaction is not None:
+        if not isinstance(compaction, dict) or compaction.get("type") != "summarize":
+            yield "compaction.type: Input should be 'summarize'"
+        if body.get("context_management") is not None:
+            yield "compaction: cannot be combined with context_management"
+    for where, form in (
+        ("output_config.format", (body.get("output_config") or {})),
+        ("output_format", {"format": body.get("output_format")}),
+    ):
+        asked = form.get("format") if isinstance(form, dict) else form
+        if asked is not None and not (
+            isinstance(asked, dict)
+            and asked.get("type") == "json_schema"
+            and isinstance(asked.get("schema"), dict)
+        ):
+            yield f"{where}: Input should have type 'json_schema' and a schema"
+
+
+def _edits(config: Mapping[str, Any]) -> Sequence[Any]:
+    return config.get("edits") or ()
 
 
 def _plain_complaints(body: Mapping[str, Any]) -> Iterator[str]:
@@ -85,20 +218,37 @@ def _plain_complaints(body: Mapping[str, Any]) -> Iterator[str]:
         yield "max_tokens: Input should be an integer greater than or equal to 1"
     if not isinstance(body.get("stream", False), bool):
         yield "stream: Input should be a valid boolean"
-    stops = body.get("stop_sequences", [])
+    stops = body.get("stop_sequences") or []
     if not isinstance(stops, list) or not all(isinstance(s, str) and s.strip() for s in stops):
         yield "stop_sequences: each stop sequence must contain non-whitespace"
-    system = body.get("system", "")
+    system = body.get("system") or ""
     if not isinstance(system, str) and not (
         isinstance(system, list) and all(_is_text(block) for block in system)
     ):
         yield "system: Input should be a string or a list of text blocks"
     for name in sorted(_SAMPLING):
-        value = body.get(name, 0)
+        value = body.get(name) or 0
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             yield f"{name}: Input should be a valid number"
         if name != "top_k" and not 0 <= value <= 1:
             yield f"{name}: range: 0..1"
+    for name in ("metadata", "output_config", "thinking"):
+        if not isinstance(body.get(name) or {}, dict):
+            yield f"{name}: Input should be an object"
+    thinking = body.get("thinking")
+    if thinking is not None:
+        if thinking.get("type") not in _THINKING:
+            yield f"thinking.type: Input tag should be one of {', '.join(map(repr, _THINKING))}"
+        budget = thinking.get("budget_tokens", _MIN_THINKING_TOKENS)
+        if isinstance(budget, bool) or not isinstance(budget, int) or budget < _MIN_THINKING_TOKENS:
+            yield (
+                "thinking.enabled.budget_tokens: Input should be greater than or equal to "
+                f"{_MIN_THINKING_TOKENS}"
+            )
+        if thinking["type"] == "enabled" and "budget_tokens" not in thinking:
+            yield "thinking.enabled.budget_tokens: Field required"
+        if thinking["type"] == "enabled" and limit <= budget and "max_tokens" in body:
+            yield "`max_tokens` must be greater than `thinking.budget_tokens`"
 
 
 def _tool_complaints(tools: Any, choice: Any) -> Iterator[str]:
@@ -106,10 +256,15 @@ def _tool_complaints(tools: Any, choice: Any) -> Iterator[str]:
         yield "tools: Input should be a valid list"
     names: list[str] = []
     for index, tool in enumerate(tools):
-        name = tool.get("name") if isinstance(tool, dict) else None
+        if not isinstance(tool, dict):
+            yield f"tools.{index}: Input should be an object"
+        kind = tool.get("type") or "custom"
+        if not isinstance(kind, str):
+            yield f"tools.{index}.type: Input should be a valid string"
+        name = tool.get("name") if kind != "mcp_toolset" else tool.get("mcp_server_name")
         if not isinstance(name, str) or not _TOOL_NAME.fullmatch(name):
             yield f"tools.{index}.name: String should match {_TOOL_NAME.pattern}"
-        if tool.get("type", "custom") == "custom":
+        if kind == "custom":
             schema = tool.get("input_schema")
             if not isinstance(schema, dict) or schema.get("type") != "object":
                 yield f"tools.{index}.input_schema.type: Input should be 'object'"
@@ -118,25 +273,26 @@ def _tool_complaints(tools: Any, choice: Any) -> Iterator[str]:
         yield "tools: Tool names must be unique."
     if choice is not None:
         kind = choice.get("type") if isinstance(choice, dict) else None
-        if kind not in ("auto", "any", "tool", "none"):
-            yield "tool_choice: Input tag should be one of 'auto', 'any', 'tool', 'none'"
+        if kind not in _CHOICES:
+            yield f"tool_choice: Input tag should be one of {', '.join(map(repr, _CHOICES))}"
         if kind == "tool" and choice.get("name") not in names:
             yield f"tool_choice: Tool {choice.get('name')!r} not found in provided tools"
 
 
-def _message_complaints(messages: Any) -> Iterator[str]:
+def _message_complaints(messages: Any, pairs: Pairing) -> Iterator[str]:
     if not isinstance(messages, list):
         yield "messages: Input should be a valid list"
-    if not messages:
+    if not messages and not pairs.index:
         yield "messages: at least one message is required"
-    if len(messages) > MESSAGES_LIMIT:
+    if pairs.index + len(messages) > MESSAGES_LIMIT:
         yield f"messages: too many; MESSAGES_LIMIT={MESSAGES_LIMIT}"
-    for index, message in enumerate(messages):
+    is_first = not pairs.index
+    for index, message in enumerate(messages, pairs.index):
         yield from _shape_complaints(f"messages.{index}", message)
-    if messages[0]["role"] != "user":
+    if is_first and messages[0]["role"] != "user":
         yield 'messages: first message must use the "user" role'
-    yield from _pairing_complaints(messages)
-    if messages[-1]["role"] == "assistant":
+    yield from _pairing_complaints(messages, pairs)
+    if messages and messages[-1]["role"] == "assistant":
         yield (
             "This model does not support assistant message prefill. "
             "The conversation must end with a user message."
@@ -176,11 +332,16 @@ def _block_complaints(where: str, role: Any, block: Any) -> Iterator[str]:
         yield f"{where}.tool_result.content: Input should be a string or a list of blocks"
 
 
-def _pairing_complaints(messages: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _pairing_complaints(
+    messages: Sequence[Mapping[str, Any]], pairs: Pairing
+) -> Iterator[str]:
     """Each call of a message is answered in the very next one, and nothing else is."""
-    asked: list[str] = []
-    seen: set[str] = set()
-    for index, message in enumerate(messages):
+    new: set[str] = set()
+    for message in messages:
+        index, asked = pairs.index, pairs.asked
+        pairs.index += 1
+        if message["role"] == "system":
+            continue
         blocks = message["content"] if isinstance(message["content"], list) else []
         answered = [block["tool_use_id"] for block in blocks if block["type"] == "tool_result"]
         missing = [call_id for call_id in asked if call_id not in answered]
@@ -197,13 +358,14 @@ def _pairing_complaints(messages: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             yield f"messages.{index}: each `tool_use` must have a single `tool_result`"
         if any(block["type"] != "tool_result" for block in blocks[: len(answered)]):
             yield f"messages.{index}: `tool_result` blocks must come first in `content`"
-        asked = [block["id"] for block in blocks if block["type"] == "tool_use"]
-        for call_id in asked:
-            if call_id in seen:
+        pairs.asked = [block["id"] for block in blocks if block["type"] == "tool_use"]
+        for call_id in pairs.asked:
+            if call_id in new or pairs.knows(call_id):
                 yield f"messages.{index}: `tool_use` ids must be unique: {call_id}"
-            seen.add(call_id)
-    if asked:
-        yield _unanswered(len(messages) - 1, asked)
+            new.add(call_id)
+    pairs.add(new)
+    if pairs.asked:
+        yield _unanswered(pairs.index - 1, pairs.asked)
 
 
 def _unanswered(index: int, missing: list[str]) -> str:

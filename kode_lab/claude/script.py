@@ -1,22 +1,27 @@
-"""The scripted schedule assistant: a pure function from a request to what the model would answer.
+"""The scripted model: a pure function from a request to what the model would answer.
 
-It acts on the conversation that it is sent: on the last prompt, on the tools that are offered, and
-on the results that its tool calls got. So a backend that shows it the wrong conversation gets the
-wrong answer. It must never know sockets, clocks, or the schedule book.
+It obeys: what a request forces comes first (``tool_choice``, a schema of the answer), then the tool
+that the prompt names (``use tool NAME``), then the schedule assistant, then small talk. It acts on
+the conversation that it is shown, so a backend that shows it the wrong one gets the wrong answer.
+It must never know wire formats, sockets, clocks, or the schedule book.
 """
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, timedelta
 from typing import Any, NamedTuple
 
-from kode_lab.claude import wording
-from kode_lab.history.operation import Read, markers_in, read_of
-from kode_lab.message import Block
+import orjson
 
-__all__ = ["Planned", "looped", "plan_of", "shown_to"]
+from kode_lab.claude import wording
+from kode_lab.claude.conversation import Conversation, ToolAnswer, schedules_in
+from kode_lab.claude.formats.seam import GenerationRequest, ToolOffer
+from kode_lab.claude.schemas import fitting
+from kode_lab.history.operation import markers_in
+
+__all__ = ["Planned", "looped", "plan_of"]
 
 _TOOLS = {
     "create": "create_schedule",
@@ -26,187 +31,209 @@ _TOOLS = {
 }
 _LISTED_LIMIT = 20
 _QUOTE_LIMIT_CHARS = 60
+_ARGUMENT_LIMIT_CHARS = 200
+# How often one prompt may ask for one tool.
+_TIMES_LIMIT = 16
+_USE = re.compile(
+    r"\b(?:use|call|invoke|run)\s+(?:the\s+|both\s+)?(tools?\b)?|(使用|调用)(?:工具)?", re.IGNORECASE
+)
+_TIMES = re.compile(r"\W*(\d{1,2})\s+times", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"[\n;]|[.。](?:\s|$)")
 
 
 class Planned(NamedTuple):
     """What the model answers to one request.
 
     Attributes:
-        intent: what the turn is about: ``create query update delete chat``.
+        intent: what the turn is about: ``create query update delete chat``, ``tool`` when the
+            prompt or the request asks for a tool, ``answer`` for a shape that the request demands.
         call: which model call of the turn this is, from 0.
         prompt: the last prompt.
-        calls: the tool calls asked for, as blocks without ids; none in a final reply.
+        calls: of each tool call the tool's name and its arguments; none in a final reply.
         text: what is said.
+        is_shaped: whether the text must stay as it is, to fit a schema.
     """
 
     intent: str
     call: int
     prompt: str
     text: str
-    calls: tuple[Block, ...] = ()
+    calls: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+    is_shaped: bool = False
 
 
-class _Result(NamedTuple):
-    tool: str
-    text: str
-    is_error: bool
-
-
-class _Turn(NamedTuple):
-    """The last turn of a conversation as the model sees it."""
-
-    prompt: str
-    earlier: int
-    call: int
-    results: tuple[_Result, ...]
-    before: Sequence[Mapping[str, Any]]
-
-
-def plan_of(body: Mapping[str, Any], today: date) -> Planned:
+def plan_of(request: GenerationRequest, today: date) -> Planned:
     """Return the answer to a legal request.
 
     Args:
-        body: the request's JSON.
+        request: in neutral words.
         today: what "today" and "tomorrow" in a prompt are counted from.
     """
-    turn = _turn_of(body["messages"])
-    prompt = _unmarked(turn.prompt)
+    conversation = request.conversation
+    prompt = _unmarked(conversation.prompt)
     intent = wording.intent_of(prompt)
-    tool = _TOOLS.get(intent)
-    choice = body.get("tool_choice") or {}
-    offered = () if choice.get("type") == "none" else tuple(_names(body.get("tools", ())))
-    if tool is None or tool not in offered:
-        return Planned("chat", turn.call, turn.prompt, _small_talk(prompt, turn.earlier))
-    failed = next((result for result in turn.results if result.is_error), None)
+    offers = {} if request.choice == "none" else {offer.name: offer for offer in request.tools}
+    plan = _demanded(request, offers, prompt, today)
+    if plan is None:
+        plan = _assistance(request, offers, intent, prompt, today)
+    if request.choice in ("any", "tool") and not plan.calls:
+        plan = _forced(request, offers, prompt, plan)
+    if not request.is_parallel and len(plan.calls) > 1:
+        plan = plan._replace(calls=plan.calls[:1])
+    if request.schema is not None and not plan.calls:
+        hints = _hints(prompt, conversation, today)
+        value = fitting(request.schema, hints, text=_said(conversation.prompt), is_full=True)
+        text = orjson.dumps(value).decode()
+        plan = plan._replace(intent=plan.intent, text=text, is_shaped=True)
+    return plan
+
+
+def looped(plan: Planned, tools: Sequence[ToolOffer], today: date) -> Planned:
+    """Return the plan of an assistant that only ever asks for the first tool it is offered."""
+    if not tools:
+        return plan
+    hints = {"day": today.isoformat()} if tools[0].name == _TOOLS["query"] else {}
+    return plan._replace(text="", calls=((tools[0].name, _arguments(tools[0], hints)),))
+
+
+def _demanded(
+    request: GenerationRequest, offers: Mapping[str, ToolOffer], prompt: str, today: date
+) -> Planned | None:
+    """What follows from a prompt that names tools: their calls, then a word about the results."""
+    wanted = list(_tools_named(prompt, tuple(offers)))
+    if not wanted:
+        return None
+    conversation = request.conversation
+    done = list(conversation.called)
+    open_ = [name for name in wanted if not _took(done, name)]
+    plan = Planned("tool", conversation.call, conversation.prompt, "")
+    if open_:
+        hints = _hints(prompt, conversation, today)
+        said = _said(conversation.prompt)
+        calls = tuple((name, _arguments(offers[name], hints, said)) for name in open_)
+        return plan._replace(calls=calls)
+    failed = next((result for result in conversation.results if result.is_error), None)
     if failed is not None:
-        calls: list[Block] = []
+        return plan._replace(text=_failure(prompt, failed))
+    told = "; ".join(result.text for result in conversation.results)
+    return plan._replace(text=_say(prompt, f"The tools answered: {told}", f"工具的结果：{told}"))
+
+
+def _forced(
+    request: GenerationRequest, offers: Mapping[str, ToolOffer], prompt: str, plan: Planned
+) -> Planned:
+    """The call that the request demands although nothing in the prompt does."""
+    name = request.forced
+    if not name:
+        # Frameworks that want an answer in a shape offer a tool for it, after all others.
+        unused = [name for name in offers if name not in request.conversation.called]
+        name = next(reversed(unused or list(offers)), "")
+    if name not in offers:
+        return plan
+    said = _said(request.conversation.prompt)
+    arguments = _arguments(offers[name], {}, said, is_full=True)
+    intent = plan.intent if plan.intent != "chat" else "tool"
+    return plan._replace(intent=intent, text="", calls=((name, arguments),))
+
+
+def _tools_named(prompt: str, offered: Sequence[str]) -> Iterator[str]:
+    """Yield the offered tools that a prompt asks for, in its order and as often as it says."""
+    by_name = {name: name for name in offered}
+    for name in offered:
+        # A client that knows a tool from a server of tools puts the server's name before it.
+        by_name.setdefault(name.rpartition("__")[2], name)
+    for match in _USE.finditer(prompt):
+        rest = _SENTENCE_END.split(prompt[match.end() :], maxsplit=1)[0]
+        is_plain = not (match[1] or match[2])
+        found = sorted(
+            (word.start(), word.end(), name)
+            for short, name in by_name.items()
+            for word in re.finditer(rf"(?<![\w-]){re.escape(short)}(?![\w-])", rest)
+            # Without the word "tool", a name counts where it follows the verb or cannot be prose.
+            if not is_plain or not rest[: word.start()].strip(" `'\"") or "_" in short
+        )
+        for at, (_, end, name) in enumerate(found):
+            if at and found[at - 1][2] == name and found[at - 1][1] >= end:
+                continue
+            times = _TIMES.match(rest, end)
+            yield from [name] * min(int(times[1]) if times else 1, _TIMES_LIMIT)
+        if found:
+            return
+
+
+def _took(done: list[str], name: str) -> bool:
+    if name in done:
+        done.remove(name)
+        return True
+    return False
+
+
+def _arguments(
+    offer: ToolOffer, hints: Mapping[str, Any], text: str = "", *, is_full: bool = False
+) -> Mapping[str, Any]:
+    """Arguments that fit the offered schema; a schema that names no property takes the hints."""
+    schema = offer.schema
+    if not isinstance(schema, Mapping) or not (schema.keys() - {"type"}):
+        return dict(hints)
+    made = fitting(schema, hints, text=text, is_full=is_full)
+    return made if isinstance(made, dict) else {}
+
+
+def _assistance(
+    request: GenerationRequest,
+    offers: Mapping[str, ToolOffer],
+    intent: str,
+    prompt: str,
+    today: date,
+) -> Planned:
+    """The schedule assistant, where its tools are offered; else small talk."""
+    conversation = request.conversation
+    plan = Planned("chat", conversation.call, conversation.prompt, "")
+    tool = _TOOLS.get(intent)
+    if tool is None or tool not in offers:
+        return plan._replace(text=_small_talk(prompt, conversation.prompts - 1))
+    failed = next((result for result in conversation.results if result.is_error), None)
+    calls: list[tuple[str, dict[str, Any]]] = []
+    if failed is not None:
         text = _failure(prompt, failed)
     elif intent == "create":
-        calls, text = _create(prompt, turn, today)
+        calls, text = _create(prompt, conversation, today)
     elif intent == "query":
-        calls, text = _query(prompt, turn, today)
+        calls, text = _query(prompt, conversation, today)
     else:
-        calls, text = _change(intent, prompt, turn, today, "query_schedules" in offered)
-    return Planned(intent, turn.call, turn.prompt, text, tuple(calls))
+        calls, text = _change(intent, prompt, conversation, today, _TOOLS["query"] in offers)
+    if not request.is_parallel and calls:
+        calls = calls[:1]
+    fitted = tuple((name, _arguments(offers[name], wanted, prompt)) for name, wanted in calls)
+    return plan._replace(intent=intent, text=text, calls=fitted)
 
 
-def shown_to(messages: Sequence[Mapping[str, Any]]) -> tuple[str, Read] | None:
-    """Return the newest marker among a request's prompts and what came with it, or None.
-
-    Only text blocks of user messages count: an echo in an assistant's message is no prompt. A turn
-    of the same session whose prompt is followed by the next one, without a final reply between,
-    was shown by half.
-    """
-    markers: list[str] = []
-    half: list[str] = []
-    unanswered: list[str] = []
-    for message in messages:
-        if message["role"] == "assistant":
-            if _is_final(message):
-                unanswered = []
-            continue
-        found = [marker for text in _texts(message["content"]) for marker in markers_in(text)]
-        if found:
-            markers += found
-            half += unanswered
-            unanswered = found
-    if not markers:
-        return None
-    own = markers[-1]
-    session = own.partition("-")[0]
-    torn = (m for m in half if m != own and m.partition("-")[0] == session)
-    return own, read_of(own, markers)._replace(half=tuple(dict.fromkeys(torn)))
-
-
-def looped(plan: Planned, tools: Sequence[Mapping[str, Any]], today: date) -> Planned:
-    """Return the plan of an assistant that only ever asks for the first tool it is offered."""
-    name = next(_names(tools), None)
-    if name is None:
-        return plan
-    call = _call(name, day=today.isoformat()) if name == _TOOLS["query"] else _call(name)
-    return plan._replace(text="", calls=(call,))
-
-
-def _turn_of(messages: Sequence[Mapping[str, Any]]) -> _Turn:
-    prompts = [index for index, message in enumerate(messages) if _is_prompt(message)]
-    at = prompts[-1] if prompts else 0
-    asked: dict[str, str] = {}
-    results: list[_Result] = []
-    call = 0
-    for message in messages[at + 1 :]:
-        call += message["role"] == "assistant"
-        for block in message["content"] if isinstance(message["content"], list) else ():
-            if block["type"] == "tool_use":
-                asked[block["id"]] = block["name"]
-            elif block["type"] == "tool_result":
-                results.append(
-                    _Result(
-                        asked.get(block["tool_use_id"], ""),
-                        "\n".join(_texts(block.get("content", ""))),
-                        bool(block.get("is_error")),
-                    )
-                )
-    prompt = "\n".join(_texts(messages[at]["content"]))
-    return _Turn(prompt, max(0, len(prompts) - 1), call, tuple(results), messages[:at])
-
-
-def _is_prompt(message: Mapping[str, Any]) -> bool:
-    content = message["content"]
-    return message["role"] == "user" and (
-        isinstance(content, str) or not any(b["type"] == "tool_result" for b in content)
-    )
-
-
-def _is_final(message: Mapping[str, Any]) -> bool:
-    content = message["content"]
-    return isinstance(content, str) or all(block["type"] != "tool_use" for block in content)
-
-
-def _texts(content: Any) -> Iterator[str]:
-    if isinstance(content, str):
-        yield content
-    else:
-        for block in content:
-            if block["type"] == "text":
-                yield block["text"]
-
-
-def _unmarked(prompt: str) -> str:
-    for marker in markers_in(prompt):
-        prompt = prompt.replace(marker, " ")
-    return prompt.strip()
-
-
-def _names(tools: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    return (tool["name"] for tool in tools)
-
-
-def _call(name: str, **arguments: Any) -> Block:
-    return {"type": "tool_use", "name": name, "input": arguments}
-
-
-def _create(prompt: str, turn: _Turn, today: date) -> tuple[list[Block], str]:
-    if not turn.results:
-        calls = []
-        for clause in wording.clauses_of(prompt):
-            start = wording.start_of(clause, today) or wording.start_of(prompt, today)
-            title = wording.title_of(clause) or ("日程" if wording.is_chinese(prompt) else "event")
-            moment = f"{start:%Y-%m-%dT%H:%M}" if start else f"{today}T09:00"
-            calls.append(_call(_TOOLS["create"], title=title, start=moment))
+def _create(
+    prompt: str, turn: Conversation, today: date
+) -> tuple[list[tuple[str, dict[str, Any]]], str]:
+    calls = []
+    for clause in wording.clauses_of(prompt)[len(turn.results) :]:
+        start = wording.start_of(clause, today) or wording.start_of(prompt, today)
+        title = wording.title_of(clause) or ("日程" if wording.is_chinese(prompt) else "event")
+        moment = f"{start:%Y-%m-%dT%H:%M}" if start else f"{today}T09:00"
+        calls.append((_TOOLS["create"], {"title": title, "start": moment}))
+    if calls:
         return calls, _say(prompt, "I will write that down.", "好的，我来创建。")
-    made = [_described(found) for result in turn.results for found in _schedules_in(result.text)]
+    made = [_described(found) for result in turn.results for found in schedules_in(result.text)]
     listed = "; ".join(made) or "; ".join(result.text for result in turn.results)
     return [], _say(prompt, f"Created schedule {listed}.", f"已创建日程 {listed}。")
 
 
-def _query(prompt: str, turn: _Turn, today: date) -> tuple[list[Block], str]:
+def _query(
+    prompt: str, turn: Conversation, today: date
+) -> tuple[list[tuple[str, dict[str, Any]]], str]:
     days = wording.days_asked(prompt)
     first = wording.day_of(prompt, today) or today
     done = len(turn.results)
     if done < days:
         day = first + timedelta(days=done)
-        return [_call(_TOOLS["query"], day=day.isoformat())], ""
-    found = [_described(one) for result in turn.results for one in _schedules_in(result.text)]
+        return [(_TOOLS["query"], {"day": day.isoformat()})], ""
+    found = [_described(one) for result in turn.results for one in schedules_in(result.text)]
     unique = list(dict.fromkeys(found))
     listed = "; ".join(unique[:_LISTED_LIMIT])
     if len(unique) > _LISTED_LIMIT:
@@ -219,20 +246,20 @@ def _query(prompt: str, turn: _Turn, today: date) -> tuple[list[Block], str]:
 
 
 def _change(
-    intent: str, prompt: str, turn: _Turn, today: date, can_query: bool
-) -> tuple[list[Block], str]:
+    intent: str, prompt: str, turn: Conversation, today: date, can_query: bool
+) -> tuple[list[tuple[str, dict[str, Any]]], str]:
     """Update or delete: the schedule named in the prompt, else the last one it was told of."""
     if any(result.tool == _TOOLS[intent] for result in turn.results):
         said = turn.results[-1].text
         return [], _say(prompt, f"Done: {said}", f"已完成：{said}")
     ids = wording.ids_in(prompt) or [
-        one["id"] for result in turn.results for one in _schedules_in(result.text)
+        one["id"] for result in turn.results for one in schedules_in(result.text)
     ]
     if not ids and not turn.results:
-        ids = [one["id"] for one in _remembered(turn.before)]
+        ids = [] if turn.schedule_id is None else [turn.schedule_id]
         if not ids and can_query:
             day = wording.day_of(prompt, today) or today
-            return [_call(_TOOLS["query"], day=day.isoformat())], ""
+            return [(_TOOLS["query"], {"day": day.isoformat()})], ""
     if not ids:
         return [], _say(prompt, "I found no schedule to change.", "没有找到要修改的日程。")
     arguments: dict[str, Any] = {"schedule_id": ids[-1]}
@@ -243,35 +270,33 @@ def _change(
             arguments["start"] = f"{start:%Y-%m-%dT%H:%M}"
         if quoted:
             arguments["title"] = quoted
-    return [_call(_TOOLS[intent], **arguments)], ""
+    return [(_TOOLS[intent], arguments)], ""
 
 
-def _remembered(messages: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The schedules that earlier tool results of the conversation told of, in order."""
-    for message in messages:
-        for block in message["content"] if isinstance(message["content"], list) else ():
-            if block["type"] == "tool_result":
-                yield from _schedules_in("\n".join(_texts(block.get("content", ""))))
+def _hints(prompt: str, turn: Conversation, today: date) -> dict[str, Any]:
+    """What the prompt says about arguments of common names."""
+    start = wording.start_of(prompt, today)
+    day = wording.day_of(prompt, today)
+    hints: dict[str, Any] = {}
+    if start:
+        hints["start"] = f"{start:%Y-%m-%dT%H:%M}"
+    if day:
+        hints["day"] = hints["date"] = day.isoformat()
+    ids = wording.ids_in(prompt) or ([] if turn.schedule_id is None else [turn.schedule_id])
+    if ids:
+        hints["schedule_id"] = ids[-1]
+    return hints
 
 
-def _schedules_in(text: str) -> Iterator[dict[str, Any]]:
-    """The schedules in a tool's result: JSON objects with an id, or else the ids in its prose."""
-    try:
-        value = json.loads(text)
-    except ValueError:
-        yield from ({"id": number} for number in wording.ids_in(text))
-        return
-    pending = [value]
-    while pending:
-        value = pending.pop(0)
-        if isinstance(value, list):
-            pending[:0] = value
-        elif isinstance(value, dict):
-            number = value.get("schedule_id", value.get("id"))
-            if isinstance(number, int):
-                yield {**value, "id": number}
-            else:
-                pending[:0] = [inner for inner in value.values() if isinstance(inner, (dict, list))]
+def _said(prompt: str) -> str:
+    """What a free text argument says: the prompt with its marker, which names the turn."""
+    return prompt.strip()[:_ARGUMENT_LIMIT_CHARS]
+
+
+def _unmarked(prompt: str) -> str:
+    for marker in markers_in(prompt):
+        prompt = prompt.replace(marker, " ")
+    return prompt.strip()
 
 
 def _described(schedule: Mapping[str, Any]) -> str:
@@ -279,7 +304,7 @@ def _described(schedule: Mapping[str, Any]) -> str:
     return f"{schedule['id']} ({', '.join(facts)})" if "title" in schedule else f"{schedule['id']}"
 
 
-def _failure(prompt: str, failed: _Result) -> str:
+def _failure(prompt: str, failed: ToolAnswer) -> str:
     return _say(
         prompt,
         f"The tool {failed.tool} failed: {failed.text}",
@@ -291,8 +316,8 @@ def _small_talk(prompt: str, earlier: int) -> str:
     said = prompt[:_QUOTE_LIMIT_CHARS]
     return _say(
         prompt,
-        f"You said: {said}. I was shown {earlier} earlier prompts of this conversation.",
-        f"你说：{said}。这次对话中我看到了之前的 {earlier} 条消息。",
+        f"You said: {said}. I was shown {max(earlier, 0)} earlier prompts of this conversation.",
+        f"你说：{said}。这次对话中我看到了之前的 {max(earlier, 0)} 条消息。",
     )
 
 

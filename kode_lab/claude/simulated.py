@@ -20,11 +20,11 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from kode_lab.claude.api import MessagesApi
+from kode_lab.claude.api import CONTEXT_LIMIT_TOKENS, SimulatedApi
 from kode_lab.claude.exchange import Dropped, Receive, Scope, Send
 from kode_lab.claude.fault import Fault, FaultPlan
 from kode_lab.claude.profile import Profile, profile_of, report_profile
-from kode_lab.claude.records import READS_LIMIT, Record, Records, Statistics
+from kode_lab.claude.records import READS_LIMIT, ModelCall, Records, Statistics, WitnessedTurn
 from kode_lab.errors import InvalidScenario, PortOccupied
 from kode_lab.history.operation import Read
 
@@ -59,6 +59,7 @@ class SimulatedClaude:
         today: date | None = None,
         salt: str | None = None,
         reads_limit: int = READS_LIMIT,
+        context_limit_tokens: int = CONTEXT_LIMIT_TOKENS,
     ) -> None:
         """Set it up; nothing is opened before ``async with``.
 
@@ -71,19 +72,21 @@ class SimulatedClaude:
             api_key: the only accepted key; None accepts any.
             today: what "today" means; None is the calendar's.
             salt: makes ids unique beyond this server; None is drawn anew each time.
-            reads_limit: how many markers' reads are kept; older ones are forgotten.
+            reads_limit: how many turns are remembered; older ones are forgotten.
+            context_limit_tokens: a longer conversation is refused.
         """
         profile = profile or Profile()
         self._port = port
         self._records = Records(reads_limit)
         self._faults = FaultPlan(faults, seed=seed)
-        self._api = MessagesApi(
+        self._api = SimulatedApi(
             profile if speed is None else profile.at(speed),
             self._faults,
             self._records,
             salt=os.urandom(4).hex() if salt is None else salt,
             api_key=api_key,
             today=today,
+            context_limit_tokens=context_limit_tokens,
         )
         self._listener: asyncio.Server | None = None
         self._state: Any = None
@@ -161,7 +164,15 @@ class SimulatedClaude:
         """Return what the first request with this newest marker was shown, or None."""
         return self._records.read(marker)
 
-    def records(self) -> tuple[Record, ...]:
+    def turn(self, marker: str) -> WitnessedTurn | None:
+        """Return all requests whose newest marker is this one, or None."""
+        return self._records.turn(marker)
+
+    def turns(self) -> tuple[WitnessedTurn, ...]:
+        """Return all turns that are remembered, by the arrival of their first request."""
+        return self._records.turns()
+
+    def records(self) -> tuple[ModelCall, ...]:
         """Return the latest requests as they were answered, oldest first."""
         return self._records.recent()
 

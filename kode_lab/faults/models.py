@@ -12,7 +12,7 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any
 
-from kode_lab.claude.script import shown_to
+from kode_lab.claude.conversation import shown_to
 from kode_lab.errors import ModelUnavailable
 from kode_lab.faults.site import Site
 from kode_lab.faults.virtual_time import Delays

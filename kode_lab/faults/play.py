@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from kode_lab.claude.script import shown_to
+from kode_lab.claude.conversation import shown_to
 from kode_lab.errors import CallerError, KodeLabError, Refused
 from kode_lab.faults.models import Scribe
 from kode_lab.faults.scenario import Scenario

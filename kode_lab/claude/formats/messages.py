@@ -1,0 +1,516 @@
+"""The Messages API on the wire: requests, message objects, stream events, errors, models.
+
+Source: https://docs.claude.com/en/api/errors, .../api/messages, .../api/messages-streaming,
+.../build-with-claude/message-threads; and the types of anthropic 2.14 and @anthropic-ai/sdk 1.14,
+whose clients must not be able to tell.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from urllib.parse import parse_qs, unquote
+
+import orjson
+
+from kode_lab.claude.conversation import Conversation, Incomplete, conversation_of
+from kode_lab.claude.formats.seam import (
+    ApiError,
+    GenerationReply,
+    GenerationRequest,
+    Held,
+    StreamEvent,
+    ToolOffer,
+    bearer_of,
+    is_signed,
+    json_pieces,
+    pieces_of,
+    signature_of,
+    size_of,
+)
+from kode_lab.claude.held import HeldStates
+from kode_lab.claude.legality import VERSIONS, Pairing, problem_of
+from kode_lab.claude.prefixes import Opened, Prefixes
+from kode_lab.message import Block
+
+__all__ = ["MODELS", "THREAD_TTL_S", "MessagesFormat", "events_of", "model_of", "models_page", "sse"]
+
+_ERROR_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    409: "conflict_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    500: "api_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
+# The catalogue that ``GET /v1/models`` shows; any other name works too.
+MODELS = (
+    ("claude-opus-5-5", "Claude Opus 5.5", "opus"),
+    ("claude-sonnet-5-5", "Claude Sonnet 5.5", "sonnet"),
+    ("claude-haiku-5-5", "Claude Haiku 5.5", "haiku"),
+)
+_PER_MESSAGE_TOKENS = 4
+_PAGE_LIMIT = 1_000
+# As documented: a thread expires five minutes after its last request.
+THREAD_TTL_S = 300.0
+_BETA = re.compile(r"[a-z0-9-]+-20\d{2}-\d{2}-\d{2}|[a-z][a-z0-9-]{2,80}")
+_COMMAND = {
+    "type": "object",
+    "properties": {"command": {"type": "string"}},
+    "required": ["command"],
+}
+# Tools that Anthropic defines and the client runs; those that the server runs are never called.
+_CLIENT_TOOLS = ("bash_", "text_editor_", "memory_", "computer_")
+
+
+class MessagesFormat:
+    """``POST /v1/messages`` and what belongs to it.
+
+    ``thread_ttl_s`` is how long a thread is held after its last request.
+    """
+
+    name = "messages"
+
+    def __init__(self, thread_ttl_s: float = THREAD_TTL_S) -> None:
+        self._prefixes: Prefixes[Conversation] = Prefixes()
+        self._threads: HeldStates[Held] = HeldStates(ttl_s=thread_ttl_s)
+        self._continuing: set[str] = set()
+        self._continued: HeldStates[bool] = HeldStates(ttl_s=thread_ttl_s)
+
+    def operation(self, method: str, path: str) -> str | None:
+        """Return what a request is, or None when it is none of this API's."""
+        if path.endswith("/messages"):
+            return "generate" if method == "POST" else "405"
+        if path.endswith("/messages/count_tokens"):
+            return "count" if method == "POST" else "405"
+        return None
+
+    def key_problem(
+        self, headers: Mapping[bytes, bytes], query: str, api_key: str | None
+    ) -> ApiError | None:
+        """Return the error for a missing or wrong key or version.
+
+        Where both headers carry a key, the API takes ``x-api-key``.
+        """
+        del query
+        key = headers.get(b"x-api-key", b"").decode("latin-1") or bearer_of(headers)
+        if not key:
+            return ApiError(401, "x-api-key header is required")
+        if api_key is not None and key != api_key:
+            return ApiError(401, "invalid x-api-key")
+        version = headers.get(b"anthropic-version", b"").decode("latin-1")
+        if not version:
+            return ApiError(400, "anthropic-version: header is required")
+        if version not in VERSIONS:
+            return ApiError(400, f'anthropic-version: "{version}" is not a valid version')
+        wrong = next((b for b in _betas(headers) if not _BETA.fullmatch(b)), None)
+        if wrong is not None:
+            return ApiError(400, f"Unexpected value(s) `{wrong}` for the `anthropic-beta` header.")
+        return None
+
+    def receive(
+        self, data: bytes, headers: Mapping[bytes, bytes], path: str
+    ) -> GenerationRequest | ApiError:
+        """Return a request in neutral words, or the error that the API answers it with."""
+        is_count = path.endswith("/count_tokens")
+        try:
+            opened = self._prefixes.open(data, "messages")
+            body = opened.body
+            thread = body.get("thread") if isinstance(body, dict) else None
+            held: Held | None = None
+            if isinstance(thread, dict) and thread.get("type") == "continue":
+                found = self._held_for(thread)
+                if isinstance(found, ApiError):
+                    return found
+                held = found
+            if held is not None and opened.fold is not None:
+                opened = self._prefixes.open(data, "messages", is_whole=True)
+            try:
+                request = self._request(opened, headers, held, is_count=is_count)
+            except Incomplete:
+                opened = self._prefixes.open(data, "messages", is_whole=True)
+                request = self._request(opened, headers, held, is_count=is_count)
+        except ValueError as error:
+            return ApiError(400, f"The request body is not valid JSON: {error}")
+        if isinstance(request, GenerationRequest) and held is None and not is_count:
+            self._prefixes.keep(opened, request.conversation.copy(is_trimmed=True))
+        return request
+
+    def begin(self, request: GenerationRequest) -> ApiError | None:
+        """Reserve the reply that a thread continues from: each can be continued only once."""
+        parent = request.parent
+        if parent in self._continuing:
+            return _thread_error(
+                "Another request is still continuing from this `previous_message_id`.",
+                "thread_continue_in_flight",
+            )
+        if parent:
+            self._continuing.add(parent)
+        return None
+
+    def finish(self, request: GenerationRequest, reply: GenerationReply | None) -> None:
+        """Keep a thread's new state, if its reply was sent whole and was no refusal."""
+        self._continuing.discard(request.parent)
+        if reply is None or reply.stop == "refusal" or not request.body.get("thread"):
+            return
+        if request.parent:
+            self._continued.put(request.parent, True)
+            self._threads.drop(request.parent)
+        self._threads.put(f"msg_{reply.suffix}", self.hold(request, reply))
+
+    def other(
+        self, operation: str, path: str, query: str, data: bytes, headers: Mapping[bytes, bytes]
+    ) -> Mapping[str, Any] | ApiError:
+        """Return a count of tokens, a page of the catalogue, or one model."""
+        if operation == "405":
+            return ApiError(405, "Method Not Allowed")
+        if operation == "count":
+            request = self.receive(data, headers, path)
+            if isinstance(request, ApiError):
+                return request
+            counted: dict[str, Any] = {"input_tokens": request.input_tokens}
+            if "context_management" in request.body:
+                original = {"original_input_tokens": request.input_tokens}
+                counted["context_management"] = original
+            return counted
+        name = path.partition("/models")[2].strip("/")
+        if name:
+            return model_of(unquote(name))
+        asked = parse_qs(query)
+        limit = asked.get("limit", ["20"])[-1]
+        if not limit.isdecimal() or not 1 <= int(limit) <= _PAGE_LIMIT:
+            return ApiError(400, f"limit: Input should be from 1 to {_PAGE_LIMIT}")
+        return models_page(asked.get("after_id", [""])[-1], int(limit))
+
+    def error_body(self, error: ApiError, request_id: str | None) -> dict[str, Any]:
+        """Return the error object, as a response body or as the data of an ``error`` event."""
+        fallback = "api_error" if error.status >= 500 else "invalid_request_error"
+        kind = _ERROR_TYPES.get(error.status, fallback)
+        told: dict[str, Any] = {"type": kind, "message": error.message}
+        if error.details is not None:
+            told["details"] = dict(error.details)
+        body: dict[str, Any] = {"type": "error", "error": told}
+        return body if request_id is None else body | {"request_id": request_id}
+
+    def error_event(self, error: ApiError, request_id: str) -> bytes:
+        """Return the event by which a stream that has begun says that it failed."""
+        return sse(self.error_body(error, request_id))
+
+    def headers(self, request_id: str) -> Sequence[tuple[bytes, bytes]]:
+        """Return the headers that every answer of this API has."""
+        return (
+            (b"request-id", request_id.encode()),
+            (b"anthropic-organization-id", b"simulated"),
+        )
+
+    def context_error(self, tokens: int, limit: int) -> ApiError:
+        """Return the error for a conversation longer than the model's context."""
+        return ApiError(400, f"prompt is too long: {tokens} tokens > {limit} maximum")
+
+    def signature_error(self, request: GenerationRequest) -> ApiError:
+        """Return the error for signed thinking that is refused."""
+        messages, first = request.body["messages"], request.conversation.count
+        for at, message in enumerate(messages, first - len(messages)):
+            blocks = message["content"] if isinstance(message["content"], list) else ()
+            for place, block in enumerate(blocks):
+                if block["type"] == "thinking":
+                    return _bad_signature(at, place)
+        return _bad_signature(1, 0)
+
+    def call_id(self, suffix: str, index: int) -> str:
+        """Return the id of a reply's tool call."""
+        return f"toolu_{suffix}{index:02d}"
+
+    def hold(self, request: GenerationRequest, reply: GenerationReply) -> Held:
+        """Return what the server holds of a thread once this reply is sent."""
+        held = request.base
+        conversation = request.conversation.copy()
+        conversation.add_assistant([reply.text], [(i, name) for i, name, _ in reply.calls])
+        conversation.size_chars += size_of(reply.text)
+        pairs = conversation.pairs.copy()
+        pairs.replied([call_id for call_id, _, _ in reply.calls])
+        conversation.pairs = pairs
+        kept = {name: request.body[name] for name in ("system", "tools") if name in request.body}
+        root = held.root if held else f"msg_{reply.suffix}"
+        return Held(conversation, held.body if held else kept, root)
+
+    def _held_for(self, thread: Mapping[str, Any]) -> Held | ApiError:
+        previous = thread.get("previous_message_id")
+        held = self._threads.get(previous) if isinstance(previous, str) else None
+        if held is not None:
+            return held
+        if isinstance(previous, str) and self._continued.get(previous):
+            return _thread_error(
+                f"{previous} has already been continued: each response can be continued only "
+                "once. Continue from the most recent response of the thread.",
+                "thread_already_continued",
+            )
+        if not isinstance(previous, str):
+            return ApiError(400, "thread.continue.previous_message_id: Field required")
+        return ApiError(
+            404,
+            f"No usable thread state was found for {previous}. Send the full conversation with "
+            'thread: {"type": "create"}.',
+            details={"error_code": "thread_not_found"},
+        )
+
+    def _request(
+        self,
+        opened: Opened[Conversation],
+        headers: Mapping[bytes, bytes],
+        held: Held | None,
+        *,
+        is_count: bool,
+    ) -> GenerationRequest | ApiError:
+        body, fold = opened.body, opened.fold
+        if fold is None and held is not None:
+            fold = held.conversation
+        before = fold.pairs if fold is not None else None
+        pairs = Pairing() if before is None else before.copy()
+        problem = _continue_problem(body) if held is not None else None
+        whole: Any = body if held is None else {**body, **held.body}
+        if problem is None:
+            version = headers.get(b"anthropic-version", b"").decode("latin-1")
+            betas = frozenset(_betas(headers))
+            problem = problem_of(whole, version, is_count=is_count, betas=betas, pairs=pairs)
+        if problem is not None:
+            return problem
+        messages, model = body["messages"], body["model"]
+        for at, message in enumerate(messages, pairs.index - len(messages)):
+            problem = _signature_problem(model, at, message)
+            if problem is not None:
+                return problem
+        conversation = conversation_of(messages, fold.copy() if fold is not None else None)
+        conversation.pairs = pairs
+        conversation.size_chars += sum(map(size_of, messages))
+        thread = body.get("thread") or {}
+        if thread and body.get("context_management") is not None:
+            return _thread_error(
+                "thread: context_management is not supported with threads",
+                "thread_unsupported_request",
+                unsupported=["context_management"],
+            )
+        choice = body.get("tool_choice") or {}
+        shape = (body.get("output_config") or {}).get("format") or body.get("output_format")
+        thinking = (body.get("thinking") or {}).get("type")
+        kind = choice.get("type", "auto")
+        return GenerationRequest(
+            model,
+            _with_system(conversation, whole.get("system")),
+            body,
+            _input_tokens(conversation, whole.get("system"), whole.get("tools")),
+            tuple(_offers(whole.get("tools") or ())),
+            kind,
+            choice.get("name", "") if kind == "tool" else "",
+            not choice.get("disable_parallel_tool_use", False),
+            shape.get("schema") if shape else None,
+            body.get("max_tokens"),
+            body.get("stop_sequences") or (),
+            thinking in ("enabled", "adaptive") and kind not in ("any", "tool"),
+            bool(body.get("stream")),
+            held.root if held else (body.get("metadata") or {}).get("user_id") or "",
+            thread.get("previous_message_id", ""),
+            held,
+        )
+
+    def whole(self, request: GenerationRequest, reply: GenerationReply) -> dict[str, Any]:
+        """Return the ``message`` object."""
+        content: list[Block] = []
+        if reply.thinking:
+            thinking = request.body["thinking"]
+            shown = "" if thinking.get("display") == "omitted" else reply.thinking
+            signature = signature_of(request.model, shown)
+            content.append({"type": "thinking", "thinking": shown, "signature": signature})
+        if reply.stop == "compaction":
+            content = [{"type": "compaction", "content": reply.text}]
+        elif reply.text:
+            content.append({"type": "text", "text": reply.text})
+        for call_id, name, arguments in reply.calls:
+            block = {"type": "tool_use", "name": name, "id": call_id}
+            content.append(block | {"input": _parsed(arguments)})
+        message = {
+            "id": f"msg_{reply.suffix}",
+            "type": "message",
+            "role": "assistant",
+            "model": request.model,
+            "content": content,
+            "stop_reason": reply.stop,
+            "stop_sequence": reply.stop_sequence,
+            "usage": {
+                "input_tokens": request.input_tokens,
+                "cache_creation_input_tokens": 0,
+                "cache_read_input_tokens": 0,
+                "output_tokens": reply.output_tokens,
+                "service_tier": "standard",
+            },
+        }
+        if "context_management" in request.body:
+            message["context_management"] = {"applied_edits": []}
+        return message
+
+    def events(self, request: GenerationRequest, reply: GenerationReply) -> Iterator[StreamEvent]:
+        """Yield the events that stream the reply, in the documented order."""
+        raw = [arguments for _, _, arguments in reply.calls]
+        for event, is_token in events_of(self.whole(request, reply), raw):
+            yield StreamEvent(sse(event), is_token)
+
+
+def sse(data: Mapping[str, Any]) -> bytes:
+    """Return the bytes of an event whose name is its data's ``type``."""
+    return b"event: %s\ndata: %s\n\n" % (data["type"].encode(), orjson.dumps(data))
+
+
+def events_of(
+    message: Mapping[str, Any], raw_inputs: Sequence[str] = ()
+) -> Iterator[tuple[Mapping[str, Any], bool]]:
+    """Yield the data of the events that stream a message, and whether each is a token.
+
+    Args:
+        message: the ``message`` object.
+        raw_inputs: the tool calls' inputs as JSON text, where they are not those of the message.
+    """
+    opening = {**message, "content": [], "stop_reason": None, "stop_sequence": None}
+    opening["usage"] = {**message["usage"], "output_tokens": 1}
+    yield {"type": "message_start", "message": opening}, False
+    inputs = iter(raw_inputs)
+    for index, block in enumerate(message["content"]):
+        hollow, deltas = _deltas_of(block, inputs)
+        yield {"type": "content_block_start", "index": index, "content_block": hollow}, False
+        if index == 0:
+            yield {"type": "ping"}, False
+        for delta in deltas:
+            yield {"type": "content_block_delta", "index": index, "delta": delta}, True
+        yield {"type": "content_block_stop", "index": index}, False
+    ending = {
+        "stop_reason": message["stop_reason"],
+        "stop_sequence": message["stop_sequence"],
+    }
+    usage = {"output_tokens": message["usage"]["output_tokens"]}
+    last: dict[str, Any] = {"type": "message_delta", "delta": ending, "usage": usage}
+    if "context_management" in message:
+        last["context_management"] = message["context_management"]
+    yield last, False
+    yield {"type": "message_stop"}, False
+
+
+def _deltas_of(block: Block, inputs: Iterator[str]) -> tuple[Block, list[Block]]:
+    kind = block["type"]
+    if kind == "tool_use":
+        text = next(inputs, None)
+        pieces = json_pieces(orjson.dumps(block["input"]).decode() if text is None else text)
+        deltas = [{"type": "input_json_delta", "partial_json": p} for p in ("", *pieces)]
+        return {**block, "input": {}}, deltas
+    if kind == "thinking":
+        deltas = [{"type": "thinking_delta", "thinking": p} for p in pieces_of(block["thinking"])]
+        deltas.append({"type": "signature_delta", "signature": block["signature"]})
+        return {**block, "thinking": "", "signature": ""}, deltas
+    if kind == "compaction":
+        return {**block, "content": None}, [
+            {"type": "compaction_delta", "content": block["content"]}
+        ]
+    return {**block, "text": ""}, [
+        {"type": "text_delta", "text": piece} for piece in pieces_of(block["text"])
+    ]
+
+
+def model_of(name: str) -> dict[str, Any]:
+    """Return a model's entry; one that the catalogue does not list has an entry, too."""
+    known = next((model for model in MODELS if model[0] == name), (name, name, None))
+    return {
+        "type": "model",
+        "id": known[0],
+        "display_name": known[1],
+        "created_at": "1970-01-01T00:00:00Z",
+        "lifecycle": "active",
+        "line": known[2],
+    }
+
+
+def models_page(after_id: str, limit: int) -> dict[str, Any]:
+    """Return one page of the catalogue."""
+    ids = [model_id for model_id, _, _ in MODELS]
+    begin = ids.index(after_id) + 1 if after_id in ids else 0
+    page = [model_of(name) for name in ids[begin : begin + limit]]
+    return {
+        "data": page,
+        "has_more": begin + limit < len(ids),
+        "first_id": page[0]["id"] if page else None,
+        "last_id": page[-1]["id"] if page else None,
+    }
+
+
+def _continue_problem(body: Mapping[str, Any]) -> ApiError | None:
+    repeated = [name for name in ("system", "tools") if name in body]
+    if repeated:
+        return ApiError(
+            400,
+            f"{repeated[0]}: the thread keeps the one it was created with; leave it out of a "
+            "request with thread.type 'continue'",
+        )
+    return None
+
+
+def _signature_problem(model: str, at: int, message: Mapping[str, Any]) -> ApiError | None:
+    if message["role"] != "assistant" or isinstance(message["content"], str):
+        return None
+    for place, block in enumerate(message["content"]):
+        if block["type"] == "thinking" and not is_signed(
+            model, str(block.get("thinking", "")), str(block.get("signature", ""))
+        ):
+            return _bad_signature(at, place)
+    return None
+
+
+def _bad_signature(at: int, place: int) -> ApiError:
+    return ApiError(
+        400, f"messages.{at}.content.{place}: Invalid `signature` in `thinking` block"
+    )
+
+
+def _thread_error(sentence: str, code: str, **details: Any) -> ApiError:
+    return ApiError(400, sentence, details={"error_code": code, **details})
+
+
+def _betas(headers: Mapping[bytes, bytes]) -> list[str]:
+    names = headers.get(b"anthropic-beta", b"").decode("latin-1").split(",")
+    return [name.strip() for name in names if name.strip()]
+
+
+def _offers(tools: Sequence[Mapping[str, Any]]) -> Iterator[ToolOffer]:
+    for tool in tools:
+        kind = tool.get("type") or "custom"
+        if kind == "custom" or "input_schema" in tool:
+            yield ToolOffer(tool["name"], tool.get("input_schema"))
+        elif kind.startswith(_CLIENT_TOOLS):
+            yield ToolOffer(tool["name"], _COMMAND)
+
+
+def _with_system(conversation: Conversation, system: Any) -> Conversation:
+    if isinstance(system, str):
+        conversation.mention(system)
+    elif system:
+        for block in system:
+            conversation.mention(str(block.get("text", "")))
+    return conversation
+
+
+def _input_tokens(conversation: Conversation, system: Any, tools: Any) -> int:
+    """About how many tokens a request holds: a quarter of its characters as JSON."""
+    count = conversation.count
+    size = size_of((system, tools)) + conversation.size_chars + count + 2
+    return size // 4 + _PER_MESSAGE_TOKENS * count
+
+
+def _parsed(arguments: str) -> Any:
+    try:
+        return orjson.loads(arguments or "{}")
+    except orjson.JSONDecodeError:
+        # A whole body cannot carry half a JSON text; what was complete of it is an empty object.
+        return {}
