@@ -184,7 +184,9 @@ def test_a_growing_body_is_parsed_from_where_the_last_one_ended(spacing):
             ensure_ascii=False,
         )
         # The same name inside something else must not be taken for the list.
-        plain = data.replace('"tools"' + spacing[1] + '[{"messages"', '"tools"' + spacing[1] + '[{"x"')
+        plain = data.replace(
+            '"tools"' + spacing[1] + '[{"messages"', '"tools"' + spacing[1] + '[{"x"'
+        )
         opened = prefixes.open(plain.encode(), "messages")
         parsed.append((opened.fold, len(opened.body["messages"])))
         assert opened.body["model"] == "m"
@@ -211,15 +213,12 @@ def test_a_long_conversation_is_witnessed_the_same_with_and_without_its_beginnin
     leaked = [*messages, user(f"as {B1} said"), assistant("ok"), user(marker_of(ADA, 200))]
 
     async def scenario(simulated):
-        reads = []
-        for count in (len(messages) - 1, len(messages) - 1):
-            await post(simulated, *messages[:count])
+        for _ in range(2):
+            await post(simulated, *messages[:-1])
         await post(simulated, *messages, user(marker_of(ADA, 150)))
         await post(simulated, *leaked)
         await post(simulated, *leaked, assistant("ok"), user(marker_of(ADA, 201)))
-        for number in (119, 150, 200, 201):
-            reads.append(simulated.read(marker_of(ADA, number)))
-        return reads
+        return [simulated.read(marker_of(ADA, number)) for number in (119, 150, 200, 201)]
 
     first, second, third, fourth = serving(scenario)
     assert first.position == 118

@@ -13,7 +13,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from datetime import date
-from typing import Any
 from urllib.parse import parse_qs, unquote
 
 import orjson
@@ -31,7 +30,7 @@ from kode_lab.claude.formats.seam import (
     pieces_of,
 )
 from kode_lab.claude.profile import Latency, Profile
-from kode_lab.claude.records import ModelCall, Records, read_fields
+from kode_lab.claude.records import ModelCall, Records
 from kode_lab.errors import InvalidScenario
 from kode_lab.history.operation import echo_of
 
@@ -341,38 +340,38 @@ async def answer_lab(
     """Answer ``/lab/...``: what was witnessed, and the switches for faults."""
     name = unquote(path.removeprefix("/lab/"))
     kind, _, rest = name.partition("/")
-    marker = "#" + rest.removeprefix("#")
-    if method == "GET" and kind == "reads" and rest:
-        read = records.read(marker)
-        if read is None:
-            await exchange.refuse(ApiError(404, f"no request's newest marker was {marker}"))
-        else:
-            await exchange.json_body(200, read_fields(read))
-    elif method == "GET" and kind == "turns" and rest:
+    if method == "GET" and kind in ("reads", "turns") and rest:
+        marker = "#" + rest.removeprefix("#")
         turn = records.turn(marker)
         if turn is None:
             await exchange.refuse(ApiError(404, f"no request's newest marker was {marker}"))
         else:
-            await exchange.json_body(200, turn.to_json())
+            told = turn.to_json()
+            await exchange.json_body(200, told if kind == "turns" else told["read"])
     elif (method, name) == ("GET", "calls"):
         await _calls(exchange, parse_qs(query), records)
     elif (method, name) == ("GET", "statistics"):
         await exchange.json_body(200, records.statistics()._asdict())
-    elif (method, name) == ("DELETE", "faults") and faults is not None:
-        faults.clear()
-        await exchange.json_body(200, {})
-    elif (method, name) == ("POST", "faults") and faults is not None:
-        fields = await exchange.json()
-        try:
-            if isinstance(fields, ApiError):
-                raise InvalidScenario(fields.message)
-            faults.arm(fault_of(fields))
-        except InvalidScenario as error:
-            await exchange.refuse(ApiError(400, str(error)))
-        else:
-            await exchange.json_body(200, {})
+    elif name == "faults" and method in ("DELETE", "POST") and faults is not None:
+        await _faults(exchange, method, faults)
     else:
         await exchange.refuse(ApiError(404, "Not found"))
+
+
+async def _faults(exchange: Exchange, method: str, faults: FaultPlan) -> None:
+    fields = await exchange.json() if method == "POST" else None
+    try:
+        if method == "DELETE":
+            faults.clear()
+        elif isinstance(fields, ApiError):
+            await exchange.refuse(fields)
+            return
+        else:
+            faults.arm(fault_of(fields))
+    except InvalidScenario as error:
+        await exchange.refuse(ApiError(400, str(error)))
+    else:
+        await exchange.json_body(200, {})
 
 
 async def _calls(exchange: Exchange, asked: dict[str, list[str]], records: Records) -> None:

@@ -125,8 +125,9 @@ class Conversation:
         other = Conversation.__new__(Conversation)
         for name in Conversation.__slots__:
             setattr(other, name, getattr(self, name))
-        if self._shown is not None:
-            other._shown = None if is_trimmed and self._is_plain else list(self._shown)
+        shown = self._shown
+        if shown is not None:
+            setattr(other, "_shown", None if is_trimmed and self._is_plain else list(shown))  # noqa: B010
         other.calls = dict(self.calls)
         return other
 
@@ -250,10 +251,12 @@ def conversation_of(
     fold = conversation or Conversation()
     for message in messages:
         role, content = message["role"], message["content"]
+        texts: list[str] = []
+        results: list[tuple[str, str, bool]] = []
+        calls: list[tuple[str, str]] = []
         if isinstance(content, str):
-            texts, results, calls = [content], [], []
+            texts.append(content)
         else:
-            texts, results, calls = [], [], []
             for block in content:
                 kind = block["type"]
                 if kind == "text":

@@ -64,14 +64,14 @@ class Exchange:
     )
 
     def __init__(
-        self, request_id: str, format: WireFormat, scope: Scope, receive: Receive, send: Send
+        self, request_id: str, speaks: WireFormat, scope: Scope, receive: Receive, send: Send
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._arrived_s = self._loop.time()
         self._receive = receive
         self._send = send
         self.request_id = request_id
-        self.format = format
+        self.format = speaks
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.status = 0
 

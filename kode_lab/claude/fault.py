@@ -29,7 +29,7 @@ KINDS = {
     "slow": "take delay_s longer",
     "hang": "never answer",
     "tool_loop": "ask for a tool in every reply",
-    "tool_input": "cut the arguments of the last tool call off in the middle, stopped by max_tokens",
+    "tool_input": "cut the last tool call off within its arguments, stopped by max_tokens",
     "call_ids": "number the tool calls of every reply anew: call_0, call_1, ...",
     "signature": "refuse the signature of thinking that comes back",
     "context_limit": "refuse the conversation as longer than the model's context",

@@ -159,9 +159,7 @@ def _complaints(
 
 def _is_beta(name: str, betas: frozenset[str] | None) -> bool:
     begins = _BETA_FIELDS.get(name)
-    return begins is not None and (
-        betas is None or any(beta.startswith(begins) for beta in betas)
-    )
+    return begins is not None and (betas is None or any(beta.startswith(begins) for beta in betas))
 
 
 def _beta_complaints(body: Mapping[str, Any]) -> Iterator[str]:
@@ -332,9 +330,7 @@ def _block_complaints(where: str, role: Any, block: Any) -> Iterator[str]:
         yield f"{where}.tool_result.content: Input should be a string or a list of blocks"
 
 
-def _pairing_complaints(
-    messages: Sequence[Mapping[str, Any]], pairs: Pairing
-) -> Iterator[str]:
+def _pairing_complaints(messages: Sequence[Mapping[str, Any]], pairs: Pairing) -> Iterator[str]:
     """Each call of a message is answered in the very next one, and nothing else is."""
     new: set[str] = set()
     for message in messages:

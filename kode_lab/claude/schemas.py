@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from re import _parser as regex_parser  # type: ignore[attr-defined]
 from typing import Any
 
-__all__ = ["fitting", "fits"]
+__all__ = ["fits", "fitting"]
 
 # A schema that refers to itself ends here: below it only what is required is made.
 _DEPTH_LIMIT = 6
@@ -50,9 +50,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 }
 
 
-def fitting(
-    schema: Any, hints: Mapping[str, Any], *, text: str = "", is_full: bool = False
-) -> Any:
+def fitting(schema: Any, hints: Mapping[str, Any], *, text: str = "", is_full: bool = False) -> Any:
     """Return a value that fits the schema.
 
     Args:
@@ -366,6 +364,8 @@ def _one_of(choices: Sequence[tuple[Any, Any]]) -> str:
         else:
             parts += names[str(value)]
     allowed = re.compile(f"[{parts}]")
-    named = (v if str(k) == "LITERAL" else v[0] for k, v in choices if str(k) in ("LITERAL", "RANGE"))
+    named = (
+        v if str(k) == "LITERAL" else v[0] for k, v in choices if str(k) in ("LITERAL", "RANGE")
+    )
     candidates = ("a", "0", "A", *map(chr, named), " ", "_", "-", ".")
     return next(one for one in candidates if allowed.fullmatch(one))

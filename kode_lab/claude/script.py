@@ -35,7 +35,8 @@ _ARGUMENT_LIMIT_CHARS = 200
 # How often one prompt may ask for one tool.
 _TIMES_LIMIT = 16
 _USE = re.compile(
-    r"\b(?:use|call|invoke|run)\s+(?:the\s+|both\s+)?(tools?\b)?|(使用|调用)(?:工具)?", re.IGNORECASE
+    r"\b(?:use|call|invoke|run)\s+(?:the\s+|both\s+)?(tools?\b)?|(使用|调用)(?:工具)?",
+    re.IGNORECASE,
 )
 _TIMES = re.compile(r"\W*(\d{1,2})\s+times", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[\n;]|[.。](?:\s|$)")
@@ -77,7 +78,7 @@ def plan_of(request: GenerationRequest, today: date) -> Planned:
     if plan is None:
         plan = _assistance(request, offers, intent, prompt, today)
     if request.choice in ("any", "tool") and not plan.calls:
-        plan = _forced(request, offers, prompt, plan)
+        plan = _forced(request, offers, plan)
     if not request.is_parallel and len(plan.calls) > 1:
         plan = plan._replace(calls=plan.calls[:1])
     if request.schema is not None and not plan.calls:
@@ -119,9 +120,7 @@ def _demanded(
     return plan._replace(text=_say(prompt, f"The tools answered: {told}", f"工具的结果：{told}"))
 
 
-def _forced(
-    request: GenerationRequest, offers: Mapping[str, ToolOffer], prompt: str, plan: Planned
-) -> Planned:
+def _forced(request: GenerationRequest, offers: Mapping[str, ToolOffer], plan: Planned) -> Planned:
     """The call that the request demands although nothing in the prompt does."""
     name = request.forced
     if not name:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-
 from urllib.parse import parse_qs, unquote
 
 import orjson
@@ -35,7 +34,15 @@ from kode_lab.claude.legality import VERSIONS, Pairing, problem_of
 from kode_lab.claude.prefixes import Opened, Prefixes
 from kode_lab.message import Block
 
-__all__ = ["MODELS", "THREAD_TTL_S", "MessagesFormat", "events_of", "model_of", "models_page", "sse"]
+__all__ = [
+    "MODELS",
+    "THREAD_TTL_S",
+    "MessagesFormat",
+    "events_of",
+    "model_of",
+    "models_page",
+    "sse",
+]
 
 _ERROR_TYPES = {
     400: "invalid_request_error",
@@ -43,7 +50,6 @@ _ERROR_TYPES = {
     402: "billing_error",
     403: "permission_error",
     404: "not_found_error",
-    409: "conflict_error",
     413: "request_too_large",
     429: "rate_limit_error",
     500: "api_error",
@@ -469,9 +475,7 @@ def _signature_problem(model: str, at: int, message: Mapping[str, Any]) -> ApiEr
 
 
 def _bad_signature(at: int, place: int) -> ApiError:
-    return ApiError(
-        400, f"messages.{at}.content.{place}: Invalid `signature` in `thinking` block"
-    )
+    return ApiError(400, f"messages.{at}.content.{place}: Invalid `signature` in `thinking` block")
 
 
 def _thread_error(sentence: str, code: str, **details: Any) -> ApiError:
