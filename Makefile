@@ -1,19 +1,22 @@
 # make reproduce            both documented tests, in about 20 seconds; SPEED=10 in a tenth
 # make test                 the whole test suite, offline; ARGS="-k key" for a part of it
-# make lint                 what needs no running: ruff and mypy
-# make clean                away with all that can be made again; runs in results/ stay
+# make mutants              change the source in 300 places; each change must fail a specification
+# make bench                every figure of speed; NAMES="turn append" for some, ARGS=--save to keep
+# make lint                 ruff and mypy
+# make clean                remove what can be made again; runs in results/ stay
 #
-# Each makes .venv and installs into it first, once, and again when pyproject.toml has changed.
+# Each target creates .venv and installs into it first, and again when pyproject.toml has changed.
 
 PYTHON = python3
 SPEED = 1
 ARGS =
+NAMES =
 
 # Relative on purpose: the directory's own path may hold spaces.
 IN = .venv/bin/python
 PIP = $(IN) -m pip --disable-pip-version-check --quiet install --root-user-action ignore
 
-.PHONY: help reproduce test lint clean
+.PHONY: help reproduce test mutants bench lint clean
 .NOTPARALLEL:
 
 help:
@@ -22,9 +25,17 @@ help:
 reproduce: .venv/.installed
 	@$(IN) -m kode_lab reproduce --speed $(SPEED)
 
-# The tests start hundreds of processes, each of which would compile all there is, were it not kept.
+# The tests start many processes; each would compile every module if bytecode were not cached.
+PYTEST = PYTHONDONTWRITEBYTECODE= $(IN) -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+
 test: .venv/.installed-dev
-	PYTHONDONTWRITEBYTECODE= $(IN) -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(PYTEST) $(ARGS)
+
+mutants: .venv/.installed-dev
+	$(PYTEST) -m mutants $(ARGS)
+
+bench: .venv/.installed-dev
+	@$(IN) -m benchmarks $(NAMES) $(ARGS)
 
 lint: .venv/.installed-dev
 	$(IN) -m ruff check
@@ -43,7 +54,7 @@ lint: .venv/.installed-dev
 	@$(PIP) -e ".[dev]"
 	@touch .venv/.installed $@
 
-# A .venv that works is kept; one cut short, or of an older Python, is made anew.
+# A working .venv is kept; an incomplete one, or one of an older Python, is created again.
 NEW_ENOUGH = import sys; sys.exit(sys.version_info < (3, 11))
 define MAKE_VENV
 @$(IN) -c "import pip; $(NEW_ENOUGH)" 2>/dev/null || { \
