@@ -19,8 +19,9 @@ from urllib.parse import quote
 import aiohttp
 from house import PATIENCE_S, Clerk, World, shelf, until
 
+from kode_lab.http import ConnectionLimits, HttpServer
 from kode_lab.key import SessionKey
-from kode_lab.server import Board, HttpServer, Limits, app_of, in_thread
+from kode_lab.server import Board, Limits, app_of, in_thread
 from kode_lab.sessions import JsonStore, SessionManager
 
 JSON = {"Content-Type": "application/json"}
@@ -101,7 +102,7 @@ class Served:
 
     @property
     def connections(self):
-        return self.http._connections
+        return self.http.connections
 
     def sessions(self, user_id):
         """Return the user's sessions, as the server asks for them, and remember that it did."""
@@ -180,6 +181,8 @@ def turn_request(body, *headers):
 async def served(path, *, agent=None, limits=None, tokens=None):
     """Return a server of the sessions below ``path``."""
     scene = Served(path, agent)
+    if isinstance(limits, ConnectionLimits):
+        limits = Limits(limits)
     limits = limits or Limits()
     async with SessionManager(
         store=GatedStore(scene.store, scene.gates["commit"]),
@@ -195,9 +198,9 @@ async def served(path, *, agent=None, limits=None, tokens=None):
             tokens=tokens,
             limits=limits,
         )
-        scene.service = app.state.service
+        scene.app, scene.service = app, app.state.service
         async with (
-            HttpServer(app, limits=limits) as scene.http,
+            HttpServer(app, limits=limits.connection) as scene.http,
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(PATIENCE_S)) as scene.client,
         ):
             yield scene

@@ -18,7 +18,7 @@ from served import served, turn_request
 from kode_lab.server.collector import settled
 
 TIMES = 3
-OURS = ("kode_lab", "uvicorn", "starlette")
+OURS = ("kode_lab", "starlette")
 # A circle of anybody's that holds one of these may hold a request.
 HOLDERS = ("frame", "traceback", "coroutine", "Task", "bytes")
 

@@ -9,9 +9,9 @@ import pytest
 from house import assert_idle, prompts, run, until
 from served import served, turn_request
 
-from kode_lab.server import Limits
+from kode_lab.http import ConnectionLimits
 
-LIMITS = Limits(
+LIMITS = ConnectionLimits(
     head_limit_bytes=20_000,
     body_limit_bytes=100_000,
     head_timeout_s=0.2,
@@ -203,7 +203,10 @@ HEADS = [
     ("a wrong method for turns", head(b"GET", b"/v1/turns"), 405),
     ("a wrong method for a history", head(b"DELETE", S + b"s1/clerk/messages"), 405),
     ("a wrong method for health", head(b"POST", b"/healthz", b"Content-Length: 0"), 405),
-    ("a browser's question", head(b"OPTIONS", b"/v1/turns", b"Origin: http://evil.example"), 405),
+    ("a browser's question", head(b"OPTIONS", b"/v1/turns", b"Origin: http://localhost"), 405),
+    ("a page of another origin", head(b"GET", b"/healthz", b"Origin: http://evil.example"), 403),
+    ("a page of another port", head(b"GET", b"/healthz", b"Origin: http://localhost:3000"), 403),
+    ("a page of no origin", head(b"GET", b"/healthz", b"Origin: null"), 403),
     ("a trace of the request", head(b"TRACE", b"/"), 405),
     ("a tunnel", b"CONNECT evil.example:443 HTTP/1.1\r\nHost: evil.example:443\r\n\r\n", 400),
     (
@@ -376,7 +379,7 @@ def test_a_client_that_does_not_read_its_answer_is_let_go(tmp_path):
 
 def test_connections_beyond_the_limit_are_told_to_come_again(tmp_path):
     async def scenario():
-        async with served(tmp_path, limits=Limits(connections_limit=3)) as house:
+        async with served(tmp_path, limits=ConnectionLimits(connections_limit=3)) as house:
             held = [await house.connect() for _ in range(3)]
             await until(lambda: len(house.connections) == 3)
             found = await answer_to(house, head(b"GET", b"/healthz"))

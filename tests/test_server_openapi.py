@@ -58,7 +58,7 @@ def test_the_document_names_every_path_that_the_server_answers(tmp_path):
     async def scenario():
         async with served(tmp_path) as house:
             _, document, _ = await house.ask("GET", "/openapi.json")
-            app = house.http._app
+            app = house.app
             assert set(document["paths"]) == {route.path for route in app.routes}
             for route in app.routes:
                 methods = {method.lower() for method in route.methods} - {"head"}

@@ -14,7 +14,7 @@ from house import PATIENCE_S, assert_legal, prompts, run
 from served import command, patient, serving
 
 from kode_lab.cli import main
-from kode_lab.server.listener import is_loopback
+from kode_lab.http import is_loopback
 
 CREATE = "Create a meeting tomorrow at 15:00"
 

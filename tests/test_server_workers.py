@@ -19,10 +19,10 @@ from kode_lab.check import check
 from kode_lab.errors import InvalidScenario
 from kode_lab.history.operation import HistoryWriter, echo_in, marker_of, markers_in
 from kode_lab.history.reader import read_operations
+from kode_lab.http import listening_at
 from kode_lab.key import SessionKey
 from kode_lab.server import Limits
 from kode_lab.server.body import named, turn_request
-from kode_lab.server.listener import listening_within
 from kode_lab.server.merged_stats import joint_live, joint_statistics
 from kode_lab.server.peers import Peers
 from kode_lab.server.worker_slot import Place
@@ -303,7 +303,7 @@ def test_a_body_of_just_the_limit_is_taken_wherever_it_lands(pair):
                 # No agent has this name, so that nothing of it is kept.
                 fields = {"userId": "ada", "agentId": "nobody", "sessionId": f"long {number}"}
                 body = json.dumps(fields | {"message": ""}).encode()
-                missing = Limits().body_limit_bytes - len(body)
+                missing = Limits().connection.body_limit_bytes - len(body)
                 body = body[:-2] + b"m" * missing + body[-2:]
                 data = io.BytesIO(body)
                 async with client.post(f"{pair.url}/v1/turns", data=data, headers=JSON) as answer:
@@ -319,7 +319,7 @@ def test_a_head_of_just_the_limit_is_taken_wherever_it_lands(pair):
         port = int(pair.url.rpartition(":")[2])
         for number in range(8):
             path = f"/v1/sessions/ada/{number}%s/schedule-assistant/state"
-            room = Limits().head_limit_bytes - len(path % "") - len("Hostlocalhost")
+            room = Limits().connection.head_limit_bytes - len(path % "") - len("Hostlocalhost")
             path %= "%F0%9F%98%80" * (room // 12) + "x" * (room % 12)
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
@@ -391,4 +391,4 @@ def test_what_workers_tell_of_themselves_is_added():
 
 def test_where_no_socket_can_be_made_it_is_said(tmp_path):
     with pytest.raises(InvalidScenario, match="TMPDIR"):
-        listening_within(tmp_path / ("x" * 120) / "0.sock")
+        listening_at(tmp_path / ("x" * 120) / "0.sock")

@@ -24,12 +24,11 @@ from kode_lab.faults.fault import Fault
 from kode_lab.faults.site import Parts, Site
 from kode_lab.faults.slow_store import SlowStore
 from kode_lab.faults.virtual_time import Delays
+from kode_lab.http import HttpServer
 from kode_lab.message import Model
 from kode_lab.schedule_assistant import AGENTS, ScheduleBook, toolbox
 from kode_lab.server.app import app_of
-from kode_lab.server.listener import HttpServer
 from kode_lab.server.live_state import Board
-from kode_lab.server.service import Limits
 from kode_lab.server.session_limit import in_thread
 from kode_lab.sessions import AgentShelf, JsonStore, SessionManager, Toolbox
 
@@ -118,9 +117,8 @@ async def _serve(fault: Fault, options: Namespace, tools: Toolbox) -> None:
         manager, store, site = served(fault, options.data, tools, model, board)
         stack.push_async_callback(site.end_tasks)
         stack.push_async_callback(manager.aclose)
-        limits = Limits()
-        app = app_of(manager, board=board, sessions_of=in_thread(store.sessions), limits=limits)
-        server = HttpServer(app, host="127.0.0.1", port=options.port, limits=limits)
+        app = app_of(manager, board=board, sessions_of=in_thread(store.sessions))
+        server = HttpServer(app, port=options.port)
         await stack.enter_async_context(server)
         sys.stdout.write(f"kode-lab serves {server.base_url}, WRONG on purpose: {fault.about}\n")
         sys.stdout.flush()

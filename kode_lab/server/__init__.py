@@ -19,9 +19,9 @@ The only place that imports a web framework.
 
 from __future__ import annotations
 
+from kode_lab.http import HttpServer
 from kode_lab.server.app import app_of
 from kode_lab.server.auth import Tokens, tokens_of
-from kode_lab.server.listener import HttpServer
 from kode_lab.server.live_state import Board
 from kode_lab.server.service import Limits, Service
 from kode_lab.server.session_limit import in_thread

@@ -17,22 +17,19 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from kode_lab.errors import KodeLabError
+from kode_lab.http import Receive, Scope, Send, check_local_access
 from kode_lab.server.auth import ANYBODY, Tokens
-from kode_lab.server.body import Receive, Scope
 from kode_lab.server.live_state import Board
 from kode_lab.server.peers import Peers
 from kode_lab.server.refusal import Problem, Rejected, problem_of
 from kode_lab.server.service import LOG, Limits, Service
 from kode_lab.server.session_limit import SessionsOf
-from kode_lab.server.turns import Send, Turns
+from kode_lab.server.turns import Turns
 from kode_lab.server.views import Views
 from kode_lab.sessions import SessionManager
 
 __all__ = ["app_of"]
 
-# Who may open the door without a token: loopback has no other users than the machine's own, but a
-# page in a browser can reach it under a name of its own making (DNS rebinding).
-_LOOPBACK_NAMES = (b"localhost", b"127.0.0.1", b"[::1]")
 _OPEN = ("/", "/healthz", "/readyz", "/openapi.json")
 _STATUS_KINDS = {404: "NotFound", 405: "MethodNotAllowed"}
 _STATUS_WORDS = {
@@ -115,7 +112,6 @@ class _Door:
     def __init__(self, app: Any, service: Service) -> None:
         self._app = app
         self._service = service
-        self._head_limit_bytes = service.limits.head_limit_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # As it was sent: an encoded slash is part of an id, not of the path.
@@ -124,7 +120,10 @@ class _Door:
             # Another worker has measured it already, and asked who comes.
             is_inside = scope["state"].get("is_inside", False)
             if not is_inside:
-                self._check_head(scope)
+                has_tokens = self._service.tokens is not None
+                refusal = check_local_access(scope["headers"], any_host=has_tokens)
+                if refusal is not None:
+                    raise Rejected(*refusal[:3])  # noqa: TRY301 - one place to answer
             is_open = is_inside or scope["path"] in _OPEN
             visitor = ANYBODY if is_open else self._service.visitor_of(scope["headers"])
         except Rejected as error:
@@ -132,33 +131,6 @@ class _Door:
         else:
             scope["state"]["visitor"] = visitor
             await self._app(scope, receive, send)
-
-    def _check_head(self, scope: Scope) -> None:
-        length = len(scope["raw_path"]) + len(scope["query_string"])
-        hosts = []
-        for name, value in scope["headers"]:
-            length += len(name) + len(value)
-            if name == b"host":
-                hosts.append(value)
-        if length > self._head_limit_bytes:
-            raise Rejected(
-                431,
-                "HeadTooLarge",
-                "the address and headers are too long: shorten them to "
-                f"head_limit_bytes={self._head_limit_bytes}",
-            )
-        if len(hosts) != 1:
-            raise Rejected(400, "BadRequest", "a request needs exactly one Host header")
-        if self._service.tokens is None and _name_of(hosts[0]) not in _LOOPBACK_NAMES:
-            raise Rejected(
-                421, "MisdirectedRequest", "this server answers to localhost and 127.0.0.1 only"
-            )
-
-
-def _name_of(host: bytes) -> bytes:
-    """Return a Host header's name without its port."""
-    name, colon, port = host.rpartition(b":")
-    return (name if colon and (port.isdigit() or not port) else host).lower()
 
 
 class _Refusal:

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, NamedTuple
 
+from kode_lab.http import Scope
 from kode_lab.key import SessionKey
 from kode_lab.server.refusal import Rejected
 from kode_lab.sessions.ticket import TURN_ID_LIMIT_CHARS
@@ -23,27 +23,18 @@ __all__ = [
     "DEADLINE_LEAST_S",
     "DEADLINE_LIMIT_S",
     "POLICIES",
-    "ClientLeft",
     "TurnRequest",
     "accepts_events",
     "is_json",
     "named",
-    "read_body",
     "turn_request",
 ]
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 DEADLINE_LEAST_S = 1.0
 DEADLINE_LIMIT_S = 86_400.0
 POLICIES = ("finish", "rollback")
 _TEXTS = ("userId", "agentId", "sessionId", "message", "turnId", "strategy", "onDisconnect")
 _OTHERS = ("stream", "deadlineS")
-
-
-class ClientLeft(Exception):
-    """The connection went away before the request was whole; there is nobody to answer."""
 
 
 class TurnRequest(NamedTuple):
@@ -66,32 +57,6 @@ class TurnRequest(NamedTuple):
     on_disconnect: str
     deadline_s: float | None
     is_named: bool = True
-
-
-async def read_body(scope: Scope, receive: Receive, limit_bytes: int) -> bytes:
-    """Return the request's whole body.
-
-    Raises:
-        Rejected: it is longer than ``limit_bytes`` (413).
-        ClientLeft: the connection ended first.
-    """
-    for name, value in scope["headers"]:
-        if name == b"content-length" and int(value) > limit_bytes:
-            raise _too_long(limit_bytes)
-    event = await receive()
-    body: bytes = event.get("body", b"")
-    if event.get("more_body"):
-        pieces, length = [body], len(body)
-        while event.get("more_body") and length <= limit_bytes:
-            event = await receive()
-            pieces.append(event.get("body", b""))
-            length += len(pieces[-1])
-        body = b"".join(pieces)
-    if event["type"] == "http.disconnect":
-        raise ClientLeft
-    if len(body) > limit_bytes:
-        raise _too_long(limit_bytes)
-    return body
 
 
 def is_json(scope: Scope) -> bool:
@@ -227,9 +192,3 @@ def _name_of(value: object) -> str:
 
 def _wrong(message: str) -> Rejected:
     return Rejected(422, "InvalidRequest", message)
-
-
-def _too_long(limit_bytes: int) -> Rejected:
-    return Rejected(
-        413, "BodyTooLarge", f"the body is too long: shorten it to body_limit_bytes={limit_bytes}"
-    )

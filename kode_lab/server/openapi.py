@@ -102,7 +102,7 @@ def _turn_operation(limits: Limits, who: Iterable[int]) -> dict[str, Any]:
     return {
         "operationId": "turn",
         "summary": "Take one turn: JSON, or a stream of events where stream is true",
-        "description": f"A body has at most {limits.body_limit_bytes} bytes.",
+        "description": f"A body has at most {limits.connection.body_limit_bytes} bytes.",
         "requestBody": {"required": True, "content": _json("TurnRequest")},
         "responses": {
             "200": {

@@ -15,13 +15,13 @@ Source: rendezvous hashing, Thaler and Ravishankar 1998.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kode_lab.http import Receive, Send
 from kode_lab.key import SessionKey
-from kode_lab.server.body import Receive
 from kode_lab.server.exchange import Exchange, Lost
 from kode_lab.server.refusal import Problem
 from kode_lab.server.worker_slot import Place
@@ -40,7 +40,6 @@ LOST = Problem(
 )
 # These belong to each connection; the rest is the answer's.
 _OWN_HEADERS = {b"date", b"connection", b"transfer-encoding", b"x-content-type-options"}
-Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 class Carried(NamedTuple):

@@ -27,11 +27,11 @@ from kode_lab.claude.in_process import InProcessClaude
 from kode_lab.claude.profile import Profile, profile_of, report_profile
 from kode_lab.claude.simulated import SimulatedClaude
 from kode_lab.errors import CallerError, InvalidScenario, KodeLabError
+from kode_lab.http import ConnectionLimits, HttpServer, is_loopback, listening_at
 from kode_lab.message import Model, Reply, Request
 from kode_lab.server.app import app_of
 from kode_lab.server.auth import tokens_of
 from kode_lab.server.collector import settled
-from kode_lab.server.listener import HttpServer, is_loopback, listening_within
 from kode_lab.server.live_state import Board
 from kode_lab.server.pace import Pace
 from kode_lab.server.peers import Peers
@@ -85,7 +85,7 @@ async def _serve(options: Namespace, toolbox: Toolbox, agents: Path) -> int:
     tokens = None if options.auth is None else tokens_of(options.auth)
     files = _raised_files_limit()
     limits = Limits(
-        connections_limit=min(Limits().connections_limit, files // 3),
+        ConnectionLimits(connections_limit=min(ConnectionLimits().connections_limit, files // 3)),
         turns_limit=options.turns_limit,
         sessions_per_user_limit=options.sessions_per_user,
     )
@@ -135,19 +135,26 @@ async def _listen(
     listening = None
     if place is not None:
         path = place.socket(place.number)
-        within = listening_within(path)
+        within = listening_at(path)
         stack.callback(_leave, path)
         patient = replace(
-            limits,
+            limits.connection,
             connections_limit=sys.maxsize,
             keepalive_s=_PEERS_KEEPALIVE_S,
-            head_limit_bytes=2 * limits.head_limit_bytes,  # it was measured with other headers
+            # Both were measured where the request landed, with other headers and without turnId.
+            head_limit_bytes=2 * limits.connection.head_limit_bytes,
+            body_limit_bytes=2 * limits.connection.body_limit_bytes,
         )
-        inside = HttpServer(app, limits=patient, listening=within, is_inside=True)
+        inside = HttpServer(app, limits=patient, listening=within, state={"is_inside": True})
         await stack.enter_async_context(inside)
         listening = socket.socket(fileno=place.listening)
     server = HttpServer(
-        app, host=options.host, port=options.port, limits=limits, listening=listening
+        app,
+        host=options.host,
+        port=options.port,
+        limits=limits.connection,
+        listening=listening,
+        state={"is_inside": False},
     )
     return await stack.enter_async_context(server)
 

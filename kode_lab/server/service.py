@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from kode_lab.errors import CallerError, Refused
+from kode_lab.http import ConnectionLimits
 from kode_lab.key import SessionKey
 from kode_lab.server.auth import ANYBODY, Tokens, Visitor
 from kode_lab.server.body import TurnRequest
@@ -31,27 +32,15 @@ TurnTask = asyncio.Task[TurnReply]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one server bears; each name stands in the error that it causes.
+    """Limits of one server; an error names the limit that caused it.
 
     Attributes:
-        body_limit_bytes: of a request; room for a million characters, escaped.
-        head_limit_bytes: of a request's line and headers.
-        head_timeout_s: for the head, from the connection or its first byte.
-        body_timeout_s: for the body, from the end of the head.
-        stall_timeout_s: for a client that stopped reading its answer.
-        keepalive_s: for a connection without a request.
-        connections_limit: open at once.
+        connection: of each connection.
         turns_limit: turns in flight, waiting ones included.
-        sessions_per_user_limit: sessions that rest on disk.
+        sessions_per_user_limit: sessions that rest in the store.
     """
 
-    body_limit_bytes: int = 8_000_000
-    head_limit_bytes: int = 65_536
-    head_timeout_s: float = 10.0
-    body_timeout_s: float = 30.0
-    stall_timeout_s: float = 30.0
-    keepalive_s: float = 75.0
-    connections_limit: int = 20_000
+    connection: ConnectionLimits = field(default_factory=ConnectionLimits)
     turns_limit: int = 10_000
     sessions_per_user_limit: int = 10_000
 

@@ -9,22 +9,17 @@ unless it is being saved already. Both hold for JSON and for streams alike.
 from __future__ import annotations
 
 import asyncio
-import sys
-from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 import orjson
 
+from kode_lab.http import Receive, Scope, Send, read_body
 from kode_lab.key import SessionKey
 from kode_lab.server.body import (
-    ClientLeft,
-    Receive,
-    Scope,
     TurnRequest,
     accepts_events,
     is_json,
     named,
-    read_body,
     turn_request,
 )
 from kode_lab.server.events import EventStream
@@ -35,8 +30,6 @@ from kode_lab.server.service import Service, TurnTask, outcome_of
 from kode_lab.sessions import TurnReply
 
 __all__ = ["Turns", "reply_json"]
-
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _NO_STORE = (b"cache-control", b"no-store")
 _JSON_EVENTS = (JSON, (b"accept", b"text/event-stream"))
@@ -64,13 +57,12 @@ class Turns:
             raise Rejected(
                 415, "UnsupportedMediaType", "send the turn as Content-Type: application/json"
             )
-        try:
-            body = await read_body(scope, receive, self._body_limit_bytes(scope))
-        except ClientLeft:
+        body = await read_body(receive)
+        if body is None:  # the client has left
             return
         request = turn_request(body, is_stream=accepts_events(scope))
         scope["state"]["visitor"].check_user(request.key.user_id)
-        if service.peers is not None and not scope["state"]["is_inside"]:
+        if service.peers is not None and not scope["state"].get("is_inside"):
             listened = receive if request.is_stream or _is_watched(request) else None
             if await _taken_at_home(service.peers, request, body, send, listened):
                 return
@@ -91,11 +83,6 @@ class Turns:
         finally:
             if watch is not None:
                 watch.cancel()
-
-    def _body_limit_bytes(self, scope: Scope) -> int:
-        # Where it landed it was measured, before it was given its turn's id.
-        is_inside = scope["state"].get("is_inside", False)
-        return sys.maxsize if is_inside else self._service.limits.body_limit_bytes
 
     async def _watch(self, request: TurnRequest, task: TurnTask, receive: Receive) -> None:
         """Wait for the client to leave, which is when its policy matters."""

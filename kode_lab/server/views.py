@@ -153,7 +153,7 @@ class Views:
         peers = self._service.peers
         carried = 0 if peers is None else peers.carried
         body = exposition(self._service.board, self._service.manager, carried=carried)
-        if peers is not None and not request.scope["state"]["is_inside"]:
+        if peers is not None and not request.scope["state"].get("is_inside"):
             others = await self._others(request)
             body = labelled({peers.number: body, **others})
         return Response(body, headers={"content-type": CONTENT_TYPE, **_NO_STORE})
@@ -172,7 +172,7 @@ class Views:
     async def _at_home(self, key: SessionKey, request: Request) -> Response | None:
         """Return the answer of the worker whose session it is; None where that is this one."""
         peers = self._service.peers
-        if peers is None or request.scope["state"]["is_inside"]:
+        if peers is None or request.scope["state"].get("is_inside"):
             return None
         carried = Carried(request.method.encode(), request.scope["raw_path"])
         try:
@@ -188,7 +188,7 @@ class Views:
     async def _others(self, request: Request) -> dict[int, bytes]:
         """Return what the other workers answer to the same question, by their numbers."""
         peers = self._service.peers
-        if peers is None or request.scope["state"]["is_inside"]:
+        if peers is None or request.scope["state"].get("is_inside"):
             return {}
         return await peers.figures(request.scope["raw_path"])
 

@@ -25,7 +25,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from kode_lab.errors import InvalidScenario, KodeLabError
-from kode_lab.server.listener import is_loopback, listening_on
+from kode_lab.http import is_loopback, listening_on
 from kode_lab.server.worker_slot import Place, words_for
 
 __all__ = ["WORKERS_LIMIT", "run_workers"]

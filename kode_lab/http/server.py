@@ -1,8 +1,7 @@
-"""Listens: a socket, uvicorn's HTTP protocol on each connection, and an end in good order.
+"""The listening socket, its connections, and an end in good order.
 
-It drives uvicorn's protocol itself instead of ``uvicorn.Server``, which takes the signals of the
-process, looks at them ten times a second, and dies of them again after its work is done; here the
-end is a method. It knows nothing of what is served.
+An ASGI server without signal handlers, workers or log configuration of its own: starting and
+stopping are methods, so that a session server, a simulated model and a test can each own one.
 """
 
 from __future__ import annotations
@@ -10,26 +9,24 @@ from __future__ import annotations
 import asyncio
 import errno
 import ipaddress
-import logging
 import os
 import socket
 import time
+from collections.abc import Callable, Mapping
 from email.utils import formatdate
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from kode_lab.errors import InvalidScenario, PortOccupied
-from kode_lab.server.connection import Connection
-from kode_lab.server.service import Limits
+from kode_lab.http.connection import Connection
+from kode_lab.http.exchange import ConnectionLimits, Refusal, Shared, error_json
 
-__all__ = ["HttpServer", "is_loopback", "listening_on", "listening_within"]
+__all__ = ["HttpServer", "is_loopback", "listening_at", "listening_on"]
 
 _BACKLOG = 2_048
 _PORT_LIMIT = 65_535
-# uvicorn warns of each request that is none: a flood for whoever wants to send one.
-_LOG = logging.getLogger("kode_lab.server.http")
-_LOG.setLevel(logging.ERROR)
+_POLL_S = 0.01
 
 
 class HttpServer:
@@ -41,68 +38,47 @@ class HttpServer:
         *,
         host: str = "127.0.0.1",
         port: int = 0,
-        limits: Limits | None = None,
+        limits: ConnectionLimits | None = None,
+        render: Callable[[Refusal], tuple[list[tuple[bytes, bytes]], bytes]] = error_json,
         listening: socket.socket | None = None,
-        is_inside: bool = False,
+        state: Mapping[str, Any] | None = None,
     ) -> None:
-        """Set it up; nothing is opened before ``async with``.
+        """Prepare it; nothing is opened before ``async with``.
 
         Args:
+            app: an ASGI 3 application; it gets no lifespan events.
             host: an address of this machine, or ``localhost``.
             port: 0 is any free one.
-            limits: what a connection bears.
-            listening: a socket that listens already, instead of ``host`` and ``port``.
-            is_inside: only this server's own processes reach it, which ask who comes themselves.
+            limits: of each connection.
+            render: turns what the connection itself refuses into headers and a body.
+            listening: a socket that listens already, in place of ``host`` and ``port``.
+            state: copied into each request's ``scope["state"]``.
         """
-        self._app = app
         self._host = host
         self.port = port
         self._listening = listening
-        self._app_state = {"is_inside": is_inside}
-        self._limits = limits or Limits()
-        self._connections: set[Connection] = set()
+        self._shared = Shared(app, limits or ConnectionLimits(), render, state=dict(state or {}))
         self._listener: asyncio.Server | None = None
-        self._state: Any = None
         self._clock: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> Self:
         """Listen.
 
         Raises:
-            PortOccupied: somebody else listens on the port.
-            InvalidScenario: the address or port is none of this machine's, or may not be used.
+            PortOccupied: another process listens on the port.
+            InvalidScenario: the address or port does not exist here, or may not be used.
         """
         listening = self._listening or listening_on(self._host, self.port)
         if listening.family != socket.AF_UNIX:
             self.port = listening.getsockname()[1]
-        # Here, so that clients of this package alone need not pay for it.
-        import uvicorn  # noqa: PLC0415
-        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol  # noqa: PLC0415
-        from uvicorn.server import ServerState  # noqa: PLC0415
-
-        config = uvicorn.Config(
-            self._app,
-            interface="asgi3",
-            http=HttpToolsProtocol,
-            lifespan="off",
-            ws="none",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            timeout_keep_alive=self._limits.keepalive_s,  # type: ignore[arg-type]
-        )
-        config.load()
-        self._state = ServerState()
-        self._tick()
-
-        def protocol() -> Any:
-            inner = HttpToolsProtocol(config, self._state, app_state=self._app_state)
-            inner.logger = _LOG
-            inner.access_log = False
-            return Connection(inner, self._limits, self._connections)
-
         loop = asyncio.get_running_loop()
-        self._listener = await loop.create_server(protocol, sock=listening, backlog=_BACKLOG)
+        self._shared.server = (self._host, self.port)
+        self._tick()
+        self._listener = await loop.create_server(
+            lambda: Connection(self._shared, loop),  # type: ignore[arg-type,return-value]
+            sock=listening,
+            backlog=_BACKLOG,
+        )
         return self
 
     async def __aexit__(
@@ -111,54 +87,54 @@ class HttpServer:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Stop at once: whoever still waits for an answer loses the connection."""
+        """Stop at once: clients that still wait for an answer lose their connection."""
         await self.finish(within_s=0)
 
     @property
     def base_url(self) -> str:
-        """Where it is reached from this machine."""
+        """The address to reach it from this machine."""
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"http://{host}:{self.port}"
 
+    @property
+    def connections(self) -> set[Connection]:
+        """The open connections."""
+        return self._shared.connections
+
     def stop_listening(self) -> None:
-        """Take no more connections, and end those without a request; the others get answers."""
+        """Accept no more connections, and end those without a request; the others get answers."""
         if self._listener is not None:
             self._listener.close()
             self._listener = None
-            for connection in list(self._connections):
+            self._shared.is_ending = True
+            for connection in list(self._shared.connections):
                 connection.shutdown()
 
     async def finish(self, *, within_s: float) -> None:
-        """Return the answers that are due, then end every connection."""
+        """Send the answers that are due, then end every connection."""
         self.stop_listening()
         if self._clock is not None:
             self._clock.cancel()
             self._clock = None
-        if self._state is None:
-            return
-        tasks = set(self._state.tasks)
+        tasks, connections = set(self._shared.tasks), self._shared.connections
         if tasks and within_s > 0:
             _, tasks = await asyncio.wait(tasks, timeout=within_s)
-        # What was answered goes out by itself. It happens once, so looking is good enough.
+        # What was answered goes out by itself. This happens once, so polling is good enough.
         until_s = time.monotonic() + within_s
-        while self._connections and not tasks and time.monotonic() < until_s:  # noqa: ASYNC110
-            await asyncio.sleep(_LOOK_S)
-        for connection in list(self._connections):
+        while connections and not tasks and time.monotonic() < until_s:  # noqa: ASYNC110
+            await asyncio.sleep(_POLL_S)
+        for connection in list(connections):
             connection.abort()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _tick(self) -> None:
-        """Set the headers that every answer has, once a second for the sake of the date."""
-        self._state.default_headers = [
-            (b"date", formatdate(usegmt=True).encode()),
-            (b"x-content-type-options", b"nosniff"),
-        ]
+        """Set the headers of every answer, once a second for the sake of the date."""
+        self._shared.default_headers = (
+            b"date: %b\r\nx-content-type-options: nosniff\r\n" % formatdate(usegmt=True).encode()
+        )
         self._clock = asyncio.get_running_loop().call_later(1.0, self._tick)
-
-
-_LOOK_S = 0.01
 
 
 def is_loopback(host: str) -> bool:
@@ -175,18 +151,21 @@ def listening_on(host: str, port: int) -> socket.socket:
     """Return a socket that listens at this address.
 
     Raises:
-        PortOccupied: somebody else listens on the port.
-        InvalidScenario: the address or port is none of this machine's, or may not be used.
+        PortOccupied: another process listens on the port.
+        InvalidScenario: the address or port does not exist here, or may not be used.
     """
     if not 0 <= port <= _PORT_LIMIT:  # getaddrinfo would take it modulo 65,536
-        raise InvalidScenario(f"port {port} is none: choose 1 to {_PORT_LIMIT}, or 0 for any")
+        raise InvalidScenario(
+            f"port {port} is not valid: choose 1 to {_PORT_LIMIT}, or 0 for any free one"
+        )
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP
         )[0]
     except (OSError, OverflowError, UnicodeError) as error:
         raise InvalidScenario(f"cannot listen on {host!r:.80}: {error}") from None
-    # With the protocol named: asyncio switches Nagle's algorithm off only where it sees TCP.
+    # With the protocol named: asyncio switches Nagle's algorithm off only where it sees TCP, and
+    # with it on, an answer in two pieces waits 40 ms for the client's delayed acknowledgement.
     listening = socket.socket(family, kind, protocol)
     try:
         if os.name == "posix":
@@ -198,7 +177,7 @@ def listening_on(host: str, port: int) -> socket.socket:
         listening.close()
         if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
             raise PortOccupied(
-                f"port {port} on {host} is occupied: stop whoever listens there, "
+                f"port {port} on {host} is occupied: stop the process that listens there, "
                 "or choose another port (0 takes any free one)"
             ) from None
         raise InvalidScenario(f"cannot listen on port {port} of {host}: {error}") from None
@@ -206,8 +185,8 @@ def listening_on(host: str, port: int) -> socket.socket:
     return listening
 
 
-def listening_within(path: Path) -> socket.socket:
-    """Return a socket that listens at this path; what a dead process left there is removed.
+def listening_at(path: Path) -> socket.socket:
+    """Return a Unix socket that listens at this path, in place of what a dead process left there.
 
     Raises:
         InvalidScenario: no socket can be made there.

@@ -1,0 +1,41 @@
+"""HTTP/1.1 for the two servers of this package: the session server and the simulated model API.
+
+    server       the listening socket, the open connections, the end in good order
+    connection   one connection: parsing, limits, time-outs, pipelining
+    exchange     one request and its answer: the receive and send of an ASGI call
+    access       the Host and Origin checks of a server that anybody on this machine may use
+
+The seam to the applications is ASGI 3, so any ASGI application can be served. The parser is
+httptools (llhttp, the parser of Node.js); everything around it is ours, because each limit here
+(head, body, trailers, time, requests sent ahead) would need the internals of uvicorn's protocol.
+Nothing here knows sessions, models or the shape of their errors.
+"""
+
+from __future__ import annotations
+
+from kode_lab.http.access import check_local_access
+from kode_lab.http.exchange import (
+    ConnectionLimits,
+    DropConnection,
+    Receive,
+    Refusal,
+    Scope,
+    Send,
+    read_body,
+)
+from kode_lab.http.server import HttpServer, is_loopback, listening_at, listening_on
+
+__all__ = [
+    "ConnectionLimits",
+    "DropConnection",
+    "HttpServer",
+    "Receive",
+    "Refusal",
+    "Scope",
+    "Send",
+    "check_local_access",
+    "is_loopback",
+    "listening_at",
+    "listening_on",
+    "read_body",
+]
