@@ -51,6 +51,7 @@ __all__ = [
     "marker_of",
     "markers_in",
     "read_of",
+    "without_echoes",
 ]
 
 NEMESIS = "nemesis"
@@ -186,6 +187,11 @@ def echo_in(text: str) -> tuple[str, Read] | None:
         return None
     own, position, digest, *lists = found[-1].groups(default="")
     return own, Read(int(position), int(digest, 16), *(tuple(part.split()) for part in lists))
+
+
+def without_echoes(text: str) -> str:
+    """Return a text without the echoes that a simulated model's replies carry."""
+    return _ECHO.sub("", text) if "[#m" in text else text
 
 
 class HistoryWriter:

@@ -20,6 +20,7 @@ from kode_lab.history.operation import Effect, Read, echo_in, markers_in
 from kode_lab.key import SessionKey
 
 __all__ = [
+    "DEFAULT_PROMISES",
     "DEFINITE",
     "TRY_AGAIN",
     "Answer",
@@ -37,6 +38,11 @@ __all__ = [
 DEFINITE = frozenset({400, 401, 403, 404, 405, 409, 411, 413, 414, 415, 421, 422, 423, 429, 431})
 # Of all answers, those after which the same request may be accepted later.
 TRY_AGAIN = frozenset({408, 409, 423, 425, 429})
+
+
+# What a service is taken to promise when it says nothing. That sessions survive a crash has to be
+# promised: many services keep them in memory, and say so.
+DEFAULT_PROMISES = ("apart", "kept", "whole", "ordered", "service")
 
 
 class Answer(NamedTuple):
@@ -88,14 +94,15 @@ class Declaration(NamedTuple):
         strategy: what a second turn of a busy session does, where the service has a choice.
         needs_quote: a reply counts only if it quotes the marker of its prompt. False is for
             services whose acknowledgement is proved otherwise.
-        model_formats: the wire formats that its model client speaks, for the report.
         client: how it is reached, for the report ("HTTP, JSON").
+        processes: how many processes may serve the same sessions at once.
+        notes: what a reader of the report must know.
     """
 
     name: str
     version: str = ""
     parts: tuple[str, ...] = ("user", "session")
-    promises: tuple[str, ...] = ("apart", "kept", "whole", "ordered", "durable")
+    promises: tuple[str, ...] = DEFAULT_PROMISES
     is_idempotent: bool = False
     has_history: bool = True
     window: int = 0
@@ -103,6 +110,8 @@ class Declaration(NamedTuple):
     strategy: str = ""
     needs_quote: bool = True
     client: str = ""
+    processes: int = 1
+    notes: str = ""
 
 
 class Target(Protocol):
@@ -187,13 +196,18 @@ def outcome_of(marker: str, answer: Answer, *, needs_quote: bool = True) -> Outc
     A reply that quotes only other markers is not acknowledged, but it is kept as evidence: it
     answers somebody else's prompt.
     """
-    if answer.kind != "reply":
-        kind = "fail" if answer.kind == "refused" else "info"
-        return Outcome(
-            kind, answer.error, is_final=answer.is_final, retry_after_s=answer.retry_after_s
-        )
     text = answer.text
     echo = echo_in(text)
+    if answer.kind != "reply":
+        kind = "fail" if answer.kind == "refused" else "info"
+        other = echo[0] if echo is not None and echo[0] != marker else ""
+        return Outcome(
+            kind,
+            answer.error,
+            answered=other,
+            is_final=answer.is_final,
+            retry_after_s=answer.retry_after_s,
+        )
     if echo is not None:
         answered, read = echo
     else:

@@ -1,0 +1,358 @@
+"""The standard battery: the loads that make an unsafe service show itself, done to one target.
+
+It owns which loads there are, who asks what in each, and how a battery ends however its target
+behaves: every wait is bounded, a lost service is noted and started again, and what could not be
+done is told. It judges nothing and knows no framework.
+
+Each load exists because a service was seen that only this load convicts: turns of one session in
+the same millisecond, one session name of two users, a session longer than any window, a second
+delivery while the first one runs, a client that leaves, a crash under load.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from kode_lab.errors import KodeLabError
+from kode_lab.history.operation import HistoryWriter, Read, marker_of
+from kode_lab.key import SessionKey
+from kode_lab.lab.client import Client
+from kode_lab.lab.live import Row
+from kode_lab.targets.target import Killable, Outcome, Target
+
+__all__ = ["LOADS", "Battery", "Load", "Settings"]
+
+AGENT = "agent"
+_PROMPTS = (
+    "Please remember this for me: {marker}",
+    "Thank you. And now this one: {marker}",
+    "What was the last thing that I told you? {marker}",
+)
+_PROBE_NUMBER = 0xF00000
+_LOST_POLL_S = 0.1
+
+
+class Load(NamedTuple):
+    """One load: its name and what it does, for the report."""
+
+    name: str
+    says: str
+
+
+LOADS = (
+    Load("together", "turns of one session sent in the same millisecond"),
+    Load("processes", "the same through two clients, with connections and log-ins of their own"),
+    Load("same name", "users whose sessions have the same names, all at once"),
+    Load("one user", "several sessions of one user at once"),
+    Load("long", "one session of many turns, one after another"),
+    Load("again", "the same turn delivered twice, within 50 ms and after it ended"),
+    Load("cancel", "clients that leave while their turn runs, and others that go on"),
+    Load("crash", "the service killed under load and started again"),
+    Load("probe", "one more turn of every session, and the session read"),
+)
+
+
+class Settings(NamedTuple):
+    """How much a battery does.
+
+    Attributes:
+        seed: of sessions' names and of what is drawn.
+        rounds: how often each load meets its sessions.
+        at_once: turns of one session that are sent together.
+        long_turns: of the longest session.
+        timeout_s: how long a client waits for an answer.
+        limit_s: no load begins after this; the probe still runs.
+        crashes: how often the service is killed.
+        loads: names of loads to do; empty is all.
+    """
+
+    seed: int = 0
+    rounds: int = 3
+    at_once: int = 3
+    long_turns: int = 14
+    timeout_s: float = 20.0
+    limit_s: float = 90.0
+    crashes: int = 2
+    loads: tuple[str, ...] = ()
+
+
+class Battery:
+    """One battery on one target.
+
+    Attributes:
+        not_done: for each load that was left out or broken off, why.
+        first_error: of the first turn that was not acknowledged.
+        lost: how often the service ended by itself, with its last words.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        history: HistoryWriter,
+        *,
+        witness: Callable[[str], Read | None] | None = None,
+        settings: Settings = Settings(),  # noqa: B008 - a frozen value
+        second: Target | None = None,
+        rows: Sequence[Row] = (),
+    ) -> None:
+        """Set it up.
+
+        Args:
+            witness: returns what the simulated model was shown with a marker.
+            second: the same service through a client of its own.
+            rows: of the progress, one a load, in the order of ``LOADS``.
+        """
+        self.not_done: dict[str, str] = {}
+        self.first_error = ""
+        self.lost: list[str] = []
+        self._target = target
+        self._declares = target.declaration
+        self._history = history
+        self._settings = settings
+        self._client = Client(target, history, witness=witness)
+        self._second = None if second is None else Client(second, history, witness=witness)
+        self._rows = {load.name: row for load, row in zip(LOADS, rows, strict=False)}
+        self._draw = random.Random(settings.seed)
+        self._numbers: dict[SessionKey, int] = {}
+        self._process = 0
+        self._sent = self._acknowledged = 0
+        self._is_down = asyncio.Event()
+        self._is_killing = False
+
+    async def run(self) -> None:
+        """Do every load, then the probe."""
+        began_s = time.monotonic()
+        watch = asyncio.ensure_future(self._watch())
+        try:
+            if not await self._greets():
+                for load in LOADS[:-1]:
+                    self.not_done[load.name] = "no first turn was acknowledged"
+                return
+            loads: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
+                "together": self._together,
+                "processes": self._processes,
+                "same name": self._same_name,
+                "one user": self._one_user,
+                "long": self._long,
+                "again": self._again,
+                "cancel": self._cancel,
+                "crash": self._crash,
+            }
+            for name, do in loads.items():
+                if self._settings.loads and name not in self._settings.loads:
+                    continue
+                if (left_s := self._settings.limit_s - (time.monotonic() - began_s)) <= 0:
+                    limit = f"limit_s={self._settings.limit_s:g}"
+                    self.not_done[name] = f"the time was up ({limit})"
+                    continue
+                await self._do(name, do, left_s)
+        finally:
+            watch.cancel()
+            await asyncio.wait((watch,))
+        self._history.fault("quiet", time.monotonic_ns())
+        await self._do("probe", self._probe, None)
+
+    async def _do(
+        self, name: str, do: Callable[[], Coroutine[Any, Any, None]], limit_s: float | None
+    ) -> None:
+        row = self._rows.get(name) or Row("", name, "")
+        row.began_ns, row.doing = time.monotonic_ns(), "running"
+        before = self._sent, self._acknowledged
+        try:
+            async with asyncio.timeout(limit_s):
+                await do()
+        except TimeoutError:
+            self.not_done[name] = f"broken off: the time was up (limit_s={limit_s:g})"
+        except KodeLabError as error:
+            self.not_done[name] = f"broken off: {error}"
+        row.ended_ns = time.monotonic_ns()
+        sent, acknowledged = self._sent - before[0], self._acknowledged - before[1]
+        row.doing = self.not_done.get(name) or f"{acknowledged} of {sent} turns acknowledged"
+
+    # ---- the loads
+
+    async def _greets(self) -> bool:
+        """Take a first turn, alone: a service that refuses everything is not loaded."""
+        outcome = await self._turn(self._client, self._key("greeting", "first"))
+        for _ in range(2):
+            if outcome.type == "ok" or "timeout_s" in outcome.error:
+                break
+            await asyncio.sleep(0.5)
+            outcome = await self._turn(self._client, self._key("greeting", "first"))
+        return outcome.type == "ok"
+
+    async def _together(self) -> None:
+        keys = [self._key("ada", f"hot-{number}") for number in range(3)]
+        for _ in range(self._settings.rounds):
+            await self._all(
+                (self._client, key) for key in keys for _ in range(self._settings.at_once)
+            )
+
+    async def _processes(self) -> None:
+        if self._second is None and self._declares.processes < 2:
+            self.not_done["processes"] = "it has no second client: its sessions are set up by one"
+            return
+        other = self._second or self._client
+        keys = [self._key("bob", f"shared-{number}") for number in range(2)]
+        for _ in range(self._settings.rounds):
+            await self._all((client, key) for key in keys for client in (self._client, other) * 2)
+
+    async def _same_name(self) -> None:
+        if "user" not in self._declares.parts:
+            self.not_done["same name"] = "the service is not told which user speaks"
+            return
+        names = ("cyd", "dot", "eve")
+        keys = [self._key(user, "main") for user in names]
+        # A user's name as a session's name, both ways round, and what is the same once joined.
+        keys += [self._key("cyd", "dot"), self._key("dot", "cyd")]
+        keys += [self._key("cyd-dot", "x"), self._key("cyd", "dot-x")]
+        for _ in range(self._settings.rounds):
+            await self._all((self._client, key) for key in keys for _ in range(2))
+
+    async def _one_user(self) -> None:
+        keys = [self._key("fay", f"talk-{number}") for number in range(4)]
+        for _ in range(self._settings.rounds):
+            await self._all((self._client, key) for key in keys)
+
+    async def _long(self) -> None:
+        key = self._key("gil", "long")
+        for _ in range(self._settings.long_turns):
+            await self._turn(self._client, key)
+
+    async def _again(self) -> None:
+        if not self._declares.is_idempotent:
+            self.not_done["again"] = (
+                "the service does not promise that a second delivery is harmless"
+            )
+            return
+        for number in range(self._settings.rounds):
+            key = self._key("hal", f"again-{number}")
+            marker = self._marker(key)
+            first = asyncio.ensure_future(self._turn(self._client, key, marker))
+            await asyncio.sleep(self._draw.uniform(0.0, 0.05))
+            await self._turn(self._second or self._client, key, marker)
+            await first
+            await self._turn(self._client, key, marker)
+
+    async def _cancel(self) -> None:
+        key = self._key("ivy", "leaving")
+        for _ in range(self._settings.rounds):
+            gone = self._turn(self._client, key, timeout_s=self._draw.uniform(0.005, 0.05))
+            stays = self._turn(self._client, key)
+            await asyncio.gather(gone, stays)
+
+    async def _crash(self) -> None:
+        target = self._target
+        if not isinstance(target, Killable) or not getattr(target, "can_start", True):
+            self.not_done["crash"] = (
+                "it does not say how it is killed and started again (start = ...)"
+            )
+            return
+        if "durable" not in self._declares.promises:
+            self.not_done["crash"] = "it does not promise that sessions survive a crash (durable = true)"
+            return
+        keys = [self._key("jon", f"crash-{number}") for number in range(4)]
+        for number in range(self._settings.crashes):
+            # Acknowledged before the crash, in flight during it, asked again after it.
+            await self._all((self._client, key) for key in keys)
+            flying = [asyncio.ensure_future(self._turn(self._client, key)) for key in keys]
+            await asyncio.sleep(self._draw.uniform(0.0, 0.06))
+            self._is_killing = True
+            self._history.fault("kill", time.monotonic_ns(), f"crash {number + 1}")
+            await target.kill()
+            await asyncio.gather(*flying)
+            await target.restart()
+            self._history.fault("restart", time.monotonic_ns())
+            self._is_killing = False
+            await self._all((self._client, key) for key in keys)
+
+    async def _probe(self) -> None:
+        """Ask each session once more, then read it; some services need a moment after a crash."""
+        keys = list(self._numbers)
+        at_once = asyncio.Semaphore(8)
+
+        async def ask(key: SessionKey) -> None:
+            async with at_once:
+                for _ in range(3):
+                    outcome = await self._turn(self._client, key)
+                    if outcome.type == "ok":
+                        break
+                    await asyncio.sleep(max(0.2, min(2.0, outcome.retry_after_s)))
+
+        await asyncio.gather(*map(ask, keys))
+        if not self._declares.has_history:
+            return
+        for key in keys:
+            for _ in range(3):
+                self._process += 1
+                if not await self._client.read(f"r{self._process}", key, timeout_s=20.0):
+                    break
+                await asyncio.sleep(0.2)
+        for key in {key.user_id: key for key in keys}.values():
+            self._process += 1
+            await self._client.effects(f"e{self._process}", key)
+
+    # ---- one turn, and the service's own end
+
+    def _key(self, user: str, session: str) -> SessionKey:
+        return SessionKey(f"{user}{self._settings.seed or ''}", session, AGENT)
+
+    def _marker(self, key: SessionKey) -> str:
+        number = self._numbers.get(key, 0)
+        self._numbers[key] = number + 1
+        return marker_of(key, number, seed=self._settings.seed)
+
+    async def _all(self, asked: Iterable[tuple[Client, SessionKey]]) -> None:
+        await asyncio.gather(*(self._turn(client, key) for client, key in asked))
+
+    async def _turn(
+        self,
+        client: Client,
+        key: SessionKey,
+        marker: str = "",
+        timeout_s: float | None = None,
+    ) -> Outcome:
+        """Take one turn; what is refused for now is sent again, a few times."""
+        marker = marker or self._marker(key)
+        prompt = self._draw.choice(_PROMPTS).format(marker=marker)
+        self._sent += 1
+        for attempt in range(6):
+            self._process += 1
+            outcome = await client.turn(
+                f"c{self._process}",
+                key,
+                marker,
+                prompt,
+                timeout_s=timeout_s or self._settings.timeout_s,
+            )
+            if outcome.type != "fail" or outcome.is_final or self._is_killing:
+                break
+            pause_s = max(min(outcome.retry_after_s, 2.0), 0.05 * 2**attempt)
+            await asyncio.sleep(pause_s * self._draw.uniform(0.5, 1.5))
+        self._acknowledged += outcome.type == "ok"
+        if outcome.type != "ok" and not self.first_error and timeout_s is None:
+            self.first_error = outcome.error
+        return outcome
+
+    async def _watch(self) -> None:
+        """Start the service again when it ends by itself, and note it as a crash."""
+        target = self._target
+        lost = getattr(target, "lost", None)
+        if lost is None or not isinstance(target, Killable):
+            return
+        while len(self.lost) < 10:
+            await asyncio.sleep(_LOST_POLL_S)
+            if self._is_killing or not (words := lost()):
+                continue
+            self.lost.append(words)
+            self._history.fault("kill", time.monotonic_ns(), words)
+            try:
+                await target.restart()
+            except KodeLabError as error:
+                self.lost.append(str(error))
+                return
+            self._history.fault("restart", time.monotonic_ns())

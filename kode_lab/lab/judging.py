@@ -1,0 +1,127 @@
+"""A target judged: the simulated model, the battery, the verdict, and the record of all that.
+
+It owns the order of these and what a run of them leaves on the disk. Who asks what is the
+battery's, what it means is the judge's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+from kode_lab.check import Verdict, check
+from kode_lab.check.render import headline
+from kode_lab.claude import Profile, SimulatedClaude
+from kode_lab.lab.battery import LOADS, Battery, Settings
+from kode_lab.lab.live import Progress, Row
+from kode_lab.lab.run import Run, RunRecorder
+from kode_lab.targets.opening import open_target
+from kode_lab.targets.target import Declaration, Startable
+
+__all__ = ["Judged", "judge_target"]
+
+# Slow enough for turns to meet, fast enough for a battery of some hundred of them.
+MODEL = Profile(ttft_s=0.05, jitter=0.5)
+
+
+class Judged(NamedTuple):
+    """What came of a battery.
+
+    Attributes:
+        verdict: on what the target promises.
+        not_done: for each load that was left out or broken off, why.
+        first_error: of the first turn that was not acknowledged, or "".
+        lost: how the service ended, each time that it did so by itself.
+        model_requests: how many requests the simulated model had.
+    """
+
+    run: Run
+    declaration: Declaration
+    verdict: Verdict
+    not_done: dict[str, str]
+    first_error: str
+    lost: tuple[str, ...]
+    model_requests: int
+    took_s: float
+
+
+def rows() -> list[Row]:
+    """Return a row of the progress for each load."""
+    return [Row("", load.name, "", doing="waiting") for load in LOADS]
+
+
+async def judge_target(
+    spec: str,
+    *,
+    settings: Settings = Settings(),  # noqa: B008 - a frozen value
+    results: Path = Path("results"),
+    progress: Progress | None = None,
+    command: str = "",
+    profile: Profile = MODEL,
+    model_port: int = 0,
+) -> Judged:
+    """Do the standard battery to the target that ``spec`` names, and judge it.
+
+    Raises:
+        KodeLabError: there is no such target, or its service does not start.
+    """
+    began_s = time.monotonic()
+    progress = progress or Progress("", rows())
+    async with AsyncExitStack() as stack:
+        model = await stack.enter_async_context(SimulatedClaude(profile, model_port))
+        target = open_target(spec, model_url=model.base_url)
+        name = "".join(c if c.isalnum() else "-" for c in target.declaration.name)[:40]
+        recorder = RunRecorder(
+            results,
+            f"judge-{name or 'target'}",
+            parameters={"target": target.declaration.name, **settings._asdict()},
+            seed=settings.seed,
+            command=command or f"kode-lab judge {spec}",
+        )
+        target = open_target(spec, model_url=model.base_url, log=recorder.path / "target.log")
+        progress.where, progress.status = str(recorder.path), "starting"
+        status = "crashed"
+        try:
+            if isinstance(target, Startable):
+                stack.push_async_callback(target.stop)
+                await target.start(model.base_url)
+            progress.status = "running"
+            battery = Battery(
+                target, recorder.history, witness=model.read, settings=settings, rows=progress.rows
+            )
+            await battery.run()
+            status = "complete"
+        except asyncio.CancelledError:
+            status = "interrupted"
+            raise
+        finally:
+            declaration = target.declaration
+            run, verdict = _judged(recorder, status, declaration.promises)
+            progress.status = status
+        requests = model.statistics().requests
+    not_done, lost = battery.not_done, tuple(battery.lost)
+    took_s = time.monotonic() - began_s
+    recorder.write_json(
+        "target.json",
+        {
+            "declaration": declaration._asdict(),
+            "not_done": not_done,
+            "lost": lost,
+            "first_error": battery.first_error,
+            "model_requests": requests,
+            "took_s": took_s,
+        },
+    )
+    return Judged(run, declaration, verdict, not_done, battery.first_error, lost, requests, took_s)
+
+
+def _judged(recorder: RunRecorder, status: str, promises: Sequence[str]) -> tuple[Run, Verdict]:
+    run = recorder.close()
+    verdict = check(run.operations(), None, promises)
+    recorder.write_json("verdict.json", verdict.to_json())
+    run = recorder.finish(status, verdict=verdict.status, finding=headline(verdict))
+    return run, verdict

@@ -1,0 +1,586 @@
+"""A described HTTP service as a target: asked, read back, started, killed, started again.
+
+It owns how a description's requests are sent and what their answers mean. It judges nothing and
+writes no history. What a file may say is ``description``'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import html
+import json
+import socket
+import tempfile
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import parse_qsl, urlencode, urljoin
+
+from kode_lab.child import Child
+from kode_lab.errors import KodeLabError
+from kode_lab.history.operation import without_echoes
+from kode_lab.key import SessionKey
+from kode_lab.targets.description import Condition, Description, Later, Reading, Request, Stream
+from kode_lab.targets.target import Answer, History, refused_or_unknown
+from kode_lab.targets.template import JsonPath, filled, in_json, in_url, text_in
+
+if TYPE_CHECKING:
+    import aiohttp
+
+__all__ = ["HttpTarget"]
+
+PAGES_LIMIT = 1_000
+# Of one answer; a session of a hundred thousand turns fits.
+ANSWER_LIMIT_BYTES = 64_000_000
+SETUP_ATTEMPTS = 5
+_POLL_S = 0.05
+_SHOWN_CHARS = 300
+# Where elements of a history say who speaks, when the description does not say where.
+_ROLE_NAMES = ("role", "type", "sender", "author", "from", "speaker")
+_REPLY_ROLES = frozenset({"assistant", "ai", "bot", "model", "agent", "system", "tool", "function"})
+_CONTENT_NAMES = ("content", "text", "message", "parts", "body", "prompt", "question", "input")
+
+
+class _Response(NamedTuple):
+    status: int
+    headers: Mapping[str, str]
+    cookies: Mapping[str, str]
+    text: str
+    url: str
+
+
+class _Refused(Exception):
+    """A set-up request was refused, so the turn was never sent."""
+
+
+class HttpTarget:
+    """A service that a description describes; ``async with`` is ``start`` and ``stop``.
+
+    Attributes:
+        first_refusal: the first answer that was no reply, for a reader.
+        was_lost: how often the service ended by itself since it was asked last.
+    """
+
+    def __init__(self, description: Description, *, log: Path | None = None) -> None:
+        """Set it up; nothing is started or asked yet.
+
+        Args:
+            log: where the output of a started service goes; None is a temporary file.
+        """
+        self.declaration = description.declaration
+        self.first_refusal = ""
+        self._it = description
+        self._log = log
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._child: Child | None = None
+        self._client: aiohttp.ClientSession | None = None
+        self._surroundings: dict[str, str] = {"port": "", "model_url": "", "data": ""}
+        self._users: dict[str, asyncio.Future[dict[str, str]]] = {}
+        self._sessions: dict[SessionKey, asyncio.Future[dict[str, str]]] = {}
+        self._cookies: dict[str, dict[str, str]] = {}
+        self._base = ""
+
+    @property
+    def can_start(self) -> bool:
+        """Whether the description says how the service is started, and so killed."""
+        return bool(self._it.start or (self._it.kill and self._it.restart))
+
+    # ---- life
+
+    async def start(self, model_url: str = "") -> None:
+        """Start the service where the description says how, and wait until it answers.
+
+        Raises:
+            KodeLabError: it ended, or did not answer in time.
+        """
+        import aiohttp  # noqa: PLC0415 - reading a description costs none of it
+
+        if self._client is None:
+            self._client = aiohttp.ClientSession(
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=10.0),
+                connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                read_bufsize=1 << 18,
+            )
+        if self._scratch is None:
+            self._scratch = tempfile.TemporaryDirectory(prefix="kode-lab-target-")
+            data = Path(self._scratch.name) / "data"
+            data.mkdir()
+            self._surroundings |= {
+                "port": str(_free_port()),
+                "model_url": model_url,
+                "model_host": model_url.partition("://")[2],
+                "data": str(data),
+            }
+        self._base = self._it.url.fill(self._surroundings)
+        if self._it.start:
+            await self._begin()
+
+    async def _begin(self) -> None:
+        assert self._scratch is not None
+        words = [word.fill(self._surroundings) for word in self._it.start]
+        env = {name: value.fill(self._surroundings) for name, value in self._it.env.items()}
+        log = self._log or Path(self._scratch.name) / "service.log"
+        try:
+            self._child = Child(words, log=log, env=env, cwd=self._it.directory)
+        except OSError as error:
+            raise KodeLabError(f"start = {' '.join(words)!r:.80}: {error.strerror}") from None
+        await self._wait_until_ready()
+
+    async def _wait_until_ready(self) -> None:
+        due_s = time.monotonic() + self._it.ready_s
+        while time.monotonic() < due_s:
+            if self._child is not None and not self._child.is_running:
+                raise KodeLabError(
+                    f"the service ended with status {self._child.status} before it answered; its "
+                    f"last words: {self._child.last_words()}"
+                )
+            if await self._is_ready():
+                return
+            await asyncio.sleep(_POLL_S)
+        said = "" if self._child is None else f"; its last words: {self._child.last_words()}"
+        raise KodeLabError(
+            f"the service did not answer at {self._base} within ready_s={self._it.ready_s:g}{said}"
+        )
+
+    async def _is_ready(self) -> bool:
+        """Any answer below 500 of the readiness URL; without one, an open port."""
+        import aiohttp  # noqa: PLC0415
+
+        assert self._client is not None
+        ready = self._it.ready
+        url = (
+            self._base
+            if ready is None
+            else urljoin(f"{self._base}/", ready.fill(self._surroundings))
+        )
+        try:
+            async with self._client.get(
+                url, allow_redirects=False, timeout=aiohttp.ClientTimeout(total=2.0)
+            ) as response:
+                return ready is None or response.status < 500
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return False
+
+    async def stop(self) -> None:
+        """End everything that was started."""
+        try:
+            if self._child is not None:
+                await self._child.stopped(5.0)
+        finally:
+            if self._client is not None:
+                await self._client.close()
+                self._client = None
+            if self._scratch is not None:
+                self._scratch.cleanup()
+                self._scratch = None
+
+    async def kill(self) -> None:
+        """Kill the service's process group, or run the description's ``kill``."""
+        if self._it.kill:
+            await self._run(self._it.kill)
+        if self._child is not None:
+            self._child.kill()
+
+    async def restart(self) -> None:
+        """Start it again on the same data and port; log in anew, and as told open sessions anew."""
+        self._users.clear()
+        self._cookies.clear()
+        if self._it.is_session_again:
+            self._sessions.clear()
+        if self._it.restart:
+            await self._run(self._it.restart)
+            await self._wait_until_ready()
+        elif self._it.start:
+            await self._begin()
+
+    async def _run(self, command: tuple[Any, ...]) -> None:
+        words = [word.fill(self._surroundings) for word in command]
+        child = Child(words, cwd=self._it.directory, log=self._log)
+        if not await child.ended(60.0):
+            child.kill()
+            raise KodeLabError(f"{' '.join(words)!r:.80} did not end within 60 s")
+        child.kill()
+
+    def lost(self) -> str:
+        """Return how the service ended if it ended by itself, or ""."""
+        if self._child is None or self._child.is_running:
+            return ""
+        return f"it ended by itself with status {self._child.status}: {self._child.last_words()}"
+
+    # ---- asking
+
+    async def turn(self, key: SessionKey, prompt: str, turn_id: str) -> Answer:
+        """Take one turn."""
+        import aiohttp  # noqa: PLC0415
+
+        is_sent = False
+        try:
+            values = await self._values(key)
+            values |= {
+                "prompt": prompt,
+                "turn_id": turn_id,
+                "turn_uuid": str(uuid.uuid5(uuid.NAMESPACE_OID, turn_id)),
+            }
+            is_sent = True
+            answer = await self._turn(values)
+        except _Refused as refused:
+            answer = Answer("refused", error=str(refused))
+        except aiohttp.ClientConnectorError as error:
+            error_name = type(error).__name__
+            answer = Answer("refused", error=f"{error_name}: nothing listens at {self._base}")
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            kind = "unknown" if is_sent else "refused"
+            answer = Answer(kind, error=f"{type(error).__name__}: the connection broke")
+        if answer.kind != "reply" and not self.first_refusal:
+            self.first_refusal = answer.error
+        return answer
+
+    async def _turn(self, values: dict[str, str]) -> Answer:
+        it = self._it
+        if it.stream is not None:
+            async with self._open(it.turn, values) as raw:
+                if raw.status == 200:
+                    return await self._streamed(raw, it.stream)
+                response = await _whole(raw)
+        else:
+            response = await self._send(it.turn, values)
+        body = _json_or_text(response.text)
+        outcome = self._ruled(response.status, body)
+        if outcome in ("fail", "info"):
+            kind = "refused" if outcome == "fail" else "unknown"
+            return Answer(kind, error=f"{response.status} {_shown(response.text)}")
+        if outcome is None and not 200 <= response.status < 300:
+            retry_after = response.headers.get("retry-after")
+            return refused_or_unknown(
+                response.status, response.text or _where(it.turn, values), retry_after, it.definite
+            )
+        values |= _captured(it.turn, response, body)
+        if it.later is not None:
+            return await self._fetched(it.later, values)
+        return self._reply(body, response.text)
+
+    def _reply(self, body: Any, text: str) -> Answer:
+        it = self._it
+        config = "" if it.config is None else str(it.config.first(body) or "")
+        if it.reply is not None:
+            found = it.reply.all(body)
+            if not found:
+                # Its markers, if it has any, are evidence all the same.
+                return Answer("unknown", text, it.reply.missing(body), config)
+            text = "\n".join(map(text_in, found))
+        if it.reply_pattern is not None:
+            match = it.reply_pattern.search(text)
+            if match is None:
+                error = (
+                    f"reply_pattern {it.reply_pattern.pattern!r} finds nothing in {_shown(text)}"
+                )
+                return Answer("unknown", error=error)
+            text = html.unescape(match[1] if match.re.groups else match[0])
+        return Answer("reply", text, config=config)
+
+    def _ruled(self, status: int, body: Any) -> str | None:
+        for rule in self._it.rules:
+            if (not rule.statuses or status in rule.statuses) and (
+                rule.condition is None or _holds(rule.condition, body)
+            ):
+                return rule.outcome
+        return None
+
+    async def _streamed(self, raw: aiohttp.ClientResponse, how: Stream) -> Answer:
+        """Read a stream to its end; one that ends without its last event was cut."""
+        pieces: list[str] = []
+        whole: list[str] = []
+        is_done = how.done is None
+        async for event, data in _events(raw, is_sse=how.is_sse):
+            value = _json_or_text(data)
+            if how.failed is not None and _holds(how.failed, value, event):
+                return Answer("unknown", error=f"the stream reports a failure: {_shown(data)}")
+            if how.done is not None and _holds(how.done, value, event):
+                is_done = True
+            if how.when is None or _holds(how.when, value, event):
+                whole.append(data)
+                if how.text is None:
+                    pieces.append(data)
+                else:
+                    pieces += map(text_in, how.text.all(value))
+        text = "".join(pieces)
+        if not is_done:
+            return Answer("unknown", error=f"the stream was cut after {_shown(text) or 'nothing'}")
+        if how.text is not None and not text:
+            return Answer("unknown", error=how.text.missing("\n".join(whole) or "an empty stream"))
+        if self._it.reply_pattern is not None:
+            return self._reply({}, text)
+        return Answer("reply", text)
+
+    async def _fetched(self, later: Later, values: dict[str, str]) -> Answer:
+        """Poll until the reply is there."""
+        due_s = time.monotonic() + later.patience_s
+        seen = "nothing"
+        while time.monotonic() < due_s:
+            response = await self._send(later.request, values)
+            body = _json_or_text(response.text)
+            seen = f"{response.status} {_shown(response.text)}"
+            if 200 <= response.status < 300 and response.status != 202:
+                if later.find is not None:
+                    body = next(
+                        (
+                            one
+                            for one in later.find.all(body)
+                            if values["turn_id"] in json.dumps(one)
+                        ),
+                        None,
+                    )
+                if body is not None and later.failed is not None and _holds(later.failed, body):
+                    return Answer("unknown", error=f"the service reports a failure: {seen}")
+                if body is not None and (later.until is None or _holds(later.until, body)):
+                    return self._reply(body, response.text)
+            await asyncio.sleep(later.every_s)
+        return Answer("unknown", error=f"no reply within patience_s={later.patience_s:g}: {seen}")
+
+    async def history(self, key: SessionKey) -> History | None:
+        """Read a session through all its pages; None when one of them cannot be read."""
+        reading = self._it.history
+        if reading is None:
+            return None
+        values = await self._values(key)
+        prompts: list[str] = []
+        page, seen = "", set()
+        for _ in range(PAGES_LIMIT):
+            response = await self._send(
+                reading.request, values, page=page, page_name=reading.next_query
+            )
+            if response.status in reading.empty and not page:
+                return History(())
+            if not 200 <= response.status < 300:
+                raise KodeLabError(f"{response.status} {_shown(response.text)}")
+            body = _json_or_text(response.text)
+            prompts += _prompts(reading, body, response.text)
+            following = None if reading.next_path is None else reading.next_path.first(body)
+            if following in (None, "", False):
+                return History(tuple(prompts))
+            if following is True or str(following) in seen:
+                raise KodeLabError(f"the next page is {following!r:.60} again: no end is found")
+            page = str(following)
+            seen.add(page)
+        raise KodeLabError(f"more than PAGES_LIMIT={PAGES_LIMIT} pages")
+
+    # ---- requests
+
+    async def _values(self, key: SessionKey) -> dict[str, str]:
+        """Return what is known of a session, set up once for its user and once for itself."""
+        has_user = "user" in self.declaration.parts
+        session = key.session_id if has_user else f"{key.user_id}.{key.session_id}"
+        values = {
+            **self._surroundings,
+            "user": key.user_id,
+            "session": session,
+            "agent": key.agent_id,
+            "key": f"{key.user_id}.{key.session_id}",
+            "session_uuid": str(uuid.uuid5(uuid.NAMESPACE_OID, key.lock_name)),
+            "user_uuid": str(uuid.uuid5(uuid.NAMESPACE_OID, key.user_id)),
+        }
+        if self._it.setup_user is not None:
+            values |= await self._once(self._users, key.user_id, self._it.setup_user, values)
+        if self._it.setup_session is not None:
+            values |= await self._once(self._sessions, key, self._it.setup_session, values)
+        return values
+
+    async def _once(
+        self, made: dict[Any, asyncio.Future[dict[str, str]]], name: Any, request: Request,
+        values: dict[str, str],
+    ) -> dict[str, str]:  # fmt: skip
+        """Send a set-up request once, however many turns wait for it."""
+        if name not in made:
+            made[name] = asyncio.ensure_future(self._set_up(request, dict(values)))
+        try:
+            return await asyncio.shield(made[name])
+        except BaseException:
+            if made.get(name) is not None and made[name].done():
+                del made[name]
+            raise
+
+    async def _set_up(self, request: Request, values: dict[str, str]) -> dict[str, str]:
+        response = await self._send(request, values)
+        if not 200 <= response.status < 400:
+            where = _where(request, values)
+            raise _Refused(f"set-up {where}: {response.status} {_shown(response.text)}")
+        if response.cookies:
+            self._cookies.setdefault(values["user"], {}).update(response.cookies)
+        captured = _captured(request, response, _json_or_text(response.text))
+        for capture in request.captures:
+            if capture not in captured:
+                raise _Refused(
+                    f"set-up {_where(request, values)}: no {capture} in {_shown(response.text)}"
+                )
+        return captured
+
+    def _open(
+        self, request: Request, values: dict[str, str], page: str = "", page_name: str = ""
+    ) -> Any:
+        assert self._client is not None
+        url = request.url.fill(values)
+        if "://" not in url[:9]:  # an absolute one was captured whole, and is escaped already
+            url = request.url.fill(values, in_url)
+        if page and not page_name:
+            url = page
+        url = url if "://" in url[:9] else urljoin(f"{self._base}/", url.lstrip("/"))
+        if page and page_name:
+            bare, _, query = url.partition("?")
+            pairs = [
+                pair for pair in parse_qsl(query, keep_blank_values=True) if pair[0] != page_name
+            ]
+            url = f"{bare}?{urlencode([*pairs, (page_name, page)])}"
+        from yarl import URL  # noqa: PLC0415 - comes with aiohttp
+
+        headers = {name: value.fill(values) for name, value in request.headers.items()}
+        if cookies := self._cookies.get(values["user"]):
+            headers.setdefault("Cookie", "; ".join(f"{n}={v}" for n, v in cookies.items()))
+        body: dict[str, Any] = {}
+        if request.json is not None:
+            body["json"] = filled(request.json, values)
+        elif request.form is not None:
+            body["data"] = urlencode(filled(dict(request.form), values))
+            headers.setdefault("Content-Type", "application/x-www-form-urlencoded")
+        elif request.raw is not None:
+            body["data"] = request.raw.fill(values, in_json if request.is_raw_json else str)
+            kind = "application/json" if request.is_raw_json else "text/plain; charset=utf-8"
+            headers.setdefault("Content-Type", kind)
+        return self._client.request(
+            request.method, URL(url, encoded=True), headers=headers, allow_redirects=False, **body
+        )
+
+    async def _send(
+        self, request: Request, values: dict[str, str], page: str = "", page_name: str = ""
+    ) -> _Response:
+        async with self._open(request, values, page, page_name) as raw:
+            return await _whole(raw)
+
+
+async def _whole(raw: aiohttp.ClientResponse) -> _Response:
+    body = await raw.content.read(-1)
+    if len(body) > ANSWER_LIMIT_BYTES:
+        raise KodeLabError(f"an answer is longer than ANSWER_LIMIT_BYTES={ANSWER_LIMIT_BYTES}")
+    headers = {name.lower(): value for name, value in raw.headers.items()}
+    cookies = {name: morsel.value for name, morsel in raw.cookies.items()}
+    return _Response(raw.status, headers, cookies, body.decode("utf-8", "replace"), str(raw.url))
+
+
+async def _events(raw: aiohttp.ClientResponse, *, is_sse: bool) -> AsyncIterator[tuple[str, str]]:
+    """Yield each event of a stream: its name and its data."""
+    event, data = "", []
+    async for line_bytes in raw.content:
+        line = line_bytes.decode("utf-8", "replace").rstrip("\r\n")
+        if not is_sse:
+            if line.strip():
+                yield "", line
+        elif not line:
+            if data:
+                yield event, "\n".join(data)
+            event, data = "", []
+        elif line.startswith("data:"):
+            data.append(line[5:].removeprefix(" "))
+        elif line.startswith("event:"):
+            event = line[6:].strip()
+    if is_sse and data:
+        yield event, "\n".join(data)
+
+
+def _prompts(reading: Reading, body: Any, text: str) -> Iterator[str]:
+    """Yield what the user said in one page of a history; replies are left out."""
+    if reading.items is None:
+        pattern = reading.pattern
+        for match in pattern.finditer(text) if pattern is not None else ():
+            yield without_echoes(html.unescape(match[1] if match.re.groups else match[0]))
+        return
+    for item in _elements(reading.items, body):
+        if not _is_users(reading, item):
+            continue
+        if reading.text is not None:
+            said = "\n".join(map(text_in, reading.text.all(item)))
+        elif isinstance(item, dict):
+            said = next((text_in(item[name]) for name in _CONTENT_NAMES if name in item), "")
+        else:
+            said = text_in(item)
+        if reading.pattern is not None:
+            match = reading.pattern.search(said)
+            said = "" if match is None else match[1] if match.re.groups else match[0]
+        yield without_echoes(said)
+
+
+def _elements(path: JsonPath, body: Any) -> list[Any]:
+    found = path.all(body)
+    if not found:
+        raise KodeLabError(path.missing(body))
+    if len(found) == 1 and (found[0] is None or isinstance(found[0], list)):
+        return found[0] or []
+    return found
+
+
+def _is_users(reading: Reading, item: Any) -> bool:
+    if reading.role is not None:
+        return str(reading.role.first(item)) in reading.user_roles
+    if isinstance(item, dict):
+        for name in _ROLE_NAMES:
+            if isinstance(item.get(name), str):
+                return item[name].lower() not in _REPLY_ROLES
+    return True
+
+
+def _holds(condition: Condition, value: Any, event: str = "") -> bool:
+    if condition.event and condition.event != event:
+        return False
+    if condition.data and (not isinstance(value, str) or value.strip() != condition.data):
+        return False
+    if condition.path is not None:
+        found = condition.path.all(value)
+        if not found or (condition.values and not any(one in condition.values for one in found)):
+            return False
+        if condition.pattern is not None:
+            return any(condition.pattern.search(text_in(one)) for one in found)
+    elif condition.pattern is not None:
+        shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        return condition.pattern.search(shown) is not None
+    return True
+
+
+def _captured(request: Request, response: _Response, body: Any) -> dict[str, str]:
+    found = {}
+    for name, capture in request.captures.items():
+        value: Any
+        if capture.place == "header":
+            value = response.headers.get(capture.name.lower())
+            if value and capture.name.lower() == "location":
+                value = urljoin(response.url, value)
+        elif capture.place == "cookie":
+            value = response.cookies.get(capture.name)
+        else:
+            value = capture.path.first(body)
+        if value is not None:
+            found[name] = value if isinstance(value, str) else json.dumps(value)
+    return found
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _where(request: Request, values: Mapping[str, str]) -> str:
+    return f"{request.method} {request.url.fill(values, in_url)}"
+
+
+def _shown(text: str) -> str:
+    said = " ".join(text.split())
+    return said if len(said) <= _SHOWN_CHARS else f"{said[:_SHOWN_CHARS]}..."
+
+
+def _free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port: int = listening.getsockname()[1]
+        return port
