@@ -13,14 +13,38 @@ import sys
 from collections.abc import Sequence
 
 from kode_lab import __version__
-from kode_lab.cli import check, faults, load, postgres, record, report, reproduce, serve, simulate
+from kode_lab.cli import (
+    check,
+    faults,
+    init_target,
+    judge,
+    load,
+    postgres,
+    record,
+    report,
+    reproduce,
+    serve,
+    simulate,
+)
 from kode_lab.cli.status import INTERRUPTED, UNUSABLE
 from kode_lab.errors import KodeLabError
 
 __all__ = ["main"]
 
 # In the order in which ``kode-lab --help`` lists them.
-_COMMANDS = (reproduce, simulate, postgres, serve, load, check, faults, report, record)
+_COMMANDS = (
+    judge,
+    init_target,
+    reproduce,
+    simulate,
+    postgres,
+    serve,
+    load,
+    check,
+    faults,
+    report,
+    record,
+)
 _ARGPARSE_UNUSABLE = 2
 # What a shell shows of a command whose reader went away (128 + SIGPIPE).
 _UNREAD = 141

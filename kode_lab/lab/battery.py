@@ -253,7 +253,9 @@ class Battery:
             )
             return
         if "durable" not in self._declares.promises:
-            self.not_done["crash"] = "it does not promise that sessions survive a crash (durable = true)"
+            self.not_done["crash"] = (
+                "it does not promise that sessions survive a crash (durable = true)"
+            )
             return
         keys = [self._key("jon", f"crash-{number}") for number in range(4)]
         for number in range(self._settings.crashes):

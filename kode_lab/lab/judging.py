@@ -18,11 +18,12 @@ from kode_lab.check.render import headline
 from kode_lab.claude import Profile, SimulatedClaude
 from kode_lab.lab.battery import LOADS, Battery, Settings
 from kode_lab.lab.live import Progress, Row
-from kode_lab.lab.run import Run, RunRecorder
+from kode_lab.lab.records import Run, RunRecorder
+from kode_lab.targets.http_target import HttpTarget
 from kode_lab.targets.opening import open_target
 from kode_lab.targets.target import Declaration, Startable
 
-__all__ = ["Judged", "judge_target"]
+__all__ = ["Judged", "judge_target", "rows"]
 
 # Slow enough for turns to meet, fast enough for a battery of some hundred of them.
 MODEL = Profile(ttft_s=0.05, jitter=0.5)
@@ -90,8 +91,16 @@ async def judge_target(
                 stack.push_async_callback(target.stop)
                 await target.start(model.base_url)
             progress.status = "running"
+            second = target.twin() if isinstance(target, HttpTarget) else None
+            if second is not None:
+                stack.push_async_callback(second.stop)
             battery = Battery(
-                target, recorder.history, witness=model.read, settings=settings, rows=progress.rows
+                target,
+                recorder.history,
+                witness=model.read,
+                settings=settings,
+                second=second,
+                rows=progress.rows,
             )
             await battery.run()
             status = "complete"
@@ -123,5 +132,7 @@ def _judged(recorder: RunRecorder, status: str, promises: Sequence[str]) -> tupl
     run = recorder.close()
     verdict = check(run.operations(), None, promises)
     recorder.write_json("verdict.json", verdict.to_json())
-    run = recorder.finish(status, verdict=verdict.status, finding=headline(verdict))
+    run = recorder.finish(
+        status, verdict=verdict.status, finding=headline(verdict), promises=list(promises)
+    )
     return run, verdict

@@ -147,6 +147,12 @@ class Run:
         parameters: Mapping[str, Any] = self.facts["parameters"]
         return parameters
 
+    @property
+    def claimed(self) -> tuple[str, ...] | None:
+        """The guarantees that a target under test promised; None claims what the run shows."""
+        promises = (self.facts.get("summary") or {}).get("promises")
+        return tuple(map(str, promises)) if isinstance(promises, list | tuple) else None
+
     def operations(self) -> tuple[Operation, ...]:
         """Return what the clients saw, in the order of completion.
 
@@ -171,7 +177,7 @@ class Run:
         """
         from kode_lab.check import check_path  # noqa: PLC0415 - a run can be kept without a judge
 
-        return check_path(self.path)
+        return check_path(self.path, self.claimed)
 
     def _read(self, name: str, reader: Callable[[Iterable[str]], Iterable[Any]]) -> tuple[Any, ...]:
         path = self.path / name

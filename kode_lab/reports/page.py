@@ -103,7 +103,7 @@ def report(run: Run) -> Report:
     """Return the report of a run, judged anew from its records."""
     records = _records(run)
     try:
-        verdict: Verdict | None = check(records.history, records.trace or None)
+        verdict: Verdict | None = check(records.history, records.trace or None, run.claimed)
         said = headline(verdict) if verdict else ""
     except KodeLabError as error:
         verdict, said = None, f"UNKNOWN: the judge cannot use this history: {error}"

@@ -382,7 +382,7 @@ def _request(file: _File, table: Mapping[str, Any], where: str, known: Collectio
     is_raw_json = False
     if isinstance(body, str):
         raw = _template(file, body, f"{where}.body", known)
-        is_raw_json = body.lstrip()[:1] in ("{", "[")
+        is_raw_json = re.match(r"\s*(\[|\{\s*[\"}])", body) is not None
     headers = _templates(file, table.get("headers", {}), f"{where}.headers", known)
     form = table.get("form")
     return Request(

@@ -62,7 +62,7 @@ async def _answer(module: Any, turn: Any, asked: dict[str, Any]) -> dict[str, An
             history = getattr(module, "history", None)
             told = None if history is None else await _called(history, *session)
             return {"prompts": told if told is None else [str(one) for one in told]}
-        words = (*session, asked["prompt"])
+        words: tuple[Any, ...] = (*session, asked["prompt"])
         if "turn_id" in inspect.signature(turn).parameters:
             words = (*words, asked["turn_id"])
         reply = await _called(turn, *words)

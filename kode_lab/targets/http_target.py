@@ -60,7 +60,6 @@ class HttpTarget:
 
     Attributes:
         first_refusal: the first answer that was no reply, for a reader.
-        was_lost: how often the service ended by itself since it was asked last.
     """
 
     def __init__(self, description: Description, *, log: Path | None = None) -> None:
@@ -95,15 +94,8 @@ class HttpTarget:
         Raises:
             KodeLabError: it ended, or did not answer in time.
         """
-        import aiohttp  # noqa: PLC0415 - reading a description costs none of it
-
         if self._client is None:
-            self._client = aiohttp.ClientSession(
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=10.0),
-                connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                read_bufsize=1 << 18,
-            )
+            self._client = _client()
         if self._scratch is None:
             self._scratch = tempfile.TemporaryDirectory(prefix="kode-lab-target-")
             data = Path(self._scratch.name) / "data"
@@ -117,6 +109,18 @@ class HttpTarget:
         self._base = self._it.url.fill(self._surroundings)
         if self._it.start:
             await self._begin()
+
+    def twin(self) -> HttpTarget | None:
+        """Return the same started service with connections and log-ins of its own.
+
+        None where a session is opened by a request: another client would open another session.
+        """
+        if self._it.setup_session is not None:
+            return None
+        other = HttpTarget(self._it)
+        other._surroundings, other._base = self._surroundings, self._base
+        other._client = _client()
+        return other
 
     async def _begin(self) -> None:
         assert self._scratch is not None
@@ -459,6 +463,17 @@ class HttpTarget:
             return await _whole(raw)
 
 
+def _client() -> aiohttp.ClientSession:
+    import aiohttp  # noqa: PLC0415 - reading a description costs none of it
+
+    return aiohttp.ClientSession(
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=10.0),
+        connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        read_bufsize=1 << 18,
+    )
+
+
 async def _whole(raw: aiohttp.ClientResponse) -> _Response:
     body = await raw.content.read(-1)
     if len(body) > ANSWER_LIMIT_BYTES:
@@ -470,7 +485,8 @@ async def _whole(raw: aiohttp.ClientResponse) -> _Response:
 
 async def _events(raw: aiohttp.ClientResponse, *, is_sse: bool) -> AsyncIterator[tuple[str, str]]:
     """Yield each event of a stream: its name and its data."""
-    event, data = "", []
+    event = ""
+    data: list[str] = []
     async for line_bytes in raw.content:
         line = line_bytes.decode("utf-8", "replace").rstrip("\r\n")
         if not is_sse:
@@ -505,8 +521,8 @@ def _prompts(reading: Reading, body: Any, text: str) -> Iterator[str]:
         else:
             said = text_in(item)
         if reading.pattern is not None:
-            match = reading.pattern.search(said)
-            said = "" if match is None else match[1] if match.re.groups else match[0]
+            part = reading.pattern.search(said)
+            said = "" if part is None else part[1] if part.re.groups else part[0]
         yield without_echoes(said)
 
 

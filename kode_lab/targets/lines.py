@@ -160,7 +160,7 @@ class LinesTarget:
                 await self._end(is_killed=True)
                 ended = "ended" if isinstance(error, ConnectionResetError) else "was not ready"
                 raise KodeLabError(f"{self.declaration.name} {ended}: {said}") from None
-            known = {
+            known: dict[str, Any] = {
                 name: tuple(value) if isinstance(value, list) else value
                 for name, value in declares.items()
                 if name in Declaration._fields

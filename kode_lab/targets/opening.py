@@ -102,7 +102,7 @@ def environment_of(name: str) -> Path:
     """Return the directory of a shipped target's environment, whether or not it is there."""
     home = os.environ.get(HOME_VARIABLE)
     root = Path(home) if home else Path.home() / ".cache" / "kode-lab" / "targets"
-    return root / _facts(name)["ENVIRONMENT"]
+    return root / str(_facts(name)["ENVIRONMENT"])
 
 
 def install(name: str) -> Path:
