@@ -11,6 +11,10 @@ system nor the model, so it cannot be persuaded by them.
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
+from typing import Any
+
 from kode_lab.check.columns import History, history_of
 from kode_lab.check.guarantee import ANOMALIES, GUARANTEES, SAFETY, Anomaly, Guarantee, breaks
 from kode_lab.check.judge import check
@@ -38,3 +42,13 @@ __all__ = [
     "sentences",
     "worst",
 ]
+
+
+class _CallableModule(ModuleType):
+    """Make ``kode_lab.check(history)`` and ``from kode_lab.check import check`` the same call."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> Verdict:
+        return check(*arguments, **options)
+
+
+sys.modules[__name__].__class__ = _CallableModule
