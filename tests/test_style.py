@@ -11,7 +11,18 @@ HOUSE = Path(__file__).parent.parent
 LINE_LIMIT_COLUMNS = 100
 BANNED_NAMES = {"util", "utils", "helper", "helpers", "common", "misc", "base", "core", "types"}
 # What a class may be built on: values, protocols, and the generic form of either.
-VALUE_BASES = {"NamedTuple", "Protocol", "Generic", "TypedDict", "Enum", "StrEnum", "IntEnum"}
+VALUE_BASES = {
+    "ModuleType",
+    "BaseModel",
+    "Struct",
+    "NamedTuple",
+    "Protocol",
+    "Generic",
+    "TypedDict",
+    "Enum",
+    "StrEnum",
+    "IntEnum",
+}
 SIGNAL_BASES = {"Exception", "BaseException"}
 # Locust finds its users and shapes by their class; there is no other way in.
 LOCUST_BASES = {"User", "HttpUser", "FastHttpUser", "LoadTestShape", "SessionUser", "ToolUser"}
