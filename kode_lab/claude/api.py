@@ -20,7 +20,10 @@ import orjson
 from kode_lab.claude import script
 from kode_lab.claude.exchange import BREAKING, Dropped, Exchange, Receive, Scope, Send
 from kode_lab.claude.fault import Fault, FaultPlan, fault_of
+from kode_lab.claude.formats.chat import ChatFormat
+from kode_lab.claude.formats.gemini import GeminiFormat
 from kode_lab.claude.formats.messages import MessagesFormat
+from kode_lab.claude.formats.responses import ResponsesFormat
 from kode_lab.claude.formats.seam import (
     ApiError,
     GenerationReply,
@@ -67,7 +70,7 @@ _NOT_SIMULATED = (
 
 def formats() -> tuple[WireFormat, ...]:
     """Return the wire formats, each with a state of its own; the first answers what none knows."""
-    return (MessagesFormat(),)
+    return MessagesFormat(), ChatFormat(), ResponsesFormat(), GeminiFormat()
 
 
 def routed(
@@ -161,13 +164,15 @@ class SimulatedApi:
         if problem is not None:
             await exchange.refuse(problem)
         elif operation == "generate":
-            await self._generate(exchange, speaks, path)
+            await self._generate(exchange, speaks, path, query)
         elif operation == "404":
             await exchange.refuse(_not_found(path))
         else:
             await _other(exchange, speaks, operation, path, query)
 
-    async def _generate(self, exchange: Exchange, speaks: WireFormat, path: str) -> None:
+    async def _generate(
+        self, exchange: Exchange, speaks: WireFormat, path: str, query: str
+    ) -> None:
         call = self._records.arrive(exchange.request_id)
         call.format = speaks.name
         fault: Fault | None = None
@@ -176,7 +181,9 @@ class SimulatedApi:
         try:
             data = await exchange.data()
             received = (
-                data if isinstance(data, ApiError) else speaks.receive(data, exchange.headers, path)
+                data
+                if isinstance(data, ApiError)
+                else speaks.receive(data, exchange.headers, path, query)
             )
             if isinstance(received, ApiError):
                 call.error = received.message

@@ -122,9 +122,10 @@ class MessagesFormat:
         return None
 
     def receive(
-        self, data: bytes, headers: Mapping[bytes, bytes], path: str
+        self, data: bytes, headers: Mapping[bytes, bytes], path: str, query: str = ""
     ) -> GenerationRequest | ApiError:
         """Return a request in neutral words, or the error that the API answers it with."""
+        del query
         is_count = path.endswith("/count_tokens")
         try:
             opened = self._prefixes.open(data, "messages")

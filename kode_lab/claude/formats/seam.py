@@ -162,7 +162,7 @@ class WireFormat(Protocol):
         ...
 
     def receive(
-        self, data: bytes, headers: Mapping[bytes, bytes], path: str
+        self, data: bytes, headers: Mapping[bytes, bytes], path: str, query: str = ""
     ) -> GenerationRequest | ApiError:
         """Return a request for a reply in neutral words, or the error it is answered with."""
         ...
