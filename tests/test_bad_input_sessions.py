@@ -419,11 +419,11 @@ def test_files_of_a_newer_version_are_refused_and_left_as_they_are(tmp_path):
     async def scenario():
         await with_history(tmp_path)
         path = files_of(tmp_path)[1]
-        newer = path.read_bytes().replace(b'{"kode_lab":1,', b'{"kode_lab":2,')
+        newer = path.read_bytes().replace(b'{"kode_lab":1,', b'{"kode_lab":3,')
         path.write_bytes(newer)
         async with managing(tmp_path) as manager:
             for call in (lambda: manager.turn(ADA, "hello"), lambda: manager.history(ADA)):
-                with pytest.raises(NewerFormat, match=r"ada:s1.*format 2.*up to 1: update"):
+                with pytest.raises(NewerFormat, match=r"ada:s1.*format 3.*up to 2: update"):
                     await call()
             assert path.read_bytes() == newer
             await assert_undisturbed(manager)
@@ -512,7 +512,7 @@ def test_a_clock_that_jumps_and_files_from_the_future_change_nothing(tmp_path):
         ({"turn_id": "x" * 201}, "TURN_ID_LIMIT_CHARS"),
         ({"turn_id": 7}, "turnId must be text"),
         ({"turn_id": "\udfff"}, "turnId is not valid Unicode"),
-        ({"strategy": "hope"}, "'hope' is none of enqueue"),
+        ({"strategy": "hope"}, "'hope' is not valid: choose one of enqueue"),
     ],
 )
 def test_a_call_that_makes_no_sense_is_refused_before_anything_happens(tmp_path, arguments, words):

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from kode_lab.errors import CallerError, Refused
 from kode_lab.http import ConnectionLimits
@@ -22,6 +22,7 @@ from kode_lab.server.peers import Peers
 from kode_lab.server.refusal import Problem, Rejected, problem_of
 from kode_lab.server.session_limit import Census, SessionsOf
 from kode_lab.sessions import SessionManager, TurnEvent, TurnReply
+from kode_lab.sessions.agent import Strategy
 
 __all__ = ["LOG", "Limits", "Service", "TurnTask", "outcome_of"]
 
@@ -141,7 +142,7 @@ class Service:
                 request.key,
                 request.message,
                 turn_id=request.turn_id,
-                strategy=request.strategy,
+                strategy=cast("Strategy | None", request.strategy),  # the manager checks it
                 deadline_s=request.deadline_s,
                 on_event=on_event,
             )

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 from kode_lab.errors import CallerError, InvalidConfig, UnknownAgent, UnknownTool
 from kode_lab.sessions.tool import Tool, Toolbox
@@ -32,11 +32,13 @@ __all__ = [
     "TOOLS_LIMIT",
     "AgentConfig",
     "AgentShelf",
+    "Strategy",
     "config_of",
 ]
 
 # What a turn does when its session is busy: wait, give up, or take the running turn's place.
-STRATEGIES = ("enqueue", "reject", "interrupt", "rollback")
+Strategy: TypeAlias = Literal["enqueue", "reject", "interrupt", "rollback"]
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 CONFIG_LIMIT_BYTES = 1_000_000
 TOOLS_LIMIT = 128
 # Kernels stamp files with a clock that ticks every 1-10 ms: within this time of its stamp a file
@@ -76,7 +78,7 @@ class AgentConfig:
     deadline_s: float
     queue_limit: int
     tool_timeout_s: float
-    strategy: str
+    strategy: Strategy
     version: str
 
     def tool(self, name: str) -> Tool | None:

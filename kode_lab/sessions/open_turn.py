@@ -1,16 +1,17 @@
-"""What a turn has done so far, so that it can stop anywhere and another holder can go on.
+"""One turn that is not in the conversation yet: what it has done, as messages and journal entries.
 
-A turn's messages are complete at every moment but one: while tool calls run, some results are
-known and some are not. ``OpenTurn`` keeps both, is written to the journal as lines, and is built
-from them again. It decides nothing and touches no file.
+A turn can stop anywhere and be continued by another holder of the session. ``OpenTurn`` keeps its
+messages and the tool results that are known so far, writes them as journal entries, and is rebuilt
+from these entries. It must not know files, databases, leases or models.
 
-    {"open": turn_id, "fence": 7, "version": "…", "prompt": message}      first, with the first step
-    {"reply": message, "usage": [in, out]}                                 after each model call
-    {"reply": …, "usage": …, "not_run": reason}                            one that was cut off
-    {"result": {"call_id": …, "content": …, "is_error": …}}                after each tool call
-    {"done": turn_id, "fence": 7, …}                                       instead of all of these
+    {"open": turn_id, "fence": 7, "version": "...", "prompt": message}     with the first step
+    {"reply": message, "usage": [in, out], "facts": {...}}                 after each model call
+    {"reply": ..., "usage": ..., "not_run": reason}                        a reply that was cut off
+    {"result": {"call_id": ..., "content": ..., "is_error": ...}}          after each tool call
+    {"facts": {...}}                                                       anything else to remember
+    {"done": turn_id, "fence": 7, ...}                                     replaces all of these
 
-Source: the idea is event sourcing with one aggregate, a turn; as in Restate's and DBOS's journals.
+Source: event sourcing with one aggregate, as in the journals of Restate and DBOS.
 """
 
 from __future__ import annotations
@@ -27,18 +28,28 @@ from kode_lab.message import (
     tool_calls_of,
     tool_results,
 )
+from kode_lab.sessions.conversation import decode, encode
 
-__all__ = ["Finished", "OpenTurn"]
+__all__ = ["OUTCOME_UNKNOWN", "Finished", "OpenTurn"]
+
+# What the model is told of a call that ran when its turn was ended: it must not repeat it blindly.
+OUTCOME_UNKNOWN = (
+    "The turn ended while this call was running, before its result was known. It may have taken "
+    "effect: check before you repeat it."
+)
+_NO_FACTS: Mapping[str, Any] = {}
 
 
 class Finished(NamedTuple):
-    """How a turn ended that is in the conversation.
+    """How a turn that is in the conversation ended.
 
     Attributes:
         first: index of its prompt among the session's messages.
         last: index of its last message.
-        is_sealed: it was broken off and closed by somebody else; it has no reply.
+        is_sealed: it was ended from outside and has no reply.
         version: of the configuration that it began with.
+        is_rewound: its messages were removed by a rewind; its id stays known.
+        facts: what else is known of it, as JSON values (``stop_reason``, for example).
     """
 
     turn_id: str
@@ -47,20 +58,27 @@ class Finished(NamedTuple):
     is_sealed: bool
     usage: Usage
     version: str
+    is_rewound: bool = False
+    facts: Mapping[str, Any] = _NO_FACTS
 
 
 class OpenTurn:
-    """One turn between its prompt and its end. Owned by the holder of the session.
+    """One turn between its prompt and its end. Only the holder of the session uses it.
 
     Attributes:
-        messages: its prompt and what came since, complete messages only.
+        messages: its prompt and what was said since, complete messages only.
         results: of the last reply's tool calls, while some of them are still missing.
         calls: the tool calls of the last reply that have no result yet, in order.
+        begun: ids of those calls that were started.
         is_answered: the model has given its final reply.
+        facts: what else is to be remembered of the turn, as JSON values.
     """
 
     __slots__ = (
+        "_encoded",
+        "begun",
         "calls",
+        "facts",
         "is_answered",
         "is_sealed",
         "messages",
@@ -75,17 +93,34 @@ class OpenTurn:
         self.turn_id = turn_id
         self.version = version
         self.messages: list[Message] = [prompt]
+        self._encoded: list[bytes] = []
         self.results: dict[str, ToolResult] = {}
         self.usage = Usage()
         self.steps = 0
         self.calls: tuple[ToolCall, ...] = ()
+        self.begun: set[str] = set()
         self.is_answered = False
         self.is_sealed = False
+        self.facts: dict[str, Any] = {}
+
+    @property
+    def encoded(self) -> list[bytes]:
+        """The messages as JSON, each encoded once."""
+        done = len(self._encoded)
+        if done < len(self.messages):
+            self._encoded.extend(map(encode, self.messages[done:]))
+        return self._encoded
 
     def add_reply(self, content: Message, usage: Usage) -> None:
-        """Take the model's reply."""
-        self.messages.append(content)
-        self.calls = tool_calls_of(content["content"])
+        """Add the model's reply. The caller's objects are copied: the model may still have them."""
+        written = encode(content)
+        own: Message = decode(written)
+        self.calls = tool_calls_of(own["content"])
+        if self.calls:  # whose inputs are shown to others
+            own = decode(written)
+        if len(self._encoded) == len(self.messages):
+            self._encoded.append(written)
+        self.messages.append(own)
         self.is_answered = not self.calls
         self.usage = Usage(
             self.usage.input_tokens + usage.input_tokens,
@@ -94,27 +129,32 @@ class OpenTurn:
         self.steps += 1
 
     def add_result(self, result: ToolResult) -> None:
-        """Take a tool's result; the last one completes the message that carries them all."""
+        """Add a tool's result; the last one completes the message that carries them all."""
         self.results[result.call_id] = result
         self.calls = tuple([call for call in self.calls if call.id != result.call_id])
         if not self.calls:
             asked = tool_calls_of(self.messages[-1]["content"])
             self.messages.append(tool_results(self.results[call.id] for call in asked))
             self.results = {}
+            self.begun.clear()
 
     def refuse_calls(self, reason: str) -> list[ToolResult]:
-        """Return each open call an error result in place of its own."""
-        refused = [ToolResult(call.id, reason, is_error=True) for call in self.calls]
+        """Give each open call an error as its result; one that was begun has an unknown outcome."""
+        refused = [
+            ToolResult(call.id, OUTCOME_UNKNOWN if call.id in self.begun else reason, is_error=True)
+            for call in self.calls
+        ]
         for result in refused:
             self.add_result(result)
         return refused
 
     def seal(self, reason: str) -> list[dict[str, Any]]:
-        """Close it for good, and give the entries that say so.
+        """End the turn without a reply, and return the entries that say so.
 
-        What is open gets an error result, and the assistant has the last word.
+        Open calls get an error result, and the last message says the reason.
         """
-        entries = [self.result_entry(result) for result in self.refuse_calls(reason)]
+        not_run = f"Not run. {reason}"
+        entries = [self.result_entry(result) for result in self.refuse_calls(not_run)]
         self.is_sealed = self.is_answered = True
         last = assistant(reason)
         self.messages.append(last)
@@ -130,8 +170,8 @@ class OpenTurn:
         }
 
     def closing(self, fence: int, first: int, end_bytes: int) -> dict[str, Any]:
-        """Return the entry that stands for all others once the turn is in the conversation."""
-        return {
+        """Return the entry that replaces all others once the turn is in the conversation."""
+        entry = {
             "done": self.turn_id,
             "fence": fence,
             "messages": [first, first + len(self.messages) - 1],
@@ -140,6 +180,26 @@ class OpenTurn:
             "usage": [*self.usage],
             "version": self.version,
         }
+        if self.facts:
+            entry["facts"] = self.facts
+        return entry
+
+    def finished(self, first: int) -> Finished:
+        """Return how the turn ended, with its messages from ``first`` on in the conversation."""
+        return Finished(
+            self.turn_id,
+            first,
+            first + len(self.messages) - 1,
+            self.is_sealed,
+            self.usage,
+            self.version,
+            facts=dict(self.facts) if self.facts else _NO_FACTS,
+        )
+
+    def remember(self, **facts: Any) -> dict[str, Any]:
+        """Remember JSON values with the turn, and return the journal's entry of them."""
+        self.facts.update(facts)
+        return {"facts": facts}
 
     @staticmethod
     def reply_entry(message: Message, usage: Usage) -> dict[str, Any]:
@@ -157,7 +217,7 @@ class OpenTurn:
         return cls(entry["open"], entry["prompt"], entry["version"])
 
     def replay(self, entry: Mapping[str, Any]) -> bool:
-        """Take one more entry of the journal; say whether it was one of a turn's steps."""
+        """Apply one more entry of the journal; return whether it was one of a turn's steps."""
         if "reply" in entry:
             self.add_reply(entry["reply"], Usage(*entry["usage"]))
             self.is_sealed = "sealed" in entry
@@ -165,6 +225,7 @@ class OpenTurn:
                 self.refuse_calls(entry["not_run"])
         elif "result" in entry:
             self.add_result(ToolResult(**entry["result"]))
-        else:
+        elif "facts" not in entry:
             return False
+        self.facts.update(entry.get("facts", {}))
         return True

@@ -28,7 +28,7 @@ from kode_lab.message import (
     tool_calls_of,
 )
 from kode_lab.sessions.agent import AgentConfig
-from kode_lab.sessions.files.format import encode
+from kode_lab.sessions.conversation import encode
 from kode_lab.sessions.open_turn import Finished, OpenTurn
 from kode_lab.sessions.residents import Agent
 from kode_lab.sessions.store import Lease, Store
@@ -125,7 +125,7 @@ class Session:
         request = Request(
             config.model,
             config.system,
-            [*self._agent.messages, *turn.messages],  # as a tuple it would be copied twice
+            self._agent.conversation.shown(turn.encoded),
             config.tool_specs,
             config.max_tokens,
             config.temperature,
@@ -195,6 +195,7 @@ class Session:
         # Clients count turns anew in each session, and models the calls in each conversation.
         once = encode([*key, turn.turn_id, call.id]).decode()
         context = ToolContext(key, turn.turn_id, call.id, once)
+        turn.begun.add(call.id)
         self._tell("tool_call", call)
         start_ns = time.monotonic_ns()
         attributes: dict[str, Any] = {"gen_ai.tool.name": call.name, "gen_ai.tool.call.id": call.id}
@@ -245,7 +246,7 @@ def _check(reply: object, turn: OpenTurn, agent: Agent) -> None:
     asked = _checked_calls(reply)
     if asked:
         used = {c.id for message in turn.messages[1::2] for c in tool_calls_of(message["content"])}
-        if twice := asked & (used | agent.call_ids):
+        if twice := (asked & used) | (asked & agent.call_ids):
             raise ModelGarbage(f"a tool call needs an id of its own, {min(twice)!r:.40} was used")
     rich = [block for block in reply.content if len(block) > 2 or "text" not in block]
     try:

@@ -6,7 +6,6 @@ gives the same reply.
 
 from __future__ import annotations
 
-import copy
 from typing import NamedTuple
 
 from kode_lab.errors import Superseded
@@ -42,15 +41,20 @@ def reply_of(agent: Agent, finished: Finished, *, is_replay: bool) -> TurnReply:
     Raises:
         Superseded: it was broken off and closed: there is no reply.
     """
+    if finished.is_rewound:
+        raise Superseded(
+            f"{agent.key}: turn {finished.turn_id!r} was removed by a rewind, and its tools may "
+            "have acted: send it with a new turnId"
+        )
     if finished.is_sealed:
         raise Superseded(
             f"{agent.key}: turn {finished.turn_id!r} was broken off and closed; "
             "what it did stays in the conversation: send it with a new turnId"
         )
-    messages = agent.messages[finished.first : finished.last + 1]
+    messages = agent.conversation.messages(finished.first, finished.last + 1)
     reply = Reply(tuple(messages[-1]["content"]), "end_turn")
-    calls = [  # copies: the caller may do with them as it likes
-        call._replace(input=copy.deepcopy(call.input))
+    calls = [
+        call
         for message in messages
         if message["role"] == "assistant" and isinstance(message["content"], list)
         for call in tool_calls_of(message["content"])

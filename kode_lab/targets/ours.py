@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote
 
 from kode_lab.child import PYTHON_MODULE, Child
@@ -23,6 +23,7 @@ from kode_lab.key import SessionKey
 from kode_lab.message import Message, text_of
 from kode_lab.schedule_assistant import ScheduleBook
 from kode_lab.sessions import SessionManager
+from kode_lab.sessions.agent import Strategy
 from kode_lab.targets.target import Answer, Declaration, History, refused_or_unknown
 
 __all__ = ["ManagerTarget", "ServerTarget", "book_effects", "history_of"]
@@ -56,7 +57,7 @@ class ManagerTarget:
         self.declaration = _OURS._replace(strategy=strategy, client="in process")
         self._manager = manager
         self._book = book
-        self._strategy = strategy or None
+        self._strategy = cast("Strategy | None", strategy or None)  # the manager checks it
 
     async def turn(self, key: SessionKey, prompt: str, turn_id: str) -> Answer:
         """Take one turn; the manager's own errors say whether it was refused."""
