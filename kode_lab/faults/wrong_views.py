@@ -72,33 +72,36 @@ class Renamed:
 
 
 class SharedDefault:
-    """New sessions begin with an empty list: one and the same for all."""
+    """New sessions begin with an empty list, which is one and the same for all of them."""
 
     def __init__(self, inner: Store) -> None:
         self._inner = inner
         self._nothing_yet: list[Message] = []
-        self._sharing: set[SessionKey] = set()
+        # How many messages the manager believes in, for each session that shares the list.
+        self._sharing: dict[SessionKey, int] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
     async def load(self, lease: Lease) -> Stored:
-        """Return what rests of the session, or the default."""
+        """Return what is stored of the session, or the default."""
         stored = await self._inner.load(lease)
         if stored.messages:
-            self._sharing.discard(lease.key)
+            self._sharing.pop(lease.key, None)
             return stored
-        self._sharing.add(lease.key)
+        self._sharing[lease.key] = len(self._nothing_yet)
         return stored._replace(messages=self._nothing_yet)
 
     async def append(
         self, lease: Lease, turn: OpenTurn, entries: Sequence[dict[str, Any]]
     ) -> Finished:
-        """Append, and say where it stands in the list that all share."""
+        """Append, to the list that all share as well."""
         finished = await self._inner.append(lease, turn, entries)
-        if lease.key not in self._sharing:
+        first = self._sharing.get(lease.key)
+        if first is None:
             return finished
-        first = len(self._nothing_yet)
+        self._nothing_yet.extend(turn.messages)
+        self._sharing[lease.key] = first + len(turn.messages)
         return finished._replace(first=first, last=first + len(turn.messages) - 1)
 
 
