@@ -119,9 +119,7 @@ def test_the_agent_s_configuration_chooses_the_strategy_and_a_call_may_choose_an
             with pytest.raises(SessionBusy):
                 await scene.manager.turn(ADA, "hello")
             waiting = scene.begin("waits", strategy="enqueue")
-            with pytest.raises(
-                InvalidPrompt, match=r"'push' is not valid: choose one of"
-            ):
+            with pytest.raises(InvalidPrompt, match=r"'push' is not valid: choose one of"):
                 await scene.manager.turn(ADA, "hello", strategy="push")
             scene.go.set()
             assert (await waiting).text == "re: waits"

@@ -71,38 +71,33 @@ class Renamed:
         return await self._inner.peek(self._name_of(key))
 
 
-class SharedDefault:
+class SharedDefault(Believed):
     """New sessions begin with an empty list, which is one and the same for all of them."""
 
     def __init__(self, inner: Store) -> None:
-        self._inner = inner
-        self._nothing_yet: list[Message] = []
-        # How many messages the manager believes in, for each session that shares the list.
-        self._sharing: dict[SessionKey, int] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
+        super().__init__(inner, is_cached=False)
+        self._shared: list[Message] = []
+        # The turns of each session that uses the list.
+        self._turns: dict[SessionKey, dict[str, Finished]] = {}
 
     async def load(self, lease: Lease) -> Stored:
-        """Return what is stored of the session, or the default."""
-        stored = await self._inner.load(lease)
-        if stored.messages:
-            self._sharing.pop(lease.key, None)
+        """Return what is stored of the session, or the list that all new sessions use."""
+        stored = await super().load(lease)
+        if stored.messages and lease.key not in self._turns:
             return stored
-        self._sharing[lease.key] = len(self._nothing_yet)
-        return stored._replace(messages=self._nothing_yet)
+        turns = self._turns.setdefault(lease.key, {})
+        self.lengths[lease.key] = len(self._shared)
+        return stored._replace(messages=self._shared, finished=dict(turns))
 
     async def append(
         self, lease: Lease, turn: OpenTurn, entries: Sequence[dict[str, Any]]
     ) -> Finished:
         """Append, to the list that all share as well."""
-        finished = await self._inner.append(lease, turn, entries)
-        first = self._sharing.get(lease.key)
-        if first is None:
-            return finished
-        self._nothing_yet.extend(turn.messages)
-        self._sharing[lease.key] = first + len(turn.messages)
-        return finished._replace(first=first, last=first + len(turn.messages) - 1)
+        finished = await super().append(lease, turn, entries)
+        if lease.key in self._turns:
+            self._shared.extend(turn.messages)
+            self._turns[lease.key][finished.turn_id] = finished
+        return finished
 
 
 class SkewedOrder:
