@@ -71,29 +71,33 @@ class Renamed:
         return await self._inner.peek(self._name_of(key))
 
 
-class SharedDefault(Believed):
+class SharedDefault:
     """New sessions begin with an empty list, which is one and the same for all of them."""
 
     def __init__(self, inner: Store) -> None:
-        super().__init__(inner, is_cached=False)
+        # Loaded at each turn, or an agent in memory would not see what the others add.
+        self._inner = Believed(inner, is_cached=False)
         self._shared: list[Message] = []
         # The turns of each session that uses the list.
         self._turns: dict[SessionKey, dict[str, Finished]] = {}
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
     async def load(self, lease: Lease) -> Stored:
         """Return what is stored of the session, or the list that all new sessions use."""
-        stored = await super().load(lease)
+        stored = await self._inner.load(lease)
         if stored.messages and lease.key not in self._turns:
             return stored
         turns = self._turns.setdefault(lease.key, {})
-        self.lengths[lease.key] = len(self._shared)
+        self._inner.lengths[lease.key] = len(self._shared)
         return stored._replace(messages=self._shared, finished=dict(turns))
 
     async def append(
         self, lease: Lease, turn: OpenTurn, entries: Sequence[dict[str, Any]]
     ) -> Finished:
         """Append, to the list that all share as well."""
-        finished = await super().append(lease, turn, entries)
+        finished = await self._inner.append(lease, turn, entries)
         if lease.key in self._turns:
             self._shared.extend(turn.messages)
             self._turns[lease.key][finished.turn_id] = finished

@@ -388,7 +388,7 @@ class SessionManager:
             turns = [f for f in agent.finished.values() if not _is_after(f, count)]
         async with self._holding(new_key, wait_s) as lease:
             self._residents.drop(new_key)
-            there = await store.load(lease)
+            there = await self._store.load(lease)
             if there.messages or there.open is not None:
                 if there.messages[:count] != messages:
                     raise InvalidPrompt(

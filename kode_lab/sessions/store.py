@@ -120,7 +120,7 @@ class Store(Protocol):
 
 
 @runtime_checkable
-class Rewindable(Store, Protocol):
+class Rewindable(Protocol):
     """A store that can take a conversation back to an earlier turn, and fill an empty one."""
 
     async def rewind(
