@@ -41,7 +41,7 @@ async def turn(user: str, session: str, prompt: str) -> str:
     if await _session(user, session) is None:
         try:
             await _sessions.create_session(app_name=_APP, user_id=user, session_id=session)
-        except Exception:  # noqa: BLE001 - another turn created it first
+        except Exception:
             if await _session(user, session) is None:
                 raise
     message = types.Content(role="user", parts=[types.Part(text=prompt)])
