@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -23,10 +24,10 @@ from benchmarks.sampling import on_loop, share
 from benchmarks.scene import finished_turn, keys, service, take
 from kode_lab.key import SessionKey
 from kode_lab.server.collector import settle
-from kode_lab.sessions.postgres.connection import PostgresLink
-from kode_lab.sessions.postgres.rows import Known, turn_row
+from kode_lab.sessions.postgres.connection import PostgresConnection
+from kode_lab.sessions.postgres.leases import LocalSession, name_hash
 from kode_lab.sessions.postgres.schema import FENCES
-from kode_lab.sessions.postgres.store import PostgresStore
+from kode_lab.sessions.postgres.store import Known, PostgresStore, turn_row
 from kode_lab.testing.postgres import ThrowawayPostgres
 
 __all__ = ["postgres"]
@@ -176,8 +177,8 @@ class _LeaseEachTurn:
     """Lease, append, release for every turn, one statement each."""
 
     def __init__(self, dsn: str) -> None:
-        self._pool = [PostgresLink(dsn, schema=_SCHEMA) for _ in range(_POOL)]
-        self._known: dict[SessionKey, tuple[int, Known]] = {}
+        self._pool = [PostgresConnection(dsn, schema=_SCHEMA) for _ in range(_POOL)]
+        self._known: dict[SessionKey, tuple[LocalSession, Known]] = {}
 
     async def take(self, key: SessionKey, turns: int) -> None:
         for number in range(turns):
@@ -186,24 +187,27 @@ class _LeaseEachTurn:
     async def _turn(self, key: SessionKey, number: int) -> None:
         fetch = self._pool[hash(key) % _POOL].fetch
         if key not in self._known:
-            ((session,),) = await fetch(_NEW_SESSION, key.user_id, key.session_id)
-            ((conversation,),) = await fetch(_NEW_CONVERSATION, session)
-            self._known[key] = (session, Known(conversation))
-        session, known = self._known[key]
-        ((fence,),) = await fetch(_LEASE, session)
+            local = LocalSession(key[:2])
+            ((local.id,),) = await fetch(_NEW_SESSION, *key[:2], name_hash(*key[:2]))
+            ((conversation,),) = await fetch(_NEW_CONVERSATION, local.id, name_hash("bench"))
+            self._known[key] = (local, Known(conversation))
+        local, known = self._known[key]
+        ((local.fence,),) = await fetch(_LEASE, local.id)
         turn, _ = finished_turn(f"{number}-{time.monotonic_ns()}")
-        saved = turn_row(session, fence, known, turn)
-        await fetch(_APPEND, *saved[:-1])
-        await fetch(_RELEASE, session, fence)
-        known.turns, known.messages = known.turns + 1, saved.last + 1
+        saved = turn_row(local, known, turn)
+        await fetch(_APPEND, *_APPENDED(saved))
+        await fetch(_RELEASE, local.id, local.fence)
+        known.took(saved)
 
     async def aclose(self) -> None:
-        for link in self._pool:
-            await link.aclose()
+        for connection in self._pool:
+            await connection.aclose()
 
 
-_NEW_SESSION = "INSERT INTO session (user_id, session_id) VALUES ($1, $2) RETURNING id"
-_NEW_CONVERSATION = "INSERT INTO conversation (session, agent_id) VALUES ($1, 'bench') RETURNING id"
+_NEW_SESSION = """
+    INSERT INTO session (user_id, session_id, hash) VALUES ($1, $2, $3) RETURNING id"""
+_NEW_CONVERSATION = """
+    INSERT INTO conversation (session, agent_id, hash) VALUES ($1, 'bench', $2) RETURNING id"""
 _LEASE = f"""
     UPDATE session SET fence = fence + {FENCES}, holder = 1
     WHERE id = $1 AND holder IS NULL RETURNING fence"""  # noqa: S608
@@ -211,6 +215,10 @@ _APPEND = """
     WITH held AS (SELECT id FROM session WHERE id = $1 AND fence = $2 FOR NO KEY UPDATE)
     INSERT INTO turn SELECT $3, $4, $5, $2, $6, $7, $8, $9, $10, $11, $12::text::json FROM held
     RETURNING number"""
+_APPENDED = attrgetter(
+    *("session", "fence", "conversation", "number", "turn_id", "first", "last"),
+    *("is_sealed", "version", "input_tokens", "output_tokens", "body"),
+)
 _RELEASE = "UPDATE session SET holder = NULL WHERE id = $1 AND fence = $2"
 
 

@@ -28,6 +28,7 @@
     └── StoreError             the session's storage cannot be used
         ├── StoreUnwritable        no permission, no space, an I/O error
         ├── StoreUnreachable       the database does not answer
+        ├── TurnsMissing           the database was set back: saved turns are gone
         ├── SessionDamaged         what is stored cannot be read and was left untouched
         ├── NewerFormat            written by a newer kode_lab
         ├── WrongOwner             the directory belongs to another user's session
@@ -70,6 +71,7 @@ __all__ = [
     "StoreUnwritable",
     "Superseded",
     "TurnFailed",
+    "TurnsMissing",
     "UnknownAgent",
     "UnknownTool",
     "WaitingRoomFull",
@@ -206,6 +208,13 @@ class StoreUnwritable(StoreError):
 
 class StoreUnreachable(StoreError):
     """The database does not answer; whether the last step was saved is not known."""
+
+
+class TurnsMissing(StoreError):
+    """The database was set back to an earlier state: turns that it had saved are gone.
+
+    Raised once; the session goes on from what is left.
+    """
 
 
 class SessionDamaged(StoreError):

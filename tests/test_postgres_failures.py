@@ -112,13 +112,25 @@ def test_a_database_that_answers_late_or_not_for_a_while_loses_nothing(tmp_path)
 # ---- the store broken on purpose
 
 
-def broken(path, module, was, now):
-    """Return where a copy of the package lies in which one sentence says something else."""
+OVERWRITE = (
+    "ON CONFLICT (conversation, number) DO UPDATE SET messages = excluded.messages, "
+    "turn_id = excluded.turn_id, fence = excluded.fence"
+)
+
+
+def broken(path, modules, was, now):
+    """Return where a copy of the package lies in which some sentences say something else."""
     shutil.copytree(HOME, path / "kode_lab", ignore=shutil.ignore_patterns("figures"))
-    source = path / "kode_lab" / "sessions" / f"{module}.py"
-    text = source.read_text(encoding="utf-8")
-    assert text.count(was) == 1, f"{module} says {text.count(was)} times: {was}"
-    source.write_text(text.replace(was, now), encoding="utf-8")
+    if isinstance(was, str):
+        was, now = (was,), (now,)
+    if isinstance(modules, str):
+        modules = (modules,) * len(was)
+    for module, old, new in zip(modules, was, now, strict=True):
+        source = path / "kode_lab" / "sessions" / f"{module}.py"
+        text = source.read_text(encoding="utf-8")
+        assert text.count(old) == 1, f"{module} says {text.count(old)} times: {old}"
+        text = text.replace(old, new.replace("OVERWRITE", repr(OVERWRITE)))
+        source.write_text(text, encoding="utf-8")
     return path
 
 
@@ -128,43 +140,38 @@ ZOMBIES = replace(PAUSE, limit_s=4.0)
 # Each: what it is, the module, what stands there, what the mutant says, the storm, what convicts.
 MUTANTS = [
     (
-        "the fence is not looked at when a turn is saved",
-        "postgres_sql",
+        "neither fence nor number of the turn is looked at when it is saved",
+        "postgres/store",
         (
-            "SELECT w.* FROM w JOIN held ON held.id = w.session\n"
-            "            AND w.fence / @FENCES@ = held.fence / @FENCES@"
+            "s.holder = $1 AND s.fence <= w.fence AND s.fence / {FENCES} = w.fence / {FENCES}",
+            "ON CONFLICT DO NOTHING RETURNING",
         ),
-        "SELECT w.* FROM w JOIN held ON held.id = w.session",
-        ZOMBIES,
-        "accepted",
-    ),
-    (
-        "a write that was refused is acknowledged",
-        "postgres_store",
-        "answers[place - 1] = StaleLease()",
-        "pass",
+        (
+            "$1::bigint > 0",
+            "{OVERWRITE if kind is not _STEP else 'ON CONFLICT DO NOTHING'} RETURNING",
+        ),
         ZOMBIES,
         "lost write|lost update|fork|effect twice",
     ),
     (
-        "the next holder gets the fence of the last one",
-        "postgres_sql",
-        "fence = (fence / @FENCES@ + 1) * @FENCES@\n            WHERE id = which",
-        "fence = greatest(fence, @FENCES@)\n            WHERE id = which",
+        "a write that was refused is acknowledged",
+        "postgres/store",
+        "answers[place] = await self._refused(row)",
+        "await self._refused(row)",
         ZOMBIES,
-        "lost write|lost update|fork|stale read|backward",
+        "lost write|lost update|fork|effect twice",
     ),
     (
         "every worker is taken for gone",
-        "postgres_sql",
-        "RETURN pg_try_advisory_xact_lock_shared(@CLASS@, who);",
-        "RETURN true;",
+        "postgres/schema",
+        "THEN pg_try_advisory_xact_lock_shared(who)",
+        "THEN true",
         small("calm", **HOT),
         "refused",
     ),
     (
         "the newest ticket is next",
-        "postgres_sql",
+        "postgres/schema",
         "WHERE session = which ORDER BY place LOOP",
         "WHERE session = which ORDER BY place DESC LOOP",
         small("calm", hot=1, hot_share=1.0, clients=40, turns=200, limit_s=12.0),
@@ -172,17 +179,17 @@ MUTANTS = [
     ),
     (
         "a turn does not end its steps",
-        "postgres_sql",
-        "WHERE g.turn_id IS NOT NULL AND g.steps > 0\n",
-        "WHERE g.turn_id IS NULL AND g.steps > 0\n",
+        ("postgres/store", "postgres/schema"),
+        ("DELETE FROM step t USING saved WHERE", "WHERE t.conversation = c AND t.turn = turns"),
+        ("DELETE FROM step t USING saved WHERE false AND", "WHERE t.conversation = c"),
         small("calm", **HOT),
         "duplicate|fork|lost update",
     ),
     (
         "steps are not kept",
-        "postgres_sql",
-        "FROM good g WHERE g.turn_id IS NULL ON CONFLICT DO NOTHING",
-        "FROM good g WHERE false ON CONFLICT DO NOTHING",
+        "postgres/schema",
+        "FROM step t WHERE t.conversation = c AND t.turn = turns ORDER BY t.number",
+        "FROM step t WHERE false",
         small("kill", times=20, turns=200, ttft_s=0.03, limit_s=12.0),
         "effect twice",
     ),
@@ -196,12 +203,12 @@ MUTANTS = [
     ),
     (
         "a turn is acknowledged before it is saved",
-        "postgres_store",
+        "postgres/store",
         (
-            "row = turn_row(line.id, lease.fence, known, turn)\n"
-            "        await self._saved(lease, line, self._saves.do(row))"
+            "row = turn_row(local, known, turn)\n"
+            "        await self._saved(lease, local, known, self._saves.do(row))"
         ),
-        "row = turn_row(line.id, lease.fence, known, turn)\n        self._saves.put(row)",
+        "row = turn_row(local, known, turn)\n        self._saves.put(row)",
         small("calm", **HOT),
         "lost write|lost update|fork|stale read",
     ),
@@ -215,9 +222,9 @@ MUTANTS = [
     ),
     (
         "sessions share the conversation with an agent",
-        "postgres_store",
-        "self._loads.do((line.id, text(lease.key.agent_id)))",
-        "self._loads.do((1, text(lease.key.agent_id)))",
+        "postgres/schema",
+        "WHERE session = sessions[i] AND hash = hashes[i]",
+        "WHERE hash = hashes[i]",
         small("calm", **HOT),
         "cross-session leak",
     ),

@@ -25,8 +25,8 @@ from kode_lab.schedule_assistant.schedule import (
     day_bounds,
     having,
 )
-from kode_lab.sessions.postgres.connection import PostgresLink
-from kode_lab.sessions.postgres.rows import text as words
+from kode_lab.sessions.postgres.connection import PostgresConnection
+from kode_lab.sessions.postgres.leases import sql_text as words
 from kode_lab.sessions.postgres.schema import SCHEMA, checked_name
 
 __all__ = ["PostgresBook"]
@@ -49,7 +49,7 @@ class PostgresBook:
 
     def __init__(self, dsn: str, *, schema: str = SCHEMA, patience_s: float = 10.0) -> None:
         self._schema = checked_name(schema)
-        self._link = PostgresLink(dsn, schema=schema, prepare=self._prepare, patience_s=patience_s)
+        self._link = PostgresConnection(dsn, schema=schema, prepare=self._prepare, patience_s=patience_s)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="kode-lab-book", daemon=True

@@ -26,7 +26,7 @@ from kode_lab.key import SessionKey
 from kode_lab.lab.records import Run, RunRecorder
 from kode_lab.lab.scenario import Ask
 from kode_lab.schedule_assistant import ScheduleBook
-from kode_lab.sessions.postgres.connection import PostgresLink
+from kode_lab.sessions.postgres.connection import PostgresConnection
 from kode_lab.storms.fleet import Fleet, Held, Worker
 from kode_lab.storms.nemesis import Nemesis
 from kode_lab.storms.proxy import Proxy
@@ -211,7 +211,7 @@ async def _opened(
         nemesis.heard(held)
 
     fleet = await stack.enter_async_context(Fleet(post, home, heard=heard, code=code))
-    link = PostgresLink(server.dsn, schema=_SCHEMA)
+    link = PostgresConnection(server.dsn, schema=_SCHEMA)
     await install(link)
     await link.aclose()
     nemesis = Nemesis(storm, fleet, server, proxy, recorder.history)
@@ -223,7 +223,7 @@ async def _opened(
 
 
 async def _watched(server: ThrowawayPostgres) -> Watched:
-    link = PostgresLink(server.dsn, schema=_SCHEMA)
+    link = PostgresConnection(server.dsn, schema=_SCHEMA)
     try:
         return await watched(link)
     finally:

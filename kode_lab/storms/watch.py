@@ -1,16 +1,16 @@
-"""What the database itself tells of stale writes: refused, or accepted though overtaken.
+"""Stale writes as the database itself sees them: refused, or accepted from an overtaken holder.
 
-Before any worker comes, ``save`` gets a wrapper that notes what ``save`` refuses, and looks once
-more, under the locks that it holds, whether what was accepted came from the session's last holder.
-So the fence is proved from the rows, by other words than those that keep it. The wrapper changes no
-answer. It needs the database only; the judge knows nothing of it.
+Before any worker starts, triggers look at each turn and step that is saved, and a wrapper around
+``refusal`` notes what was refused. So the fence is checked from the rows, by other statements than
+those that keep it. Neither changes an answer. This file needs the database only; the judge does
+not read it.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from kode_lab.sessions.postgres.connection import PostgresLink
+from kode_lab.sessions.postgres.connection import PostgresConnection
 from kode_lab.sessions.postgres.schema import FENCES
 
 __all__ = ["Watched", "install", "watched"]
@@ -20,9 +20,9 @@ class Watched(NamedTuple):
     """What was seen.
 
     Attributes:
-        refused: writes that came too late, and were not saved before either.
-        accepted: writes of a holder that was overtaken and that were saved all the same.
-        backward: turns that stand behind one of a later holder.
+        refused: writes that came too late, and that no earlier sending had saved.
+        accepted: writes of an overtaken holder that were saved all the same.
+        backward: turns that follow one of a later holder.
     """
 
     refused: int = 0
@@ -30,48 +30,45 @@ class Watched(NamedTuple):
     backward: int = 0
 
 
-async def install(link: PostgresLink) -> None:
-    """Put the wrapper around ``save``."""
+async def install(connection: PostgresConnection) -> None:
+    """Add the triggers and the wrapper."""
     for statement in _INSTALL:
-        await link.fetch(statement)
+        await connection.fetch(statement)
 
 
-async def watched(link: PostgresLink) -> Watched:
+async def watched(connection: PostgresConnection) -> Watched:
     """Return what was seen until now."""
-    rows = await link.fetch(_WATCHED)
+    rows = await connection.fetch(_WATCHED)
     return Watched(*rows[0])
 
 
 _ARGUMENTS = """
-    sessions bigint[], fences bigint[], conversations bigint[], numbers int[], turn_ids text[],
-    firsts int[], lasts int[], sealed boolean[], versions text[], inputs bigint[],
-    outputs bigint[], bodies text[], steps int[]"""
+    me bigint, which bigint, under bigint, what bigint, at_turn int, at_step int, id text,
+    written text"""
 _NAMES = ", ".join(words.split()[0] for words in _ARGUMENTS.split(","))
 _INSTALL = (
-    """CREATE TABLE seen (
-        is_accepted boolean, session bigint, fence bigint, conversation bigint, number int,
-        is_turn boolean)""",
-    "ALTER FUNCTION save RENAME TO save_itself",
-    f"""CREATE FUNCTION save({_ARGUMENTS}) RETURNS SETOF int LANGUAGE plpgsql AS $$
-    DECLARE
-        refused int[];
+    "CREATE TABLE seen (is_accepted boolean, conversation bigint, fence bigint)",
+    f"""CREATE FUNCTION note_saved() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
-        SELECT coalesce(array_agg(place), '{{}}') INTO refused
-            FROM save_itself({_NAMES}) AS place;
-        INSERT INTO seen SELECT w.place <> ALL (refused), w.session, w.fence, w.conversation,
-                w.number, w.turn_id IS NOT NULL
-            FROM unnest(sessions, fences, conversations, numbers, turn_ids) WITH ORDINALITY
-                AS w (session, fence, conversation, number, turn_id, place)
-            WHERE w.place = ANY (refused) OR EXISTS (SELECT FROM session s
-                WHERE s.id = w.session AND s.fence / {FENCES} > w.fence / {FENCES});
-        RETURN QUERY SELECT unnest(refused);
-    END $$""",  # noqa: S608 - words of this module
+        INSERT INTO seen SELECT true, NEW.conversation, NEW.fence
+            FROM conversation c JOIN session s ON s.id = c.session
+            WHERE c.id = NEW.conversation AND s.fence / {FENCES} > NEW.fence / {FENCES};
+        RETURN NULL;
+    END $$""",  # noqa: S608 - a number
+    "CREATE TRIGGER note AFTER INSERT ON turn FOR EACH ROW EXECUTE FUNCTION note_saved()",
+    "CREATE TRIGGER note AFTER INSERT ON step FOR EACH ROW EXECUTE FUNCTION note_saved()",
+    "ALTER FUNCTION refusal RENAME TO refusal_itself",
+    f"""CREATE FUNCTION refusal({_ARGUMENTS}) RETURNS TABLE (reason text, turns int)
+    LANGUAGE plpgsql AS $$
+    BEGIN
+        SELECT r.reason, r.turns INTO reason, turns FROM refusal_itself({_NAMES}) AS r;
+        INSERT INTO seen SELECT false, what, under WHERE reason <> 'saved';
+        RETURN NEXT;
+    END $$""",  # noqa: S608 - names of this module
 )
 _WATCHED = """
     SELECT
-        (SELECT count(*) FROM seen WHERE NOT is_accepted AND NOT EXISTS (
-            SELECT FROM turn t WHERE is_turn AND t.conversation = seen.conversation
-                AND t.number = seen.number AND t.fence = seen.fence)),
+        (SELECT count(*) FROM seen WHERE NOT is_accepted),
         (SELECT count(*) FROM seen WHERE is_accepted),
         (SELECT count(*) FROM (SELECT fence, max(fence) OVER (
             PARTITION BY conversation ORDER BY number
