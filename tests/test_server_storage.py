@@ -109,7 +109,7 @@ def test_a_database_that_cannot_be_used_says_why_in_one_sentence(
         for dsn, said in (
             (changed(postgres, database="nowhere"), "create the database"),
             (changed(postgres, role="nobody_here"), "check user and password"),
-            (changed(postgres, role=poor), "give this role the right"),
+            (changed(postgres, role=poor), "grant this role the right"),
             (changed(postgres, database=guarded), "read-only or in recovery"),
         ):
             assert said in refused(dsn, *schema, command=command)
@@ -130,7 +130,7 @@ def test_a_database_that_only_follows_another_is_refused(refused, monkeypatch, c
         server.start()
         for command in ("serve", "migrate"):
             said = refused(server.dsn, command=command)
-            assert "in recovery: give the DSN of the primary" in said
+            assert "in recovery: use the DSN of the primary" in said
 
 
 def test_a_schema_of_another_format_or_other_settings_is_refused(
@@ -141,8 +141,8 @@ def test_a_schema_of_another_format_or_other_settings_is_refused(
     assert main(["migrate", *schema, "--ttl", "7"]) == 0
     assert main(["migrate", *schema]) == 0
     assert capsys.readouterr().out == (
-        f"schema {postgres_schema}: made, format 1, ttl_s=7\n"
-        f"schema {postgres_schema}: up to date, format 1, ttl_s=7\n"
+        f"schema {postgres_schema}: made, format 2, ttl_s=7\n"
+        f"schema {postgres_schema}: up to date, format 2, ttl_s=7\n"
     )
     assert "share ttl_s=7" in refused(postgres, *schema, "--ttl", "8")
     poor = f"poor_{postgres_schema}"

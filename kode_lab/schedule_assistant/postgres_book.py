@@ -49,7 +49,9 @@ class PostgresBook:
 
     def __init__(self, dsn: str, *, schema: str = SCHEMA, patience_s: float = 10.0) -> None:
         self._schema = checked_name(schema)
-        self._link = PostgresConnection(dsn, schema=schema, prepare=self._prepare, patience_s=patience_s)
+        self._link = PostgresConnection(
+            dsn, schema=schema, prepare=self._prepare, patience_s=patience_s
+        )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="kode-lab-book", daemon=True

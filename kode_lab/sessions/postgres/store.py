@@ -346,6 +346,7 @@ async def migrate_database(dsn: str, *, schema: str = SCHEMA, ttl_s: float | Non
         InvalidConfig: the DSN, the schema's name or ``ttl_s`` cannot be used.
         StoreError: the database does not answer, refuses, or was made by a newer kode_lab.
     """
+    checked_name(schema)
     said: list[str] = []
 
     async def prepare(connection: Any) -> None:
@@ -617,7 +618,7 @@ def save_query(kind: _Kind, *, is_many: bool) -> str:
         query += """, ended AS (
         DELETE FROM step t USING saved WHERE t.conversation = saved.conversation
     )"""
-    return query + " SELECT * FROM saved"
+    return query + " SELECT * FROM saved"  # noqa: S608 - as above
 
 
 _SAVE_ONE = {k: save_query(k, is_many=False) for k in (_STEP, _TURN, _TURN_WITH_STEPS)}

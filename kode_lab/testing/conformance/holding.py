@@ -61,6 +61,8 @@ async def _crowd(
 ) -> AsyncIterator[tuple[list[int], list[int]]]:
     """Let one hold and six wait, one after the other; give who waits and who came."""
     key, came = scene.key(), list[int]()
+    for store in stores:  # a handle that still has to connect would come late
+        store.release(await scene.hold(store, scene.key("beside")))
     first = await scene.hold(stores[0], key)
 
     async def wait(number: int, store: Store) -> None:
