@@ -15,7 +15,6 @@ VALUE_BASES = {
     "ModuleType",
     "BaseModel",
     "Struct",
-    "MutableSequence",
     "NamedTuple",
     "Protocol",
     "Generic",

@@ -72,36 +72,34 @@ class Renamed:
 
 
 class SharedDefault:
-    """New sessions begin with an empty list, which is one and the same for all of them."""
+    """New sessions begin with an empty list: one and the same for all."""
 
     def __init__(self, inner: Store) -> None:
-        # Loaded at each turn, or an agent in memory would not see what the others add.
-        self._inner = Believed(inner, is_cached=False)
-        self._shared: list[Message] = []
-        # The turns of each session that uses the list.
-        self._turns: dict[SessionKey, dict[str, Finished]] = {}
+        self._inner = inner
+        self._nothing_yet: list[Message] = []
+        self._sharing: set[SessionKey] = set()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
     async def load(self, lease: Lease) -> Stored:
-        """Return what is stored of the session, or the list that all new sessions use."""
+        """Return what rests of the session, or the default."""
         stored = await self._inner.load(lease)
-        if stored.messages and lease.key not in self._turns:
+        if stored.messages:
+            self._sharing.discard(lease.key)
             return stored
-        turns = self._turns.setdefault(lease.key, {})
-        self._inner.lengths[lease.key] = len(self._shared)
-        return stored._replace(messages=self._shared, finished=dict(turns))
+        self._sharing.add(lease.key)
+        return stored._replace(messages=self._nothing_yet)
 
     async def append(
         self, lease: Lease, turn: OpenTurn, entries: Sequence[dict[str, Any]]
     ) -> Finished:
-        """Append, to the list that all share as well."""
+        """Append, and say where it stands in the list that all share."""
         finished = await self._inner.append(lease, turn, entries)
-        if lease.key in self._turns:
-            self._shared.extend(turn.messages)
-            self._turns[lease.key][finished.turn_id] = finished
-        return finished
+        if lease.key not in self._sharing:
+            return finished
+        first = len(self._nothing_yet)
+        return finished._replace(first=first, last=first + len(turn.messages) - 1)
 
 
 class SkewedOrder:
