@@ -57,7 +57,7 @@ async def _memory(directory: Path, effort: float) -> list[Row]:
 
 def _resident(count: int) -> Row:
     """Weigh agents without messages, with the keys and the places that hold them."""
-    residents = Residents(limit=count, idle_limit_s=3_600.0)
+    residents = Residents(limit=count, limit_bytes=2**40, idle_limit_s=3_600.0)
     before_bytes = resident_bytes()
     for number in range(count):
         # Ids as a request brings them: strings of this session's own.

@@ -67,7 +67,7 @@ MAY_USE = {
     "nest_asyncio": ("lab.nested",),
     "pydantic": ("sessions.tool",),
     "docstring_parser": ("sessions.tool",),
-    "sqlite3": ("schedule_assistant.book",),
+    "sqlite3": ("schedule_assistant.book", "targets.frameworks"),
     "IPython": ("lab", "pictures"),
     "rich": ("lab", "reports", "cli", "load.command", "load.fault_table", "faults", "storms"),
     "asyncpg": ("sessions.postgres.connection",),

@@ -419,11 +419,11 @@ def test_files_of_a_newer_version_are_refused_and_left_as_they_are(tmp_path):
     async def scenario():
         await with_history(tmp_path)
         path = files_of(tmp_path)[1]
-        newer = path.read_bytes().replace(b'{"kode_lab":1,', b'{"kode_lab":2,')
+        newer = path.read_bytes().replace(b'{"kode_lab":1,', b'{"kode_lab":3,')
         path.write_bytes(newer)
         async with managing(tmp_path) as manager:
             for call in (lambda: manager.turn(ADA, "hello"), lambda: manager.history(ADA)):
-                with pytest.raises(NewerFormat, match=r"ada:s1.*format 2.*up to 1: update"):
+                with pytest.raises(NewerFormat, match=r"ada:s1.*format 3.*up to 2: update"):
                     await call()
             assert path.read_bytes() == newer
             await assert_undisturbed(manager)
@@ -512,7 +512,7 @@ def test_a_clock_that_jumps_and_files_from_the_future_change_nothing(tmp_path):
         ({"turn_id": "x" * 201}, "TURN_ID_LIMIT_CHARS"),
         ({"turn_id": 7}, "turnId must be text"),
         ({"turn_id": "\udfff"}, "turnId is not valid Unicode"),
-        ({"strategy": "hope"}, "'hope' is none of enqueue"),
+        ({"strategy": "hope"}, "'hope' is not valid: choose one of enqueue"),
     ],
 )
 def test_a_call_that_makes_no_sense_is_refused_before_anything_happens(tmp_path, arguments, words):
@@ -580,12 +580,10 @@ CALL = {"type": "tool_use", "id": "c1", "name": "note", "input": {"text": "x"}}
         Reply((CALL | {"name": 5},), "tool_use"),
         Reply((CALL | {"input": "x"},), "tool_use"),
         Reply((CALL | {"input": {"text": b"bytes"}},), "tool_use"),
-        Reply((CALL | {"id": ""},), "tool_use"),
-        Reply((TEXT,), None),
-        Reply((TEXT,), ""),
+        Reply((CALL, CALL), "tool_use"),
         Reply((TEXT,), "end_turn", None),
     ],
-    ids=range(21),
+    ids=range(19),
 )
 def test_a_model_that_answers_garbage_fails_the_turn_and_leaves_the_conversation_legal(
     tmp_path, reply
@@ -605,6 +603,30 @@ def test_a_model_that_answers_garbage_fails_the_turn_and_leaves_the_conversation
             messages = await manager.history(ADA)
             assert prompts(messages) == ["before", "after"]
             assert_legal(messages)
+
+    run(scenario())
+
+
+def test_a_tool_call_id_that_was_used_before_is_garbage_because_the_api_takes_it_once(tmp_path):
+    async def scenario():
+        async def model(request, _on_text=None):
+            if request.messages[-1]["content"][0]["type"] == "tool_result":
+                return Reply((TEXT,), "end_turn")
+            return Reply((CALL,), "tool_use")
+
+        for restart in (False, True):
+            path = tmp_path / str(restart)
+            world = World()
+            async with managing(path, model, world) as manager:
+                await manager.turn(ADA, "one")
+                if not restart:
+                    with pytest.raises(ModelGarbage, match="'c1' was used"):
+                        await manager.turn(ADA, "two")
+            async with managing(path, model, world) as manager:
+                with pytest.raises(ModelGarbage, match="'c1' was used"):
+                    await manager.turn(ADA, "three")
+                assert len(world.runs) == 1
+                assert_legal(await manager.history(ADA))
 
     run(scenario())
 

@@ -119,7 +119,7 @@ def test_the_agent_s_configuration_chooses_the_strategy_and_a_call_may_choose_an
             with pytest.raises(SessionBusy):
                 await scene.manager.turn(ADA, "hello")
             waiting = scene.begin("waits", strategy="enqueue")
-            with pytest.raises(InvalidPrompt, match=r"'push' is none of enqueue, reject"):
+            with pytest.raises(InvalidPrompt, match=r"'push' is not valid: choose one of"):
                 await scene.manager.turn(ADA, "hello", strategy="push")
             scene.go.set()
             assert (await waiting).text == "re: waits"
@@ -142,7 +142,7 @@ def test_interrupt_closes_the_running_turn_and_the_conversation_shows_that_it_wa
             assert await scene.said() == ["busy", "new"]
             shown = scene.model.requests[-1].messages
             assert "interrupted" in text_of(shown[1])
-            with pytest.raises(Superseded, match=r"'busy' was interrupted.*new turnId"):
+            with pytest.raises(Superseded, match=r"'busy' was broken off.*new turnId"):
                 await scene.manager.turn(ADA, "busy", turn_id="busy")
 
     run(scenario())
@@ -345,7 +345,7 @@ def test_a_turn_that_is_already_being_saved_cannot_be_taken_back(tmp_path):
             ticket = None
             while ticket is None or not (ticket.session and ticket.session.is_committing):
                 await asyncio.sleep(0)
-                ticket = next(iter(manager._lines.get(ADA[:2], ())), None)
+                ticket = next(iter(manager._in_line.get(ADA[:2], ())), None)
             second = await manager.turn(ADA, "second", strategy="rollback")
             assert (await first).text == "re: first"
             assert second.text == "re: second"
@@ -469,7 +469,7 @@ def test_a_cancel_that_comes_together_with_the_deadline_is_a_cancel(tmp_path):
         async with Scene(tmp_path) as scene:
             late = asyncio.create_task(scene.manager.turn(ADA, "late", deadline_s=PATIENCE_S))
             await until(lambda: scene.manager.statistics().lock.waiting == 1)
-            [*_, ticket] = next(iter(scene.manager._lines.values()))
+            [*_, ticket] = next(iter(scene.manager._in_line.values()))
             ticket._expire()
             late.cancel()
             with pytest.raises(asyncio.CancelledError):

@@ -15,6 +15,7 @@ VALUE_BASES = {
     "ModuleType",
     "BaseModel",
     "Struct",
+    "MutableSequence",
     "NamedTuple",
     "Protocol",
     "Generic",

@@ -331,7 +331,7 @@ def _body_of(request: Request, *, is_stream: bool) -> bytes:
     fields: dict[str, Any] = {
         "model": request.model,
         "max_tokens": request.max_tokens,
-        "messages": request.messages,
+        "messages": _messages_of(request),
     }
     if request.system:
         fields["system"] = request.system
@@ -347,6 +347,12 @@ def _body_of(request: Request, *, is_stream: bool) -> bytes:
         raise ModelRefused(
             f"the conversation cannot be written as JSON: {error}; correct its text"
         ) from None
+
+
+def _messages_of(request: Request) -> Any:
+    """Return the messages as orjson writes them: as they are, if they are JSON already."""
+    to_json = getattr(request.messages, "to_json", None)
+    return request.messages if to_json is None else orjson.Fragment(to_json())
 
 
 def _options_of(request: Request) -> dict[str, Any]:

@@ -159,7 +159,7 @@ def _remarks(one: Judged) -> list[str]:
     elif one.first_error:
         remarks.append(f"the first turn that was not acknowledged: {one.first_error}")
     remarks += [f"the service was lost: {words}" for words in one.lost]
-    if not one.model_requests:
+    if not one.model_requests and one.verdict.evidence.acknowledged:
         remarks.append(
             "the simulated model was never asked, so what a turn was shown is not known (G1, G4): "
             "point the service's model URL at {model_url} in env, or at --model-port"

@@ -72,34 +72,36 @@ class Renamed:
 
 
 class SharedDefault:
-    """New sessions begin with an empty list: one and the same for all."""
+    """New sessions begin with an empty list, which is one and the same for all of them."""
 
     def __init__(self, inner: Store) -> None:
-        self._inner = inner
-        self._nothing_yet: list[Message] = []
-        self._sharing: set[SessionKey] = set()
+        # Loaded at each turn, or an agent in memory would not see what the others add.
+        self._inner = Believed(inner, is_cached=False)
+        self._shared: list[Message] = []
+        # The turns of each session that uses the list.
+        self._turns: dict[SessionKey, dict[str, Finished]] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
     async def load(self, lease: Lease) -> Stored:
-        """Return what rests of the session, or the default."""
+        """Return what is stored of the session, or the list that all new sessions use."""
         stored = await self._inner.load(lease)
-        if stored.messages:
-            self._sharing.discard(lease.key)
+        if stored.messages and lease.key not in self._turns:
             return stored
-        self._sharing.add(lease.key)
-        return stored._replace(messages=self._nothing_yet)
+        turns = self._turns.setdefault(lease.key, {})
+        self._inner.lengths[lease.key] = len(self._shared)
+        return stored._replace(messages=self._shared, finished=dict(turns))
 
     async def append(
         self, lease: Lease, turn: OpenTurn, entries: Sequence[dict[str, Any]]
     ) -> Finished:
-        """Append, and say where it stands in the list that all share."""
+        """Append, to the list that all share as well."""
         finished = await self._inner.append(lease, turn, entries)
-        if lease.key not in self._sharing:
-            return finished
-        first = len(self._nothing_yet)
-        return finished._replace(first=first, last=first + len(turn.messages) - 1)
+        if lease.key in self._turns:
+            self._shared.extend(turn.messages)
+            self._turns[lease.key][finished.turn_id] = finished
+        return finished
 
 
 class SkewedOrder:

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 from kode_lab.http import Scope
 from kode_lab.key import SessionKey
-from kode_lab.message import Content
 from kode_lab.server.refusal import Rejected
 from kode_lab.sessions.ticket import TURN_ID_LIMIT_CHARS
 
@@ -34,8 +33,8 @@ __all__ = [
 DEADLINE_LEAST_S = 1.0
 DEADLINE_LIMIT_S = 86_400.0
 POLICIES = ("finish", "rollback")
-_TEXTS = ("userId", "agentId", "sessionId", "turnId", "strategy", "onDisconnect")
-_OTHERS = ("message", "stream", "deadlineS")
+_TEXTS = ("userId", "agentId", "sessionId", "message", "turnId", "strategy", "onDisconnect")
+_OTHERS = ("stream", "deadlineS")
 
 
 class TurnRequest(NamedTuple):
@@ -51,7 +50,7 @@ class TurnRequest(NamedTuple):
     """
 
     key: SessionKey
-    message: Content
+    message: str
     turn_id: str
     strategy: str | None
     is_stream: bool
@@ -98,8 +97,6 @@ def turn_request(body: bytes, *, is_stream: bool) -> TurnRequest:
         if name not in fields:
             raise _wrong(f"{name} is missing: send userId, agentId and message")
     key = SessionKey.from_json(fields)
-    if not isinstance(fields["message"], list):
-        _check_text("message", fields["message"])
     turn_id = fields["turnId"] if "turnId" in fields else os.urandom(12).hex()
     if not 0 < len(turn_id) <= TURN_ID_LIMIT_CHARS:
         raise _wrong(f"turnId has {len(turn_id)} characters: give 1 to {TURN_ID_LIMIT_CHARS=}")
@@ -116,7 +113,7 @@ def turn_request(body: bytes, *, is_stream: bool) -> TurnRequest:
         fields.get("strategy"),
         wants_stream,
         policy,
-        _deadline_s(fields["deadlineS"]) if "deadlineS" in fields else None,
+        _deadline_s(fields.get("deadlineS")),
         "turnId" in fields,
     )
 
@@ -176,7 +173,9 @@ def _check_text(name: str, value: object) -> None:
             raise _wrong(f"{name} holds half a surrogate pair: send whole characters") from None
 
 
-def _deadline_s(value: object) -> float:
+def _deadline_s(value: object) -> float | None:
+    if value is None:
+        return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise _wrong(f"deadlineS is a JSON {_name_of(value)}: give seconds as a number")
     if not DEADLINE_LEAST_S <= value <= DEADLINE_LIMIT_S:  # nan is neither

@@ -17,12 +17,7 @@ from kode_lab.server.body import DEADLINE_LEAST_S, DEADLINE_LIMIT_S, POLICIES
 from kode_lab.server.events import EVENTS
 from kode_lab.server.service import Limits
 from kode_lab.sessions.agent import STRATEGIES
-from kode_lab.sessions.ticket import (
-    NOT_OF_A_USER,
-    PROMPT_BLOCKS_LIMIT,
-    PROMPT_LIMIT_CHARS,
-    TURN_ID_LIMIT_CHARS,
-)
+from kode_lab.sessions.ticket import PROMPT_LIMIT_CHARS, TURN_ID_LIMIT_CHARS
 
 __all__ = ["document"]
 
@@ -221,7 +216,6 @@ def _schemas() -> dict[str, Any]:
             usage=usage,
             configVersion=_TEXT,
             isReplay=_FLAG,
-            stopReason=_TEXT,
         ),
         "Error": _object(error=error),
         "History": _object(**key, messages=_list(message)),
@@ -242,17 +236,6 @@ def _schemas() -> dict[str, Any]:
         ),
         "Live": _object(sessions=_list(line), notShown=_COUNT, recent=_list(recent)),
         "Status": _object(status=_TEXT),
-        "JsonValue": {
-            "anyOf": [
-                {"type": ["null", "boolean", "string"]},
-                {"type": "number", "minimum": -(2**63), "maximum": 2**64 - 1},
-                {"type": "array", "items": {"$ref": "#/components/schemas/JsonValue"}},
-                {
-                    "type": "object",
-                    "additionalProperties": {"$ref": "#/components/schemas/JsonValue"},
-                },
-            ]
-        },
     }
 
 
@@ -265,36 +248,18 @@ def _turn_request() -> dict[str, Any]:
         "maxLength": TURN_ID_LIMIT_CHARS,
         "description": "names the turn, so that it can be sent again and happens once",
     }
-    words = {
-        "type": "string",
-        "minLength": 1,
-        "maxLength": PROMPT_LIMIT_CHARS,
-        "pattern": r"\S",
-    }
-    value = {"$ref": "#/components/schemas/JsonValue"}
-    said = {"type": {"const": "text"}, "text": {"type": "string", "pattern": r"\S"}}
-    kinds = {"anyOf": [{"enum": ["text", *NOT_OF_A_USER]}, {"pattern": "_tool_result$"}]}
-    text = {"type": "object", "properties": said, "additionalProperties": value}
-    other = {
-        "type": "object",
-        "properties": {"type": {"type": "string", "not": kinds}},
-        "required": ["type"],
-        "additionalProperties": value,
-    }
-    blocks = {
-        "type": "array",
-        "minItems": 1,
-        "maxItems": PROMPT_BLOCKS_LIMIT,
-        "items": {"anyOf": [text | {"required": ["type", "text"]}, other]},
-        "description": "content blocks of the Messages API",
-    }
     return {
         "type": "object",
         "properties": {
             "userId": an_id,
             "agentId": an_id | {"examples": ["schedule-assistant"]},
             "sessionId": an_id | session,
-            "message": {"anyOf": [words, blocks]},
+            "message": {
+                "type": "string",
+                "minLength": 1,
+                "maxLength": PROMPT_LIMIT_CHARS,
+                "pattern": r"\S",
+            },
             "turnId": turn_id,
             "strategy": {"enum": list(STRATEGIES), "description": "where a turn is running"},
             "stream": {"type": "boolean", "description": "answer with events"},

@@ -142,7 +142,7 @@ class Service:
                 request.key,
                 request.message,
                 turn_id=request.turn_id,
-                strategy=cast("Strategy | None", request.strategy),  # the ticket checks it
+                strategy=cast("Strategy | None", request.strategy),  # the manager checks it
                 deadline_s=request.deadline_s,
                 on_event=on_event,
             )

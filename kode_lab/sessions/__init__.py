@@ -12,19 +12,18 @@ Source of the idea that the right to write is a value: Kleppmann's fencing token
 (https://martin.kleppmann.com/2016/02/08/how-to-do-distributed-locking.html).
 """
 
-from kode_lab.sessions.agent import AgentConfig, AgentShelf, ContextPolicy
+from kode_lab.sessions.agent import AgentConfig, AgentShelf
 from kode_lab.sessions.files.store import JsonStore
 from kode_lab.sessions.manager import SessionManager
 from kode_lab.sessions.postgres.store import PostgresStore
 from kode_lab.sessions.session import TurnEvent
 from kode_lab.sessions.store import Lease, Store
 from kode_lab.sessions.tool import Tool, Toolbox, ToolContext
-from kode_lab.sessions.turn import TurnReply
+from kode_lab.sessions.turn_reply import TurnReply
 
 __all__ = [
     "AgentConfig",
     "AgentShelf",
-    "ContextPolicy",
     "JsonStore",
     "Lease",
     "PostgresStore",

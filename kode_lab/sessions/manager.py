@@ -1,10 +1,11 @@
-"""Who comes when: the turns of one session one by one, those of different sessions side by side.
+"""Takes turns for any number of sessions: those of one session one by one, others side by side.
 
-The manager owns what is between a request and a held session: admission, the four strategies for
-two turns of one session, deadlines, the resident agents, the end. The order itself is the
-store's, whose lock is first come first served; what a holder does is the turn's.
+The manager owns what lies between a request and a held session: admission, the four strategies for
+two turns of one session, deadlines, stopping, agents in memory, shutdown. The order of turns is the
+store's, whose lock is first come, first served. What a turn does step by step is in ``session``.
+It must not know files, databases or HTTP.
 
-Source: the strategies (enqueue, reject, interrupt, rollback) carry the names that LangGraph's
+Source: the strategies (enqueue, reject, interrupt, rollback) have the names that LangGraph's
 platform gave them ("double texting").
 """
 
@@ -12,48 +13,77 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
-from collections.abc import Callable, Iterable
-from contextvars import ContextVar
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
 from kode_lab.errors import (
     CallerError,
     DeadlineExceeded,
     Draining,
     InvalidPrompt,
-    SelfDeadlock,
+    InvalidScenario,
     SessionBusy,
     Superseded,
     TurnFailed,
+    UnknownAgent,
     WaitingRoomFull,
 )
 from kode_lab.history.span import Span, Trace
 from kode_lab.key import SessionKey
-from kode_lab.message import Content, Message, Model, user
-from kode_lab.sessions.agent import AgentConfig, AgentShelf, Strategy, shelf_of
+from kode_lab.message import Message, Model, user
+from kode_lab.sessions.agent import AgentConfig, Strategy
+from kode_lab.sessions.files.store import JsonStore
 from kode_lab.sessions.lock import LockStatistics
-from kode_lab.sessions.open_turn import OpenTurn
+from kode_lab.sessions.open_turn import Finished, OpenTurn
 from kode_lab.sessions.residents import Agent, Residents
-from kode_lab.sessions.session import Session, TurnEvent, checked_model
-from kode_lab.sessions.store import Lease, Lookable, Store, checked_store
-from kode_lab.sessions.ticket import Ticket, checked_deadline
-from kode_lab.sessions.tool import Blocked, LoopLag
-from kode_lab.sessions.turn import TurnReply, reply_of, take_turn
+from kode_lab.sessions.session import Session, TurnEvent
+from kode_lab.sessions.store import Lease, Lookable, Rewindable, Store
+from kode_lab.sessions.ticket import Ticket, checked_deadline, checked_turn_id
+from kode_lab.sessions.turn_reply import TurnReply, reply_of
 
-__all__ = ["ManagerStatistics", "SessionManager", "TurnEvent", "TurnReply"]
+__all__ = ["Agents", "ManagerStatistics", "SessionManager", "TurnEvent", "TurnReply"]
 
 # A hold that took longer than this had to wait, for another task or another process.
 _INSTANT_NS = 1_000_000
-# For a deletion whose agent no longer says how many may wait: what agents say by themselves.
+# For work on a session whose agent has no configuration any more: the default of an agent.
 _QUEUE_LIMIT = 100
+# How long ``stop`` waits for the end of a turn. Ending one takes a cancellation and a write.
+_STOP_S = 5.0
 _INTERRUPTED = "(This turn was interrupted before its answer.)"
+_STOPPED = "(This turn was stopped before its answer.)"
 _BROKEN_OFF = "(This turn was broken off before its answer.)"
 
 
-# The turns, of any manager, whose tools this code runs for: the outermost first.
-_RUNS_FOR: ContextVar[tuple[Ticket, ...]] = ContextVar("turns that this code runs for", default=())
+class Agents(Protocol):
+    """Where the manager finds the configuration of an agent, such as an ``AgentShelf``."""
+
+    def current(self, agent_id: str) -> AgentConfig:
+        """Return the configuration for the next turn.
+
+        Raises:
+            UnknownAgent: there is no agent of that name.
+        """
+        ...
+
+
+class _FixedAgents:
+    """Agents that were given as ``AgentConfig`` objects and stay as they are."""
+
+    __slots__ = ("_configs",)
+
+    def __init__(self, configs: Mapping[str, AgentConfig]) -> None:
+        self._configs = dict(configs)
+
+    def current(self, agent_id: str) -> AgentConfig:
+        """Return the agent's configuration."""
+        try:
+            return self._configs[agent_id]
+        except (KeyError, TypeError):
+            known = ", ".join(self._configs) or "none"
+            raise UnknownAgent(f"there is no agent {agent_id!r:.80}; agents: {known}") from None
 
 
 class ManagerStatistics(NamedTuple):
@@ -64,57 +94,71 @@ class ManagerStatistics(NamedTuple):
         sessions: those that these turns belong to.
         residents: idle agents in memory.
         lock: the store's lock.
-        blocked: the async tools that blocked the event loop, and for how long.
+        residents_bytes: the memory of the idle agents.
     """
 
     turns: int
     sessions: int
     residents: int
     lock: LockStatistics
-    blocked: tuple[Blocked, ...] = ()
+    residents_bytes: int = 0
 
 
 class SessionManager:
     """Takes turns for any number of sessions; an async context manager that drains at its end.
 
     Args:
-        store: taken over: it is closed with the manager.
-        trace: where the spans go.
+        store: a store, which is closed with the manager, or the path of a directory.
+        agents: an ``AgentShelf``, a mapping of names to ``AgentConfig``, or several of these.
+        model: an async callable that returns the reply to a ``Request``.
+        trace: called with each span.
         residents_limit: agents that stay in memory between their turns.
-        resident_idle_s: an agent that rested longer goes when the next turn ends.
-        drain_s: what the turns in flight have when the manager closes.
+        residents_limit_bytes: memory that these agents may take together.
+        resident_idle_s: an agent that was idle longer is evicted when the next turn ends.
+        drain_s: time that the turns in flight have when the manager closes.
+
+    Raises:
+        InvalidScenario: an argument is of the wrong kind.
     """
 
     def __init__(
         self,
         *,
-        store: Store,
-        agents: AgentShelf | Iterable[AgentConfig],
+        store: Store | str | os.PathLike[str],
+        agents: Agents | Mapping[str, AgentConfig] | Iterable[AgentConfig],
         model: Model,
         trace: Trace | None = None,
         residents_limit: int = 10_000,
+        residents_limit_bytes: int = 256_000_000,
         resident_idle_s: float = 900.0,
         drain_s: float = 30.0,
     ) -> None:
-        self._store = checked_store(store)
-        self._agents = shelf_of(agents)
-        self._model = checked_model(model)
-        self._lag = LoopLag()
+        if not callable(model):
+            raise InvalidScenario(
+                f"model is a {type(model).__name__}: pass an async function that takes a Request "
+                "and returns a Reply, or Claude(...)"
+            )
+        self._agents = _agents_of(agents)
+        self._store = _store_of(store)
+        self._model = model
         self._trace = trace
-        self._residents = Residents(limit=residents_limit, idle_limit_s=resident_idle_s)
+        self._residents = Residents(
+            limit=residents_limit,
+            limit_bytes=residents_limit_bytes,
+            idle_limit_s=resident_idle_s,
+        )
         self._drain_s = drain_s
         # The turns in flight of each userId:sessionId, in the order of their arrival.
-        self._lines: dict[tuple[str, ...], dict[Ticket, None]] = {}
-        # Turns that tools asked for: the sessions that wait for them, and the session they are in.
-        self._nested: dict[Ticket, tuple[set[tuple[str, str]], tuple[str, str]]] = {}
-        self._deletions: set[asyncio.Task[Any] | None] = set()
+        self._in_line: dict[tuple[str, ...], dict[Ticket, None]] = {}
+        # Deletions, rewinds and forks under way.
+        self._others: set[asyncio.Task[Any] | None] = set()
         self._is_closing = False
         self._one_ended = asyncio.Event()
 
     async def turn(
         self,
         key: SessionKey,
-        prompt: Content,
+        prompt: str,
         *,
         turn_id: str | None = None,
         strategy: Strategy | None = None,
@@ -125,18 +169,18 @@ class SessionManager:
 
         Args:
             key: the session.
-            prompt: text, or content blocks of the Messages API (text, images, documents).
-            turn_id: names the turn: sent again, it gives the saved reply, or goes on where a
+            prompt: what the user says.
+            turn_id: names the turn: sent again, it returns the saved reply, or continues where a
                 crash or an error stopped it.
             strategy: when the session is busy: ``enqueue``, ``reject``, ``interrupt`` (the others
                 end, what they did stays), ``rollback`` (what they did is forgotten).
             deadline_s: from now to the reply, waiting included.
-            on_event: is told what happens; must not block.
+            on_event: called with each event of the turn; must not block.
 
         Raises:
             CallerError: the call is wrong.
             Refused: it was not accepted; sending it again is safe.
-            TurnFailed: there is no reply; the same ``turn_id`` goes on from what was done.
+            TurnFailed: there is no reply; the same ``turn_id`` continues from what was done.
             StoreError: the session's storage cannot be used.
         """
         if self._is_closing:
@@ -144,10 +188,8 @@ class SessionManager:
         config = self._agents.current(key.agent_id)
         ticket = Ticket(key, prompt, turn_id, strategy, config, on_event)
         limit_s = config.deadline_s if deadline_s is None else checked_deadline(deadline_s)
-        if waiting := self._waiting_for_this(key):
-            self._nested[ticket] = (waiting, key[:2])
         timer = ticket.expire_in(limit_s)
-        line = self._lines.setdefault(key[:2], {})
+        line = self._in_line.setdefault(key[:2], {})
         # A turn that is sent again waits for its first sending: it is one turn.
         others = [t for t in line if t.turn_id != ticket.turn_id] if ticket.takes_place else ()
         line[ticket] = None
@@ -158,22 +200,20 @@ class SessionManager:
         except asyncio.CancelledError:
             if ticket.ran_out():
                 raise DeadlineExceeded(
-                    f"{key}: no reply within deadline_s={limit_s:g}; the same turnId goes on"
+                    f"{key}: no reply within deadline_s={limit_s:g}; the same turnId continues it"
                 ) from None
             if not ticket.gave_way():
                 raise
-            raise Superseded(
-                f"{key}: a later turn took its place ({ticket.superseded_by})"
-            ) from None
+            how = "it was stopped" if ticket.is_stopped else "a later turn took its place"
+            raise Superseded(f"{key}: {how} ({ticket.superseded_by})") from None
         finally:
             timer.cancel()
             ticket.ran_out()  # it may have ended in another way all the same
             ticket.gave_way()
-            self._nested.pop(ticket, None)
             ticket.task = None  # which holds the error, whose traceback holds the ticket
             del line[ticket]
             if not line:
-                del self._lines[key[:2]]
+                del self._in_line[key[:2]]
             self._one_ended.set()
 
     def withdraw(self, key: SessionKey, task: asyncio.Task[TurnReply]) -> None:
@@ -181,7 +221,7 @@ class SessionManager:
 
         A turn that is being appended already is saved; one that ended stays as it is.
         """
-        for ticket in list(self._lines.get(key[:2], ())):
+        for ticket in list(self._in_line.get(key[:2], ())):
             if ticket.task is task:
                 ticket.supersede("rollback")
 
@@ -189,49 +229,190 @@ class SessionManager:
         """Return the conversation, for reading only; it does not wait for turns in flight."""
         return await self._store.peek(key)
 
-    async def delete(self, key: SessionKey) -> None:
+    async def stop(
+        self,
+        key: SessionKey,
+        *,
+        turn_id: str | None = None,
+        how: Literal["interrupt", "rollback"] = "interrupt",
+        waiting: bool = False,
+    ) -> tuple[str, ...]:
+        """End the running turn of a session without sending another, and return what was ended.
+
+        The caller of that turn gets ``Superseded``. A turn that is being appended already is saved.
+
+        Args:
+            key: the session.
+            turn_id: end only this turn, running or waiting.
+            how: ``interrupt`` keeps what the turn did, sealed; ``rollback`` forgets it (effects of
+                tools stay).
+            waiting: end the turns that wait for the session, too.
+
+        Returns:
+            The ids of the turns that were ended; () if none was in flight in this process.
+
+        Raises:
+            InvalidPrompt: ``how`` is neither of the two.
+            DeadlineExceeded: a turn was told to end and has not ended yet.
+        """
+        if how not in ("interrupt", "rollback"):
+            raise InvalidPrompt(f"how {how!r:.40} is not valid: choose interrupt or rollback")
+        stopped = [
+            ticket
+            for ticket in self._in_line.get(key[:2], ())
+            if ticket.key == key
+            and (ticket.turn_id == turn_id if turn_id is not None else ticket.is_running or waiting)
+        ]
+        for ticket in stopped:
+            ticket.supersede(how, is_stop=True)
+        line = self._in_line.get(key[:2], {})
+        try:
+            async with asyncio.timeout(_STOP_S):
+                while any(ticket in line for ticket in stopped):
+                    self._one_ended.clear()
+                    await self._one_ended.wait()
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"{key}: the turn was told to end, and has not within {_STOP_S:g} s; look at what "
+                "its tools or its store wait for"
+            ) from None
+        return tuple(ticket.turn_id for ticket in stopped if ticket.superseded_by is not None)
+
+    async def delete(
+        self, key: SessionKey, *, wait_s: float | None = None, stop: bool = False
+    ) -> None:
         """Forget the conversation, after the turns that came before.
 
-        It can be forgotten when its agent's configuration is gone or broken, too.
+        The agent's configuration is not needed for it.
+
+        Args:
+            key: the session.
+            wait_s: how long to wait for the turns in flight.
+            stop: end them at once instead.
 
         Raises:
             UnknownAgent: there is no such agent, and no conversation with it.
+            DeadlineExceeded: a turn still ran after ``wait_s``; nothing was deleted.
         """
-        if self._is_closing:
-            raise Draining(f"{key}: the manager is closing: nothing was deleted")
-        self._waiting_for_this(key)
+        self._refuse_if_closing(key, "nothing was deleted")
         try:
-            queue_limit = self._agents.current(key.agent_id).queue_limit
+            self._agents.current(key.agent_id)
         except CallerError:
-            if not await self._store.peek(key):  # a hold would make what was never there
+            if not await self._store.peek(key):  # a hold would create what never existed
                 raise
-            queue_limit = _QUEUE_LIMIT
-        store, is_idle = self._store, key[:2] not in self._lines
+        if stop:
+            await self.stop(key, how="rollback", waiting=True)
+        store, is_idle = self._store, key[:2] not in self._in_line
         if is_idle and isinstance(store, Lookable) and not await store.has(key):
-            return  # a hold would make what is to be forgotten
-        task = asyncio.current_task()
-        self._deletions.add(task)
-        try:
-            await self._delete(key, queue_limit)
-        finally:
-            self._deletions.remove(task)
-            self._one_ended.set()
+            return  # a hold would create what is to be forgotten
+        async with self._holding(key, wait_s) as lease:
+            self._residents.drop(key)
+            await store.load(lease)
+            await store.delete(lease)
+
+    async def rewind(
+        self,
+        key: SessionKey,
+        to_turn: str | int,
+        *,
+        turn_id: str | None = None,
+        wait_s: float | None = None,
+    ) -> tuple[str, ...]:
+        """Remove the turns after ``to_turn`` from the conversation, after the turns in flight.
+
+        The ids of removed turns stay known: such a turn sent again is refused (``Superseded``), and
+        its tools do not run again. An unfinished turn is removed, too.
+
+        Args:
+            key: the session.
+            to_turn: the id of the last turn to keep, or how many turns to keep (0: none).
+            turn_id: names the rewind: sent again, it removes nothing more.
+            wait_s: how long to wait for the turns in flight.
+
+        Returns:
+            The ids of the removed turns; those of the first time if ``turn_id`` is sent again.
+
+        Raises:
+            InvalidPrompt: there is no such turn.
+            DeadlineExceeded: a turn still ran after ``wait_s``; nothing was changed.
+        """
+        self._refuse_if_closing(key, "nothing was changed")
+        store = self._rewindable(key)
+        rewind_id = os.urandom(12).hex() if turn_id is None else checked_turn_id(turn_id)
+        async with self._holding(key, wait_s) as lease:
+            agent = await self._agent(lease)
+            done = agent.finished.get(rewind_id)
+            if done is not None:
+                if "rewound" not in done.facts:
+                    raise InvalidPrompt(f"{key}: {rewind_id!r:.60} is the id of a turn")
+                self._residents.keep(agent)
+                return tuple(done.facts["rewound"])
+            count = _count_at(agent, to_turn)
+            gone = [f.turn_id for f in agent.finished.values() if _is_after(f, count)]
+            if agent.open is not None:
+                gone.append(agent.open.turn_id)
+            await store.rewind(lease, count, rewind_id, gone)
+            return tuple(gone)  # the agent is not kept: the next turn loads what is there now
+
+    async def fork(
+        self,
+        key: SessionKey,
+        new_key: SessionKey,
+        *,
+        at_turn: str | int | None = None,
+        wait_s: float | None = None,
+    ) -> int:
+        """Copy a conversation into a session that has none, and return how many messages it has.
+
+        The copied turns keep their ids. Forking again to the same session changes nothing.
+
+        Args:
+            key: the session to copy, which does not change.
+            new_key: the session to make.
+            at_turn: the id of the last turn to copy, or how many; None copies all.
+            wait_s: how long to wait for the turns in flight of either session.
+
+        Raises:
+            InvalidPrompt: there is no such turn, or ``new_key`` has another conversation.
+            DeadlineExceeded: a turn still ran after ``wait_s``; nothing was changed.
+        """
+        self._refuse_if_closing(key, "nothing was copied")
+        store = self._rewindable(key)
+        self._agents.current(new_key.agent_id)
+        # One lock after the other: both at once could wait for each other.
+        async with self._holding(key, wait_s) as lease:
+            agent = await self._agent(lease)
+            self._residents.keep(agent)
+            count = len(agent.conversation) if at_turn is None else _count_at(agent, at_turn)
+            messages = agent.conversation.messages(0, count)
+            turns = [f for f in agent.finished.values() if not _is_after(f, count)]
+        async with self._holding(new_key, wait_s) as lease:
+            self._residents.drop(new_key)
+            there = await self._store.load(lease)
+            if there.messages or there.open is not None:
+                if there.messages[:count] != messages:
+                    raise InvalidPrompt(
+                        f"{new_key}: it has another conversation: fork to a session that has none"
+                    )
+            elif messages:
+                await store.fill(lease, messages, [t for t in turns if not t.is_rewound])
+        return count
 
     def statistics(self) -> ManagerStatistics:
         """Return what the manager is doing now."""
         return ManagerStatistics(
-            sum(map(len, self._lines.values())),
-            len(self._lines),
+            sum(map(len, self._in_line.values())),
+            len(self._in_line),
             len(self._residents),
             self._store.statistics(),
-            self._lag.by_tool(),
+            self._residents.size_bytes,
         )
 
     async def aclose(self) -> None:
         """Take no more turns, let those in flight end, cancel what outlasts ``drain_s``."""
         self._is_closing = True
         await self._ended(self._drain_s)
-        for task in [*(ticket.task for ticket in self._in_flight()), *self._deletions]:
+        for task in [*(ticket.task for ticket in self._in_flight()), *self._others]:
             if task is not None:
                 task.cancel()
         await self._ended(None)
@@ -253,58 +434,63 @@ class SessionManager:
     def _in_flight(self) -> list[Ticket]:
         """Return the turns in flight, but for one that closes the manager itself."""
         me = asyncio.current_task()
-        return [ticket for line in self._lines.values() for ticket in line if ticket.task is not me]
+        return [
+            ticket for line in self._in_line.values() for ticket in line if ticket.task is not me
+        ]
 
     async def _ended(self, timeout_s: float | None) -> None:
         """Wait until no turn or deletion is in flight, so long at most; their tasks may live on."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                while self._deletions or self._in_flight():
+                while self._others or self._in_flight():
                     self._one_ended.clear()
                     await self._one_ended.wait()
 
-    async def _delete(self, key: SessionKey, queue_limit: int) -> None:
-        lease = await self._store.hold(key, queue_limit=queue_limit)
+    def _refuse_if_closing(self, key: SessionKey, so_far: str) -> None:
+        if self._is_closing:
+            raise Draining(f"{key}: the manager is closing: {so_far}")
+
+    def _rewindable(self, key: SessionKey) -> Rewindable:
+        if not isinstance(self._store, Rewindable):
+            raise CallerError(
+                f"{key}: a {type(self._store).__name__} cannot rewind or fork: it lacks the "
+                "methods of kode_lab.sessions.store.Rewindable"
+            )
+        return self._store
+
+    @contextlib.asynccontextmanager
+    async def _holding(self, key: SessionKey, wait_s: float | None) -> AsyncIterator[Lease]:
+        """Hold the session for something that is not a turn."""
         try:
-            self._residents.drop(key)
-            await self._store.load(lease)
-            await self._store.delete(lease)
+            queue_limit = self._agents.current(key.agent_id).queue_limit
+        except CallerError:
+            queue_limit = _QUEUE_LIMIT
+        task = asyncio.current_task()
+        self._others.add(task)
+        try:
+            try:
+                async with asyncio.timeout(None if wait_s is None else checked_deadline(wait_s)):
+                    lease = await self._store.hold(key, queue_limit=queue_limit)
+            except TimeoutError:
+                raise DeadlineExceeded(
+                    f"{key}: a turn still runs after wait_s={wait_s:g}; nothing was changed: stop "
+                    "the turn, or wait longer"
+                ) from None
+            try:
+                yield lease
+            finally:
+                self._store.release(lease)
         finally:
-            self._store.release(lease)
+            self._others.discard(task)
+            self._one_ended.set()
 
     # ---- one turn, step by step
-
-    def _waiting_for_this(self, key: SessionKey) -> set[tuple[str, str]]:
-        """Return the sessions whose tools run this code, and so wait for what it asks for.
-
-        Raises:
-            SelfDeadlock: one of them would wait for itself, directly or through other sessions.
-        """
-        if not (outer := _RUNS_FOR.get()):
-            return set()
-        # A task that a tool left running may outlive the turn: nothing waits for it then.
-        waiting = {
-            ticket.key[:2] for ticket in outer if ticket in self._lines.get(ticket.key[:2], ())
-        }
-        reached: set[tuple[str, str]] = set()
-        ahead = [key[:2]]
-        while ahead:
-            session = ahead.pop()
-            if session in waiting:
-                raise SelfDeadlock(
-                    f"{key}: a tool of a turn asks in a session that waits for this tool, so it "
-                    "would wait for itself: use another sessionId, or ask after the turn"
-                )
-            if session not in reached:
-                reached.add(session)
-                ahead += [to for froms, to in self._nested.values() if session in froms]
-        return waiting
 
     async def _hold(self, ticket: Ticket) -> TurnReply:
         """Wait for the session, and take the turn under its lease."""
         key = ticket.key
         start_ns = time.monotonic_ns()
-        ahead = len(self._lines[key[:2]]) - 1
+        ahead = len(self._in_line[key[:2]]) - 1
         try:
             lease = await self._store.hold(key, queue_limit=ticket.queue_limit)
         except WaitingRoomFull as error:
@@ -312,8 +498,8 @@ class SessionManager:
                 raise
             raise SessionBusy(f"{key}: a turn is running, and the strategy is reject") from error
         error_name: str | None = None
-        runs_for = _RUNS_FOR.set((*_RUNS_FOR.get(), ticket))
         try:
+            ticket.is_running = True
             self._span(ticket, "wait", start_ns, {"kode_lab.queue.length": ahead})
             if ahead or time.monotonic_ns() - start_ns > _INSTANT_NS:  # it may have changed since
                 ticket.config = self._agents.current(key.agent_id)
@@ -324,7 +510,6 @@ class SessionManager:
             error_name = type(error).__name__
             raise
         finally:
-            _RUNS_FOR.reset(runs_for)
             self._store.release(lease)
             version = ticket.config.version
             facts = {"kode_lab.config.version": version, "kode_lab.fence": lease.fence}
@@ -335,8 +520,9 @@ class SessionManager:
         agent = await self._agent(lease, ticket)
         saved = agent.finished.get(ticket.turn_id)
         if saved is not None:
-            _check_prompt(ticket, agent.messages[saved.first])
             self._residents.keep(agent)
+            if not saved.is_rewound:
+                _check_prompt(ticket, agent.conversation.messages(saved.first, saved.first + 1)[0])
             return reply_of(agent, saved, is_replay=True)
         turn = await self._open(lease, agent, ticket)
         session = ticket.session = Session(
@@ -348,14 +534,17 @@ class SessionManager:
             self._model,
             self._trace,
             ticket.on_event,
-            lag=self._lag,
-            end_s=ticket.end_s,
         )
         try:
-            await take_turn(session)
+            while not session.is_answered:
+                if session.calls:
+                    await session.use()
+                else:
+                    await session.ask()
+            await session.commit()
         except (TurnFailed, asyncio.CancelledError) as error:
             if ticket.superseded_by is not None and not session.is_committing:
-                await self._give_way(lease, agent, turn, ticket.superseded_by)
+                await self._give_way(lease, agent, turn, ticket)
                 raise asyncio.CancelledError from error  # whatever the model made of it
             if isinstance(error, TurnFailed):
                 agent.open = turn if turn.steps else None
@@ -365,14 +554,15 @@ class SessionManager:
         assert session.finished is not None
         return reply_of(agent, session.finished, is_replay=False)
 
-    async def _agent(self, lease: Lease, ticket: Ticket) -> Agent:
-        """Return the session's agent: the resident if it is still good, else one made now."""
+    async def _agent(self, lease: Lease, ticket: Ticket | None = None) -> Agent:
+        """Return the session's agent: the resident if it may be used, else one made now."""
         agent = self._residents.take(lease)
         if agent is None:
             start_ns = time.monotonic_ns()
             agent = Agent(lease, await self._store.load(lease))
-            facts = {"kode_lab.messages": len(agent.messages)}
-            self._span(ticket, "load", start_ns, facts)
+            if ticket is not None:
+                facts = {"kode_lab.messages": len(agent.conversation)}
+                self._span(ticket, "load", start_ns, facts)
         return agent
 
     async def _open(self, lease: Lease, agent: Agent, ticket: Ticket) -> OpenTurn:
@@ -386,13 +576,13 @@ class SessionManager:
             agent.took(left, await self._store.append(lease, left, entries))
         return OpenTurn(ticket.turn_id, user(ticket.prompt), ticket.config.version)
 
-    async def _give_way(self, lease: Lease, agent: Agent, turn: OpenTurn, strategy: str) -> None:
-        """End a turn for a later one: keep what it did, or forget it."""
-        if strategy == "rollback":
+    async def _give_way(self, lease: Lease, agent: Agent, turn: OpenTurn, ticket: Ticket) -> None:
+        """End a turn for a later one or on request: keep what it did, or forget it."""
+        if ticket.superseded_by == "rollback":
             await self._store.discard(lease)
             agent.open = None
         else:
-            entries = turn.seal(_INTERRUPTED)
+            entries = turn.seal(_STOPPED if ticket.is_stopped else _INTERRUPTED)
             agent.took(turn, await self._store.append(lease, turn, entries))
         self._residents.keep(agent)
 
@@ -410,9 +600,75 @@ class SessionManager:
 
 
 def _check_prompt(ticket: Ticket, taken: Message) -> None:
-    """Refuse the id of another prompt's turn: its reply would answer what nobody asks."""
+    """Refuse the id of another prompt's turn, because its reply would answer that prompt."""
     if taken != user(ticket.prompt):
         raise InvalidPrompt(
             f"{ticket.key}: turnId {ticket.turn_id!r:.60} belongs to another prompt: send that "
             "prompt again, or give this one an id of its own"
         )
+
+
+def _count_at(agent: Agent, turn: str | int) -> int:
+    """Return how many messages there are up to the end of a turn, given by its id or its number."""
+    if isinstance(turn, str):
+        found = agent.finished.get(turn)
+        if found is None or found.is_rewound:
+            why = "was removed by a rewind" if found is not None else "is not in the conversation"
+            raise InvalidPrompt(f"{agent.key}: turn {turn!r:.60} {why}")
+        return found.last + 1
+    messages = agent.conversation.messages()
+    starts = [at for at, message in enumerate(messages) if _is_prompt(message)]
+    if isinstance(turn, bool) or not isinstance(turn, int) or not 0 <= turn <= len(starts):
+        raise InvalidPrompt(
+            f"{agent.key}: turn {turn!r:.60} is not valid: pass the id of a turn in the "
+            f"conversation, or a number from 0 to {len(starts)}"
+        )
+    return [*starts, len(messages)][turn]
+
+
+def _is_prompt(message: Message) -> bool:
+    content = message["content"]
+    return message["role"] == "user" and not (
+        isinstance(content, list) and any(block["type"] == "tool_result" for block in content)
+    )
+
+
+def _is_after(turn: Finished, count: int) -> bool:
+    """Whether a turn is in the conversation, and not whole within its first messages."""
+    return not turn.is_rewound and turn.last >= count
+
+
+def _store_of(store: object) -> Store:
+    """Return the store, or one of files in a directory that is named."""
+    if isinstance(store, str | os.PathLike):
+        return JsonStore(os.fspath(store))
+    if not callable(getattr(store, "hold", None)):
+        raise InvalidScenario(
+            f"store is a {type(store).__name__}: pass a directory's path, a JsonStore, a "
+            "PostgresStore, or your own kode_lab.Store"
+        )
+    return store  # type: ignore[return-value]  # its other methods are its own to have
+
+
+def _agents_of(agents: object) -> Agents:
+    """Return where agents are found, of what a caller may pass."""
+    if callable(getattr(agents, "current", None)):
+        return agents  # type: ignore[return-value]
+    if isinstance(agents, Mapping):
+        named = dict(agents)
+    elif isinstance(agents, Iterable) and not isinstance(agents, str | bytes):
+        configs = list(agents)
+        named = {getattr(config, "agent_id", ""): config for config in configs}
+        if len(named) < len(configs):
+            raise InvalidScenario("agents: two of them have the same agent_id: rename one")
+    else:
+        raise InvalidScenario(
+            f"agents is a {type(agents).__name__}: pass an AgentShelf, a mapping of agent ids to "
+            "AgentConfig, or a list of AgentConfig"
+        )
+    for name, config in named.items():
+        if not isinstance(config, AgentConfig):
+            raise InvalidScenario(
+                f"agents: {name!r:.60} is a {type(config).__name__}: pass an AgentConfig"
+            )
+    return _FixedAgents(named)

@@ -1,17 +1,17 @@
-"""What a turn has done so far, so that it can stop anywhere and another holder can continue.
+"""One turn that is not in the conversation yet: what it has done, as messages and journal entries.
 
-A turn's messages are complete except while tool calls run: then some results are known and some
-are not. ``OpenTurn`` keeps both, is written to the journal as lines, and is built from them again.
-It must not decide anything, and must not touch a file.
+A turn can stop anywhere and be continued by another holder of the session. ``OpenTurn`` keeps its
+messages and the tool results that are known so far, writes them as journal entries, and is rebuilt
+from these entries. It must not know files, databases, leases or models.
 
-    {"open": turn_id, "fence": 7, "version": "…", "prompt": message}      first, with the first step
-    {"reply": message, "usage": [in, out]}                                 after each model call
-    {"reply": …, "stop": "max_tokens", "thinking_by": model}               where these are not usual
-    {"reply": …, "usage": …, "not_run": reason}                            one that was cut off
-    {"result": {"call_id": …, "content": …, "is_error": …}}                after each tool call
-    {"done": turn_id, "fence": 7, …}                                       instead of all of these
+    {"open": turn_id, "fence": 7, "version": "...", "prompt": message}     with the first step
+    {"reply": message, "usage": [in, out], "facts": {...}}                 after each model call
+    {"reply": ..., "usage": ..., "not_run": reason}                        a reply that was cut off
+    {"result": {"call_id": ..., "content": ..., "is_error": ...}}          after each tool call
+    {"facts": {...}}                                                       anything else to remember
+    {"done": turn_id, "fence": 7, ...}                                     replaces all of these
 
-Source: the idea is event sourcing with one aggregate, a turn; as in Restate's and DBOS's journals.
+Source: event sourcing with one aggregate, as in the journals of Restate and DBOS.
 """
 
 from __future__ import annotations
@@ -25,27 +25,31 @@ from kode_lab.message import (
     ToolResult,
     Usage,
     assistant,
-    has_thinking,
     tool_calls_of,
     tool_results,
 )
+from kode_lab.sessions.conversation import decode, encode
 
-__all__ = ["Finished", "OpenTurn"]
+__all__ = ["OUTCOME_UNKNOWN", "Finished", "OpenTurn"]
 
-# Of a reply whose entry has no "stop".
-_USUAL_STOPS = ("end_turn", "tool_use")
+# What the model is told of a call that ran when its turn was ended: it must not repeat it blindly.
+OUTCOME_UNKNOWN = (
+    "The turn ended while this call was running, before its result was known. It may have taken "
+    "effect: check before you repeat it."
+)
+_NO_FACTS: Mapping[str, Any] = {}
 
 
 class Finished(NamedTuple):
-    """How a turn ended that is in the conversation.
+    """How a turn that is in the conversation ended.
 
     Attributes:
         first: index of its prompt among the session's messages.
         last: index of its last message.
-        is_sealed: it was interrupted and closed by a later turn; it has no reply.
+        is_sealed: it was ended from outside and has no reply.
         version: of the configuration that it began with.
-        stop_reason: why its last reply ended; "unknown" in records of older versions.
-        thinking_by: the model that wrote the thinking in it; "" without thinking, "*" for several.
+        is_rewound: its messages were removed by a rewind; its id stays known.
+        facts: what else is known of it, as JSON values (``stop_reason``, for example).
     """
 
     turn_id: str
@@ -54,33 +58,32 @@ class Finished(NamedTuple):
     is_sealed: bool
     usage: Usage
     version: str
-    stop_reason: str = "unknown"
-    thinking_by: str = ""
+    is_rewound: bool = False
+    facts: Mapping[str, Any] = _NO_FACTS
 
 
 class OpenTurn:
-    """One turn between its prompt and its end. Owned by the holder of the session.
+    """One turn between its prompt and its end. Only the holder of the session uses it.
 
     Attributes:
-        messages: its prompt and what came since, complete messages only.
+        messages: its prompt and what was said since, complete messages only.
         results: of the last reply's tool calls, while some of them are still missing.
         calls: the tool calls of the last reply that have no result yet, in order.
+        begun: ids of those calls that were started.
         is_answered: the model has given its final reply.
-        is_paused: the model's service paused the last reply; asked again, it continues it.
-        stop_reason: why the last reply ended.
-        thinking: the models that wrote thinking, by the index of the message that holds it.
+        facts: what else is to be remembered of the turn, as JSON values.
     """
 
     __slots__ = (
+        "_encoded",
+        "begun",
         "calls",
+        "facts",
         "is_answered",
-        "is_paused",
         "is_sealed",
         "messages",
         "results",
         "steps",
-        "stop_reason",
-        "thinking",
         "turn_id",
         "usage",
         "version",
@@ -90,33 +93,35 @@ class OpenTurn:
         self.turn_id = turn_id
         self.version = version
         self.messages: list[Message] = [prompt]
+        self._encoded: list[bytes] = []
         self.results: dict[str, ToolResult] = {}
         self.usage = Usage()
         self.steps = 0
         self.calls: tuple[ToolCall, ...] = ()
+        self.begun: set[str] = set()
         self.is_answered = False
-        self.is_paused = False
         self.is_sealed = False
-        self.stop_reason = ""
-        self.thinking: dict[int, str] = {}
+        self.facts: dict[str, Any] = {}
 
-    def add_reply(
-        self, message: Message, usage: Usage, stop_reason: str = "", thinking_by: str = ""
-    ) -> None:
-        """Add the model's reply; one that continues a paused reply becomes one message with it."""
-        if self.is_paused:
-            begun = self.messages.pop()
-            message = assistant([*begun["content"], *message["content"]])
-        if thinking_by:
-            at = len(self.messages)
-            self.thinking[at] = (
-                thinking_by if self.thinking.get(at, thinking_by) == thinking_by else "*"
-            )
-        self.messages.append(message)
-        self.calls = tool_calls_of(message["content"])
-        self.stop_reason = stop_reason or ("tool_use" if self.calls else "end_turn")
-        self.is_paused = self.stop_reason == "pause_turn" and not self.calls
-        self.is_answered = not self.calls and not self.is_paused
+    @property
+    def encoded(self) -> list[bytes]:
+        """The messages as JSON, each encoded once."""
+        done = len(self._encoded)
+        if done < len(self.messages):
+            self._encoded.extend(map(encode, self.messages[done:]))
+        return self._encoded
+
+    def add_reply(self, content: Message, usage: Usage) -> None:
+        """Add the model's reply. The caller's objects are copied: the model may still have them."""
+        written = encode(content)
+        own: Message = decode(written)
+        self.calls = tool_calls_of(own["content"])
+        if self.calls:  # whose inputs are shown to others
+            own = decode(written)
+        if len(self._encoded) == len(self.messages):
+            self._encoded.append(written)
+        self.messages.append(own)
+        self.is_answered = not self.calls
         self.usage = Usage(
             self.usage.input_tokens + usage.input_tokens,
             self.usage.output_tokens + usage.output_tokens,
@@ -131,24 +136,29 @@ class OpenTurn:
             asked = tool_calls_of(self.messages[-1]["content"])
             self.messages.append(tool_results(self.results[call.id] for call in asked))
             self.results = {}
+            self.begun.clear()
 
     def refuse_calls(self, reason: str) -> list[ToolResult]:
-        """Add an error result for each open call, and return these results."""
-        refused = [ToolResult(call.id, reason, is_error=True) for call in self.calls]
+        """Give each open call an error as its result; one that was begun has an unknown outcome."""
+        refused = [
+            ToolResult(call.id, OUTCOME_UNKNOWN if call.id in self.begun else reason, is_error=True)
+            for call in self.calls
+        ]
         for result in refused:
             self.add_result(result)
         return refused
 
     def seal(self, reason: str) -> list[dict[str, Any]]:
-        """Close the turn finally, and return the entries that record it.
+        """End the turn without a reply, and return the entries that say so.
 
-        Open calls get an error result, and the last message is the assistant's.
+        Open calls get an error result, and the last message says the reason.
         """
-        entries = [self.result_entry(result) for result in self.refuse_calls(reason)]
+        not_run = f"Not run. {reason}"
+        entries = [self.result_entry(result) for result in self.refuse_calls(not_run)]
+        self.is_sealed = self.is_answered = True
         last = assistant(reason)
-        self.add_reply(last, Usage(), "interrupted")
-        self.is_sealed = True
-        return [*entries, {"reply": last, "usage": [0, 0], "stop": "interrupted", "sealed": True}]
+        self.messages.append(last)
+        return [*entries, {"reply": last, "usage": [0, 0], "sealed": True}]
 
     def opening(self, fence: int) -> dict[str, Any]:
         """Return the journal's first entry of this turn."""
@@ -160,8 +170,8 @@ class OpenTurn:
         }
 
     def closing(self, fence: int, first: int, end_bytes: int) -> dict[str, Any]:
-        """Return the entry that stands for all others once the turn is in the conversation."""
-        done = {
+        """Return the entry that replaces all others once the turn is in the conversation."""
+        entry = {
             "done": self.turn_id,
             "fence": fence,
             "messages": [first, first + len(self.messages) - 1],
@@ -169,12 +179,13 @@ class OpenTurn:
             "sealed": self.is_sealed,
             "usage": [*self.usage],
             "version": self.version,
-            "stop": self.stop_reason,
         }
-        return done | {"thinking_by": by} if (by := self.thinking_by) else done
+        if self.facts:
+            entry["facts"] = self.facts
+        return entry
 
     def finished(self, first: int) -> Finished:
-        """Return how it ended; ``first`` is the index of its prompt in the session."""
+        """Return how the turn ended, with its messages from ``first`` on in the conversation."""
         return Finished(
             self.turn_id,
             first,
@@ -182,27 +193,18 @@ class OpenTurn:
             self.is_sealed,
             self.usage,
             self.version,
-            self.stop_reason,
-            self.thinking_by,
+            facts=dict(self.facts) if self.facts else _NO_FACTS,
         )
 
-    @property
-    def thinking_by(self) -> str:
-        """The model that wrote all thinking in it, "*" for several, "" without thinking."""
-        models = set(self.thinking.values())
-        return models.pop() if len(models) == 1 else "*" if models else ""
+    def remember(self, **facts: Any) -> dict[str, Any]:
+        """Remember JSON values with the turn, and return the journal's entry of them."""
+        self.facts.update(facts)
+        return {"facts": facts}
 
     @staticmethod
-    def reply_entry(
-        message: Message, usage: Usage, stop_reason: str = "", model: str = ""
-    ) -> dict[str, Any]:
-        """Return the journal's entry of a reply that ``model`` was asked for."""
-        entry: dict[str, Any] = {"reply": message, "usage": [*usage]}
-        if stop_reason and stop_reason not in _USUAL_STOPS:
-            entry["stop"] = stop_reason
-        if has_thinking(message):
-            entry["thinking_by"] = model
-        return entry
+    def reply_entry(message: Message, usage: Usage) -> dict[str, Any]:
+        """Return the journal's entry of a reply."""
+        return {"reply": message, "usage": [*usage]}
 
     @staticmethod
     def result_entry(result: ToolResult) -> dict[str, Any]:
@@ -211,23 +213,19 @@ class OpenTurn:
 
     @classmethod
     def reopened(cls, entry: Mapping[str, Any]) -> OpenTurn:
-        """Return the turn that an ``open`` entry starts."""
+        """Return the turn that an ``open`` entry begins."""
         return cls(entry["open"], entry["prompt"], entry["version"])
 
     def replay(self, entry: Mapping[str, Any]) -> bool:
         """Apply one more entry of the journal; return whether it was one of a turn's steps."""
         if "reply" in entry:
-            self.add_reply(
-                entry["reply"],
-                Usage(*entry["usage"]),
-                entry.get("stop", ""),
-                entry.get("thinking_by", ""),
-            )
+            self.add_reply(entry["reply"], Usage(*entry["usage"]))
             self.is_sealed = "sealed" in entry
             if "not_run" in entry:
                 self.refuse_calls(entry["not_run"])
         elif "result" in entry:
             self.add_result(ToolResult(**entry["result"]))
-        else:
+        elif "facts" not in entry:
             return False
+        self.facts.update(entry.get("facts", {}))
         return True

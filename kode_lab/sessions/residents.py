@@ -1,9 +1,8 @@
-"""Agent instances in memory: one for each session key, as many as the limits allow.
+"""Agents in memory between their turns: one for each session key, bounded by count, bytes and age.
 
-A resident is good if and only if nobody else held its session since: its fence is the predecessor
-of the new lease's fence. While a turn uses it, it is not here, so nothing can evict it under a
-turn, and no second one can be made. Idle ones leave by count and by age as turns come and go;
-nobody notices, because the store has all that they know.
+A resident may be used if and only if nobody else held its session since: its fence is the
+predecessor of the new lease's fence. While a turn uses an agent it is not in here, so it cannot be
+evicted under a turn. Idle ones are evicted as turns end; the store has all that they know.
 
 Source: measured in the SDK behind the report: a perfect lock with cached agents and no such check
 lost 50 to 87 per cent of the acknowledged turns.
@@ -11,16 +10,21 @@ lost 50 to 87 per cent of the acknowledged turns.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from kode_lab.key import SessionKey
 from kode_lab.message import Message, tool_calls_of
+from kode_lab.sessions.conversation import Conversation
 from kode_lab.sessions.open_turn import Finished, OpenTurn
 from kode_lab.sessions.store import Lease, Stored
 
 __all__ = ["Agent", "Residents"]
+
+# The agent itself, its containers while they are empty, and its place among the residents.
+_AGENT_BYTES = 900
 
 
 class Agent:
@@ -28,54 +32,76 @@ class Agent:
 
     Attributes:
         fence: of the last lease under which it was used.
+        conversation: all that was said.
         finished: how each turn in the conversation ended, by turn id.
         open: a turn left unfinished, or None.
-        thinking: the turns that hold a model's thinking, by that model.
     """
 
     __slots__ = (
         "_call_ids",
+        "_turns_bytes",
+        "conversation",
         "fence",
         "finished",
         "idle_since_s",
+        "kept_bytes",
         "key",
-        "messages",
         "open",
-        "thinking",
     )
 
     def __init__(self, lease: Lease, stored: Stored) -> None:
         self.key = lease.key
         self.fence = lease.fence
-        self.messages = stored.messages
+        self.conversation = Conversation(stored.messages)
         self.finished = stored.finished
         self.open = stored.open
+        if self.open is not None:  # which calls its holder had started is not in the journal
+            self.open.begun = {call.id for call in self.open.calls}
         self.idle_since_s = 0.0
+        self.kept_bytes = 0
         self._call_ids: set[str] | None = None
-        self.thinking: dict[str, list[Finished]] = {}
-        for finished in stored.finished.values():
-            if finished.thinking_by:
-                self.thinking.setdefault(finished.thinking_by, []).append(finished)
+        self._turns_bytes = sum(map(_bytes_of, stored.finished.values()))
 
     @property
     def call_ids(self) -> set[str]:
         """The ids of all tool calls in the conversation; collected when they are first needed."""
         if self._call_ids is None:
-            self._call_ids = _call_ids(self.messages)
+            self._call_ids = _call_ids(self.conversation.messages())
         return self._call_ids
 
+    @property
+    def size_bytes(self) -> int:
+        """The memory that the agent takes."""
+        total = _AGENT_BYTES + self.conversation.size_bytes + self._turns_bytes
+        total += sys.getsizeof(self.finished)
+        if self._call_ids:
+            total += sys.getsizeof(self._call_ids) + 80 * len(self._call_ids)
+        if self.open is not None:
+            total += 5 * sum(map(len, self.open.encoded))  # decoded objects, too
+        return total
+
     def took(self, turn: OpenTurn, finished: Finished) -> None:
-        """Take over a turn that the store has appended."""
-        self.messages.extend(turn.messages)
+        """Add a turn that the store has appended."""
+        self.conversation.extend(turn.encoded)
         if self._call_ids is not None:
             self._call_ids |= _call_ids(turn.messages)
         self.finished[finished.turn_id] = finished
-        if finished.thinking_by:
-            self.thinking.setdefault(finished.thinking_by, []).append(finished)
+        self._turns_bytes += _bytes_of(finished)
         self.open = None
 
 
-def _call_ids(messages: Sequence[Message]) -> set[str]:
+def _bytes_of(turn: Finished) -> int:
+    """Return the memory of what is known of one turn, in steps of 16 bytes as CPython lays it out.
+
+    That is its record, its usage, its id, and its numbers where they are not small ones.
+    """
+    numbers = (turn.first, turn.last, *turn.usage)
+    own = sys.getsizeof(turn) + sys.getsizeof(turn.turn_id) + sys.getsizeof(turn.usage) + 24
+    facts = 400 if turn.facts else 0
+    return own + 32 * sum(number > 256 for number in numbers) + facts
+
+
+def _call_ids(messages: Iterable[Message]) -> set[str]:
     return {
         call.id
         for message in messages
@@ -85,37 +111,58 @@ def _call_ids(messages: Sequence[Message]) -> set[str]:
 
 
 class Residents:
-    """The idle agents, the longest idle first."""
+    """The idle agents, the longest idle first.
 
-    __slots__ = ("_agents", "_idle_limit_s", "_limit")
+    Args:
+        limit: how many there may be.
+        limit_bytes: how much memory they may take together.
+        idle_limit_s: how long one may be idle.
+    """
 
-    def __init__(self, *, limit: int, idle_limit_s: float) -> None:
+    __slots__ = ("_agents", "_idle_limit_s", "_limit", "_limit_bytes", "size_bytes")
+
+    def __init__(self, *, limit: int, limit_bytes: int, idle_limit_s: float) -> None:
         self._agents: OrderedDict[SessionKey, Agent] = OrderedDict()
         self._limit = limit
+        self._limit_bytes = limit_bytes
         self._idle_limit_s = idle_limit_s
+        self.size_bytes = 0
 
     def take(self, lease: Lease) -> Agent | None:
-        """Return the session's agent for this lease if it is still good, else forget it."""
-        agent = self._agents.pop(lease.key, None)
+        """Return the session's agent if it may be used under this lease, else forget it."""
+        agent = self._pop(lease.key)
         if agent is None or agent.fence != lease.fence - 1:
             return None
         agent.fence = lease.fence
         return agent
 
     def keep(self, agent: Agent) -> None:
-        """Take the agent back after a turn, and let the longest idle go if there are too many."""
+        """Take the agent back after a turn, and evict the longest idle until the limits hold."""
         now_s = agent.idle_since_s = time.monotonic()
         agents = self._agents
+        self._pop(agent.key)
         agents[agent.key] = agent
+        agent.kept_bytes = agent.size_bytes
+        self.size_bytes += agent.kept_bytes
         while agents:
             oldest = next(iter(agents.values()))
-            if len(agents) <= self._limit and now_s - oldest.idle_since_s <= self._idle_limit_s:
+            if (
+                len(agents) <= self._limit
+                and self.size_bytes <= self._limit_bytes
+                and now_s - oldest.idle_since_s <= self._idle_limit_s
+            ):
                 return
-            del agents[oldest.key]
+            self._pop(oldest.key)
 
     def drop(self, key: SessionKey) -> None:
         """Forget the session's agent, if it is here."""
-        self._agents.pop(key, None)
+        self._pop(key)
 
     def __len__(self) -> int:
         return len(self._agents)
+
+    def _pop(self, key: SessionKey) -> Agent | None:
+        agent = self._agents.pop(key, None)
+        if agent is not None:
+            self.size_bytes -= agent.kept_bytes
+        return agent

@@ -1,9 +1,9 @@
-"""The promise that a store keeps: who holds a session, what is in it, and what may be written.
+"""What a store must do: hold sessions, load them, and write to them.
 
-The store takes a *lease*, never a key. A lease comes only from ``hold``, and its fence grows with
-every hold, so writing without the lock or to another session cannot be said, and a holder that
-was overtaken is refused. The lock belongs to the store because a fence means something only to
-whoever mints it. Nothing here knows how any store does it.
+A store takes a *lease*, never a key. A lease comes only from ``hold``, and its fence grows with
+every hold. So code cannot write without the lock or to another session, and a holder that was
+overtaken is refused. The lock belongs to the store, because only the store can compare fences.
+This module must not know how any store works.
 
 Source: fencing tokens, Kleppmann 2016; leases, Gray and Cheriton 1989.
 """
@@ -11,15 +11,14 @@ Source: fencing tokens, Kleppmann 2016; leases, Gray and Cheriton 1989.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from kode_lab.errors import CallerError
 from kode_lab.key import SessionKey
 from kode_lab.message import Message
 from kode_lab.sessions.lock import LockStatistics
 from kode_lab.sessions.open_turn import Finished, OpenTurn
 
-__all__ = ["Lease", "Lookable", "Store", "Stored", "checked_store"]
+__all__ = ["Lease", "Lookable", "Rewindable", "Store", "Stored"]
 
 
 class Lease:
@@ -41,12 +40,12 @@ class Lease:
 
 
 class Stored(NamedTuple):
-    """All that rests of a session.
+    """All that is stored of a session.
 
     Attributes:
-        messages: the conversation; the caller's own list.
-        finished: how each turn in it ended, by turn id.
-        open: a turn that somebody left unfinished, or None.
+        messages: the conversation; the list belongs to the caller.
+        finished: how each turn ended, by turn id, in the order of the turns.
+        open: an unfinished turn that its holder left, or None.
     """
 
     messages: list[Message]
@@ -56,18 +55,18 @@ class Stored(NamedTuple):
 
 @runtime_checkable
 class Lookable(Protocol):
-    """A store where a hold leaves a trace, and that can tell without one whether there is any."""
+    """A store where a hold creates something, and which can say whether a session exists."""
 
     async def has(self, key: SessionKey) -> bool:
-        """Whether something of the session may rest here."""
+        """Whether something of the session may be stored."""
         ...
 
 
 class Store(Protocol):
-    """Where sessions rest, and who mints leases."""
+    """Stores sessions, and issues the leases under which they may be used."""
 
     async def hold(self, key: SessionKey, *, queue_limit: int) -> Lease:
-        """Return the lease of the session, after everyone who asked before.
+        """Return the lease of the session, after all callers that asked before.
 
         A ``queue_limit`` of 0 does not wait.
 
@@ -82,7 +81,7 @@ class Store(Protocol):
         ...
 
     async def load(self, lease: Lease) -> Stored:
-        """Return what rests of the session, repaired where a crash left it half written."""
+        """Return what is stored of the session, repaired where a crash left it half written."""
         ...
 
     async def journal(self, lease: Lease, turn: OpenTurn, entry: dict[str, Any]) -> None:
@@ -95,7 +94,7 @@ class Store(Protocol):
         """Save the turn's last steps and append its messages to the conversation, all or nothing.
 
         Raises:
-            StaleLease: somebody held the session since.
+            StaleLease: another lease of the session was issued since.
         """
         ...
 
@@ -116,17 +115,33 @@ class Store(Protocol):
         ...
 
     async def aclose(self) -> None:
-        """Return everything back."""
+        """Release everything."""
         ...
 
 
-def checked_store(store: object) -> Store:
-    """Return the store if it has what a store has.
+@runtime_checkable
+class Rewindable(Protocol):
+    """A store that can take a conversation back to an earlier turn, and fill an empty one."""
 
-    Raises:
-        CallerError: it has not; says what to pass.
-    """
-    if isinstance(store, type) or not callable(getattr(store, "hold", None)):
-        what = store.__name__ if isinstance(store, type) else type(store).__name__
-        raise CallerError(f"store is a {what}: pass JsonStore(directory) or PostgresStore(...)")
-    return cast("Store", store)
+    async def rewind(
+        self, lease: Lease, count: int, rewind_id: str, turn_ids: Sequence[str]
+    ) -> None:
+        """Keep the first ``count`` messages and forget the unfinished turn, all or nothing.
+
+        From then on ``load`` returns each of ``turn_ids`` as a ``Finished`` with ``is_rewound``,
+        and ``rewind_id`` as one whose ``facts["rewound"]`` lists them.
+
+        Raises:
+            StaleLease: another lease of the session was issued since; nothing was changed.
+        """
+        ...
+
+    async def fill(
+        self, lease: Lease, messages: Sequence[Message], turns: Sequence[Finished]
+    ) -> None:
+        """Save a whole conversation in a session that has none, all or nothing.
+
+        Raises:
+            StaleLease: another lease of the session was issued since; nothing was saved.
+        """
+        ...

@@ -1,42 +1,32 @@
-"""One turn on its way through the manager: what was asked, and whether somebody took its place.
+"""One turn on its way through the manager: what was asked, and whether it was told to end.
 
-A ticket exists from admission to the end of the call, waiting included; the ``Session`` that it
-leads to exists only while the lease is held.
+A ticket exists from admission to the end of the call, waiting included; its ``Session`` exists only
+while the lease is held. What a caller passes is checked here.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
-
-import orjson
+from collections.abc import Callable
 
 from kode_lab.errors import InvalidPrompt
 from kode_lab.key import SessionKey
-from kode_lab.message import Block, Content
 from kode_lab.sessions.agent import STRATEGIES, AgentConfig, Strategy
 from kode_lab.sessions.session import Session, TurnEvent
 
 __all__ = [
     "DEADLINE_LIMIT_S",
-    "NOT_OF_A_USER",
-    "PROMPT_BLOCKS_LIMIT",
-    "PROMPT_LIMIT_BYTES",
     "PROMPT_LIMIT_CHARS",
     "TURN_ID_LIMIT_CHARS",
     "Ticket",
     "checked_deadline",
+    "checked_turn_id",
 ]
 
 PROMPT_LIMIT_CHARS = 1_000_000
-# Of a prompt of content blocks, as JSON: the Messages API accepts requests of 32 MB.
-PROMPT_LIMIT_BYTES = 30_000_000
-PROMPT_BLOCKS_LIMIT = 1_000
 TURN_ID_LIMIT_CHARS = 200
 DEADLINE_LIMIT_S = 30 * 86_400
-NOT_OF_A_USER = ("tool_use", "tool_result", "thinking", "redacted_thinking", "server_tool_use",
-                 "mcp_tool_use", "compaction")  # fmt: skip
 
 
 class Ticket:
@@ -45,12 +35,13 @@ class Ticket:
     Attributes:
         turn_id: the caller's, or a new one.
         config: the agent's configuration, looked at again when the turn begins.
-        end_s: when its time ends, in the loop's time.
-        task: who waits for the reply.
+        task: the task that waits for the reply.
         session: what the turn works with once it holds the session.
-        superseded_by: the strategy of the later turn that took its place.
-        is_asked_away: its task was asked to end for that one.
-        is_expired: its time was up, and its task was asked to end.
+        superseded_by: how it was told to end, ``interrupt`` or ``rollback``; None if it was not.
+        is_stopped: it was told so by ``stop``, not by a later turn.
+        is_running: it holds the session.
+        is_asked_away: its task was cancelled for that reason.
+        is_expired: its time was up, and its task was cancelled for that.
 
     Raises:
         InvalidPrompt: the prompt, the turn id or the strategy cannot be used.
@@ -59,9 +50,10 @@ class Ticket:
     __slots__ = (
         "_cancels",
         "config",
-        "end_s",
         "is_asked_away",
         "is_expired",
+        "is_running",
+        "is_stopped",
         "key",
         "on_event",
         "prompt",
@@ -75,7 +67,7 @@ class Ticket:
     def __init__(
         self,
         key: SessionKey,
-        prompt: Content,
+        prompt: str,
         turn_id: str | None,
         strategy: Strategy | None,
         config: AgentConfig,
@@ -83,17 +75,18 @@ class Ticket:
     ) -> None:
         self.key = key
         self.prompt = _checked_prompt(prompt)
-        self.end_s: float | None = None
-        self.turn_id = os.urandom(12).hex() if turn_id is None else _checked_turn_id(turn_id)
+        self.turn_id = os.urandom(12).hex() if turn_id is None else checked_turn_id(turn_id)
         self.strategy = strategy or config.strategy
         if self.strategy not in STRATEGIES:
-            raise InvalidPrompt(f"strategy {strategy!r:.40} is none of {', '.join(STRATEGIES)}")
+            raise InvalidPrompt(
+                f"strategy {strategy!r:.40} is not valid: choose one of {', '.join(STRATEGIES)}"
+            )
         self.config = config
         self.on_event = on_event
         self.task = asyncio.current_task()
         self.session: Session | None = None
         self.superseded_by: str | None = None
-        self.is_asked_away = self.is_expired = False
+        self.is_asked_away = self.is_expired = self.is_stopped = self.is_running = False
         self._cancels = 0 if self.task is None else self.task.cancelling()
 
     @property
@@ -103,18 +96,17 @@ class Ticket:
 
     @property
     def queue_limit(self) -> int:
-        """How many may wait before it; who takes a place waits at least for that one's end."""
+        """How many turns may wait before it; one that ends others waits at least for their end."""
         if self.strategy == "reject":
             return 0
         return max(self.config.queue_limit, self.takes_place)
 
     def expire_in(self, limit_s: float) -> asyncio.Handle:
-        """End this turn after that time; give what must be cancelled when it ends before.
+        """End this turn after that time; return the timer, to be cancelled when it ends before.
 
-        It is what ``asyncio.timeout`` does, for a third of its 4 us: there is a ticket anyway.
+        It does what ``asyncio.timeout`` does at a third of its cost of 4 us.
         """
         loop = asyncio.get_running_loop()
-        self.end_s = loop.time() + limit_s
         if limit_s <= 0:
             return loop.call_soon(self._expire)  # no later than what the turn itself waits for
         return loop.call_later(limit_s, self._expire)
@@ -125,38 +117,32 @@ class Ticket:
             self.task.cancel()
 
     def ran_out(self) -> bool:
-        """Take back what the end of its time asked of the task; say whether nobody else asked."""
+        """Take back the cancellation at the end of its time; return whether it was the only one."""
         if self.task is None or not self.is_expired:
             return False
         self.is_expired = False
         return self.task.uncancel() <= self._cancels
 
     def gave_way(self) -> bool:
-        """Take back what a later turn asked of the task; say whether nobody else asked."""
+        """Take back the cancellation for a later turn; return whether it was the only one."""
         if self.task is None or not self.is_asked_away:
             return False
         self.is_asked_away = False
         return self.task.uncancel() <= self._cancels
 
-    def supersede(self, strategy: str) -> None:
-        """End this turn for a later one, unless it is past the point of no return."""
+    def supersede(self, strategy: str, *, is_stop: bool = False) -> None:
+        """End this turn for a later one or on request, unless it is being appended already."""
         is_late = self.session is not None and self.session.is_committing
         if self.superseded_by is None and self.task is not None and not is_late:
             self.superseded_by = strategy
+            self.is_stopped = is_stop
             self.is_asked_away = True
             self.task.cancel()
 
 
-def _checked_prompt(prompt: object) -> Content:
-    """Return the prompt: text as it is, content blocks as a copy.
-
-    Raises:
-        InvalidPrompt: it is empty, too long, or holds what a user cannot say; names the block.
-    """
-    if isinstance(prompt, list | tuple):
-        return _checked_blocks(prompt)
+def _checked_prompt(prompt: object) -> str:
     if not isinstance(prompt, str) or not prompt.strip():
-        raise InvalidPrompt("the prompt is empty or not text: send text or a list of blocks")
+        raise InvalidPrompt("the prompt is empty or not text: send at least one word")
     if len(prompt) > PROMPT_LIMIT_CHARS:
         raise InvalidPrompt(
             f"the prompt has {len(prompt)} characters: shorten it to {PROMPT_LIMIT_CHARS=}"
@@ -165,39 +151,12 @@ def _checked_prompt(prompt: object) -> Content:
     return prompt
 
 
-def _checked_blocks(blocks: Sequence[object]) -> list[Block]:
-    if not 0 < len(blocks) <= PROMPT_BLOCKS_LIMIT:
-        raise InvalidPrompt(
-            f"the prompt has {len(blocks)} blocks: send 1 to {PROMPT_BLOCKS_LIMIT=} of them"
-        )
-    for at, block in enumerate(blocks):
-        kind = block.get("type") if isinstance(block, dict) else None
-        if not isinstance(block, dict) or not isinstance(kind, str):
-            raise InvalidPrompt(f"block {at} of the prompt is not an object with a type")
-        if kind in NOT_OF_A_USER or kind.endswith("_tool_result"):
-            raise InvalidPrompt(
-                f"block {at} of the prompt has type {kind:.60}, which only a model or a tool may "
-                "say: send text, image, document, search_result or tool_reference blocks"
-            )
-        if kind == "text" and not isinstance(block.get("text"), str):
-            raise InvalidPrompt(f"block {at} of the prompt has type text, and its text is no text")
-        if kind == "text" and not block["text"].strip():
-            raise InvalidPrompt(f"block {at} of the prompt is an empty text: leave it out")
-    try:
-        data = orjson.dumps(blocks)
-        copy: list[Block] = orjson.loads(data)
-    except (TypeError, orjson.JSONDecodeError) as error:
-        raise InvalidPrompt(f"the prompt cannot be written as JSON: {error}") from None
-    if len(data) > PROMPT_LIMIT_BYTES:
-        raise InvalidPrompt(
-            f"the prompt has {len(data)} bytes: shorten it to {PROMPT_LIMIT_BYTES=}"
-        )
-    if copy != list(blocks):  # NaN, infinity, a tuple
-        raise InvalidPrompt("the prompt holds a value that JSON cannot hold: send finite numbers")
-    return copy
+def checked_turn_id(turn_id: object) -> str:
+    """Return the id of a turn, or of a rewind.
 
-
-def _checked_turn_id(turn_id: object) -> str:
+    Raises:
+        InvalidPrompt: it is not text of 1 to ``TURN_ID_LIMIT_CHARS`` characters.
+    """
     if not isinstance(turn_id, str) or not 0 < len(turn_id) <= TURN_ID_LIMIT_CHARS:
         raise InvalidPrompt(f"turnId must be text of 1 to {TURN_ID_LIMIT_CHARS=} characters")
     _check_unicode("turnId", turn_id)
@@ -211,9 +170,9 @@ def checked_deadline(deadline_s: object) -> float:
         InvalidPrompt: it is no number of seconds, or longer than ``DEADLINE_LIMIT_S``.
     """
     if isinstance(deadline_s, bool) or not isinstance(deadline_s, int | float):
-        raise InvalidPrompt(f"deadline_s is {deadline_s!r:.40}: give a number of seconds")
+        raise InvalidPrompt(f"deadline_s is {deadline_s!r:.40}: pass a number of seconds")
     if not deadline_s <= DEADLINE_LIMIT_S:  # NaN is not, either
-        raise InvalidPrompt(f"deadline_s is {deadline_s!r:.40}: give at most {DEADLINE_LIMIT_S=}")
+        raise InvalidPrompt(f"deadline_s is {deadline_s!r:.40}: pass at most {DEADLINE_LIMIT_S=}")
     return deadline_s
 
 
@@ -224,4 +183,4 @@ def _check_unicode(what: str, text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise InvalidPrompt(f"{what} is not valid Unicode at {error.start}: mend it") from None
+        raise InvalidPrompt(f"{what} is not valid Unicode at {error.start}: correct it") from None

@@ -57,7 +57,7 @@ class ManagerTarget:
         self.declaration = _OURS._replace(strategy=strategy, client="in process")
         self._manager = manager
         self._book = book
-        self._strategy = cast("Strategy | None", strategy or None)
+        self._strategy = cast("Strategy | None", strategy or None)  # the manager checks it
 
     async def turn(self, key: SessionKey, prompt: str, turn_id: str) -> Answer:
         """Take one turn; the manager's own errors say whether it was refused."""

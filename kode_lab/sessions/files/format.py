@@ -1,13 +1,15 @@
-r"""The two files of one session as text: what their lines mean. Pure: no file is touched here.
+r"""The two files of one session as text: what their lines mean. No file is touched here.
 
     messages.json   [\n{message},\n{message}\n]\n      the conversation, an ordinary JSON array
-    turns.jsonl     {"kode_lab":1,"fence":"…","userId":…}   whose it is, and the newest fence
-                    {"done":…,"end":bytes,…}    a line for each turn in the conversation
-                    {"open":…} {"reply":…} {"result":…}      the steps of an unfinished turn
-                    {"ending":{"done":…}}       after its last step: the line to replace them all
-                    {"deleted":true}            at the end: the conversation is being forgotten
+    turns.jsonl     {"kode_lab":1,"fence":"...","userId":...}  the owner, and the newest fence
+                    {"filling":true}           the lines below are of a copy that is not whole yet
+                    {"done":...,"end":bytes,...}  a line for each turn in the conversation
+                    {"rewound":[ids],"keep":n,...}  the turns after the first n messages are removed
+                    {"open":...} {"reply":...} {"result":...}      the steps of an unfinished turn
+                    {"ending":{"done":...}}    after its last step: the line to replace them all
+                    {"deleted":true}           at the end: the conversation is being deleted
 
-Everything that decides whether bytes on a disk are a conversation must live here.
+Everything that decides whether the bytes of a file are a conversation must be in here.
 
 Source: the doubled directory and the array's shape are those of the report and of its SDK.
 """
@@ -18,11 +20,10 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import orjson
-
 from kode_lab.errors import NewerFormat, SessionDamaged, WrongOwner
 from kode_lab.key import SessionKey
 from kode_lab.message import Message, Usage
+from kode_lab.sessions.conversation import decode, encode
 from kode_lab.sessions.open_turn import Finished, OpenTurn
 
 __all__ = [
@@ -30,7 +31,10 @@ __all__ = [
     "DELETED",
     "FENCE_AT",
     "FENCE_DIGITS",
+    "FILLED",
+    "FILLING",
     "FORMAT",
+    "FORMAT_AT",
     "TurnsText",
     "decode",
     "encode",
@@ -41,11 +45,18 @@ __all__ = [
     "owner_of",
     "read_header",
     "read_turns",
+    "rewound_line",
 ]
 
-FORMAT = 1
+FORMAT = 2
+# Where the number of the format is in the first line. A session gets 2 with its first rewind or
+# fork: an older kode_lab would take their lines for the rubbish of a crash and cut them off.
+FORMAT_AT = len(b'{"kode_lab":')
 CLOSING = b"\n]\n"
 DELETED = b'{"deleted":true}\n'
+# The second has the length of the first, so that one small write replaces it.
+FILLING = b'{"filling":true}\n'
+FILLED = b'{"filling":null}\n'
 FENCE_AT = len(b'{"kode_lab":1,"fence":"')
 FENCE_DIGITS = 20
 
@@ -54,12 +65,15 @@ class TurnsText(NamedTuple):
     """What the lines of ``turns.jsonl`` say.
 
     Attributes:
+        finished: the turns, those that a rewind removed included, and the rewinds.
         open: the unfinished turn, if at least one step of it is whole.
         end_bytes: where ``messages.json`` ends after the last finished turn.
         done_bytes: where the last ``done`` line ends, counted from the first line after the header.
         good_bytes: where the last whole line that belongs here ends; what follows is rubbish.
         torn_done: the ``done`` line that was being written at ``done_bytes``, or b"".
-        is_deleted: what is there was to be forgotten, and is not the conversation any more.
+        is_deleted: a deletion or a copy was not completed: there is no conversation.
+        cut_from_bytes: the size of ``messages.json`` before the rewind that is the last line; a
+            file of that size has not been cut yet.
     """
 
     finished: list[Finished]
@@ -69,13 +83,14 @@ class TurnsText(NamedTuple):
     good_bytes: int
     torn_done: bytes = b""
     is_deleted: bool = False
+    cut_from_bytes: int = -1
 
 
-def header_of(key: SessionKey, fence: int) -> bytes:
-    """Return the first line of ``turns.jsonl``; the fence stands at ``FENCE_AT``, 20 digits."""
+def header_of(key: SessionKey, fence: int, number: int = 1) -> bytes:
+    """Return the first line of ``turns.jsonl``; the fence is at ``FENCE_AT``, 20 digits."""
     # A dump of each id alone is a third of the cost of one of the object: it makes no encoder.
     ids = ",".join([f'"{name}":{json.dumps(value)}' for name, value in key.to_json().items()])
-    return f'{{"kode_lab":{FORMAT},"fence":"{fence:0{FENCE_DIGITS}}",{ids}}}\n'.encode()
+    return f'{{"kode_lab":{number},"fence":"{fence:0{FENCE_DIGITS}}",{ids}}}\n'.encode()
 
 
 def read_header(key: SessionKey, line: bytes) -> int:
@@ -87,7 +102,8 @@ def read_header(key: SessionKey, line: bytes) -> int:
         SessionDamaged: it does not say whose it is.
     """
     fence = fence_in(line[FENCE_AT : FENCE_AT + FENCE_DIGITS])
-    if fence >= 0 and header_of(key, fence) == line + b"\n":
+    number = 2 if line[FORMAT_AT : FORMAT_AT + 1] == b"2" else 1
+    if fence >= 0 and header_of(key, fence, number) == line + b"\n":
         return fence
     header = _object(line)
     if not isinstance(header.get("kode_lab"), int):
@@ -124,18 +140,20 @@ def owner_of(header: Any) -> SessionKey | None:
         return None
 
 
-def read_turns(key: SessionKey, data: bytes) -> TurnsText:
+def read_turns(key: SessionKey, data: bytes) -> TurnsText:  # noqa: C901 - one branch a kind of line
     """Read what follows the header, up to the first thing that is not a whole line of ours.
 
     Raises:
         SessionDamaged: a line cannot be read, and turns follow it: no crash does that.
     """
-    if data.endswith(DELETED) and data[: -len(DELETED)][-1:] in (b"", b"\n"):
+    is_cut_off = data.endswith(DELETED) and data[: -len(DELETED)][-1:] in (b"", b"\n")
+    if is_cut_off or data.startswith(FILLING):
         return TurnsText([], None, 0, 0, 0, is_deleted=True)
     lines = data.split(b"\n")[:-1]
     finished: list[Finished] = []
     turn: OpenTurn | None = None
     end_bytes = done_bytes = at = 0
+    cut_from_bytes = -1
     torn_done = b""
     for number, line in enumerate(lines):
         entry = _object(line)
@@ -144,6 +162,13 @@ def read_turns(key: SessionKey, data: bytes) -> TurnsText:
                 ended, end_bytes = _finished(entry), entry["end"]
                 finished.append(ended)
                 done_bytes, turn = at + len(line) + 1, None
+                cut_from_bytes = -1
+            elif "rewound" in entry:
+                finished = _rewound(finished, entry)
+                end_bytes, cut_from_bytes = entry["end"], entry["was"]
+                done_bytes, turn = at + len(line) + 1, None
+            elif "filling" in entry and not at:
+                done_bytes = len(line) + 1
             elif "open" in entry:
                 turn = OpenTurn.reopened(entry)
             elif "ending" in entry and turn is not None and turn.is_answered:
@@ -163,12 +188,35 @@ def read_turns(key: SessionKey, data: bytes) -> TurnsText:
         at += len(line) + 1
     if turn is not None and turn.steps == 0:
         at, turn = done_bytes, None  # opened, but its first step was torn
-    return TurnsText(finished, turn, end_bytes, done_bytes, at, torn_done)
+    if turn is not None or torn_done:
+        cut_from_bytes = -1
+    return TurnsText(
+        finished, turn, end_bytes, done_bytes, at, torn_done, cut_from_bytes=cut_from_bytes
+    )
 
 
 def _replay(turn: OpenTurn | None, entry: dict[str, Any]) -> None:
     if turn is None or not turn.replay(entry):
         raise ValueError("not a step")
+
+
+def _rewound(finished: Sequence[Finished], entry: dict[str, Any]) -> list[Finished]:
+    """Return the turns after a rewind: the removed ones stay known, and so does the rewind."""
+    count, ids = entry["keep"], entry["rewound"]
+    gone = set(ids)
+    kept = [f._replace(is_rewound=True) if f.turn_id in gone else f for f in finished]
+    known = {f.turn_id for f in finished}
+    nothing = Finished("", count, count - 1, False, Usage(), "", is_rewound=True)
+    kept += [nothing._replace(turn_id=name) for name in ids if name not in known]
+    return [*kept, nothing._replace(turn_id=entry["id"], facts={"rewound": ids})]
+
+
+def rewound_line(
+    rewind_id: str, count: int, turn_ids: Sequence[str], end_bytes: int, was_bytes: int
+) -> bytes:
+    """Return the line of a rewind to the first ``count`` messages."""
+    entry = {"rewound": [*turn_ids], "keep": count, "end": end_bytes, "was": was_bytes}
+    return encode({**entry, "id": rewind_id}) + b"\n"
 
 
 def ending_of(done: bytes) -> bytes:
@@ -192,29 +240,6 @@ def messages_of(data: bytes) -> list[Message] | None:
     return None
 
 
-def encode(value: Any) -> bytes:
-    """Return the value as one line of JSON.
-
-    What orjson refuses (huge integers, lone surrogates) the standard library writes.
-    """
-    try:
-        return orjson.dumps(value)
-    except TypeError:
-        return json.dumps(value, separators=(",", ":")).encode()
-
-
-def decode(data: bytes) -> Any:
-    """Return the value that these bytes hold; the inverse of ``encode``.
-
-    Raises:
-        ValueError: they are not JSON.
-    """
-    try:
-        return orjson.loads(data)
-    except orjson.JSONDecodeError:
-        return json.loads(data)
-
-
 def _refuse_lost_lines(key: SessionKey, rest: Sequence[bytes]) -> None:
     """A crash leaves rubbish only at the end: a good line after it means something else."""
     if any({"done", "open"} & _object(line).keys() for line in rest):
@@ -235,5 +260,7 @@ def _object(line: bytes) -> dict[str, Any]:
 def _finished(entry: dict[str, Any]) -> Finished:
     first, last = entry["messages"]
     usage = Usage(*entry["usage"])
-    facts = (entry["sealed"], usage, entry["version"], entry.get("stop", "unknown"))
-    return Finished(entry["done"], first, last, *facts, entry.get("thinking_by", ""))
+    facts = entry.get("facts", {})
+    return Finished(
+        entry["done"], first, last, entry["sealed"], usage, entry["version"], facts=facts
+    )

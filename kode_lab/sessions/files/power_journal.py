@@ -35,9 +35,8 @@ from pathlib import Path
 import orjson
 
 from kode_lab.errors import StoreUnwritable
-from kode_lab.sessions.files.directory import MESSAGES, TURNS
 from kode_lab.sessions.files.disk import Disk, explained
-from kode_lab.sessions.files.session_files import SessionFiles, Tail
+from kode_lab.sessions.files.session_files import MESSAGES, TURNS, SessionFiles, Tail
 
 __all__ = ["JOURNAL_BYTES", "PowerJournal"]
 

@@ -1,31 +1,35 @@
-"""The two files of one session on the disk: how they grow, and how they are mended.
+"""The two files of one session on the disk: how they grow, and how they are repaired.
 
 Both grow only at their end: ``messages.json`` over its closing bracket, ``turns.jsonl`` with steps
-that one ``done`` line replaces. So a turn costs the same whatever the history, and what a crash can
-leave is one of few shapes, each mended on the next load. A turn is in the conversation from the
+that one ``done`` line replaces. So a turn costs the same whatever the history, and a crash can
+leave only a few shapes, each repaired by the next load. A turn is in the conversation from the
 moment its last reply is in ``turns.jsonl``, with an announcement of the ``done`` line, because
-writing that line destroys the steps it stands for. Where this process is alone and logs elsewhere
+writing that line destroys the steps it replaces. Where this process is alone and logs elsewhere
 first (``power``), the fence needs no file and the tails of several turns are written as one.
 
-Nothing here knows locks, leases or what a line means; who calls holds the session.
+This module must not know locks or leases; its caller holds the session.
 Source: redo of torn appends as in ARIES, for files that only grow at their end.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from kode_lab.errors import SessionDamaged
 from kode_lab.key import SessionKey
 from kode_lab.message import Message
-from kode_lab.sessions.files.directory import MESSAGES, TURNS, SessionDirectory
 from kode_lab.sessions.files.disk import Disk
 from kode_lab.sessions.files.format import (
     CLOSING,
     DELETED,
     FENCE_AT,
     FENCE_DIGITS,
+    FILLED,
+    FILLING,
+    FORMAT,
+    FORMAT_AT,
     encode,
     ending_of,
     fence_in,
@@ -33,11 +37,15 @@ from kode_lab.sessions.files.format import (
     messages_of,
     read_header,
     read_turns,
+    rewound_line,
 )
 from kode_lab.sessions.open_turn import Finished, OpenTurn
 from kode_lab.sessions.store import Stored
 
-__all__ = ["SessionFiles", "Tail"]
+__all__ = ["MESSAGES", "TURNS", "SessionDirectory", "SessionFiles", "Tail"]
+
+MESSAGES = "messages.json"
+TURNS = "turns.jsonl"
 
 # The header, or the last line of a settled turns.jsonl, is usually found in one read of this size.
 _READ_BYTES = 4096
@@ -160,6 +168,14 @@ class SessionFiles:
         self.header = header
         return 0
 
+    def use_format(self) -> None:
+        """Say in the first line that what follows needs this version's reader."""
+        number = b"%d" % FORMAT
+        if self.header[FORMAT_AT : FORMAT_AT + 1] != number:
+            if not self._is_alone:
+                self.disk.write(self.place.turns(), number, FORMAT_AT)
+            self.header = self.header[:FORMAT_AT] + number + self.header[FORMAT_AT + 1 :]
+
     def fenced_header(self) -> bytes:
         """Return the first line of ``turns.jsonl`` with the newest fence."""
         header = self.header
@@ -180,7 +196,8 @@ class SessionFiles:
         text = read_turns(self.key, self.disk.read(fd, size - start, start))
         if text.is_deleted:  # by somebody who died of it
             self.place.remove_messages()
-        messages = self._read_messages(text.end_bytes, is_open=text.open is not None)
+        is_ours = text.open is not None or text.cut_from_bytes == self.place.messages_size()
+        messages = self._read_messages(text.end_bytes, is_open=is_ours)
         self.done_bytes = start + text.done_bytes
         self.turns_bytes = start + text.good_bytes
         if text.torn_done:
@@ -191,7 +208,7 @@ class SessionFiles:
             self.disk.truncate(fd, self.turns_bytes)
         self.count = len(messages)
         self.is_settled = True
-        known = {f.turn_id: f for f in text.finished if f.last < len(messages)}
+        known = {f.turn_id: f for f in text.finished if f.is_rewound or f.last < len(messages)}
         return Stored(messages, known, text.open)
 
     def settle(self) -> None:
@@ -203,7 +220,8 @@ class SessionFiles:
         last = data[data.rfind(b"\n", 0, -1) + 1 :]
         text = read_turns(self.key, last)
         messages_bytes = self.place.messages_size()
-        if text.finished and text.good_bytes == len(last) and text.end_bytes == messages_bytes:
+        is_whole = text.good_bytes == len(last) and text.end_bytes == messages_bytes
+        if is_whole and len(text.finished) == 1:
             self.messages_bytes = messages_bytes
             self.count = text.finished[0].last + 1
             self.done_bytes = self.turns_bytes = size
@@ -274,7 +292,7 @@ class SessionFiles:
 
     def messages_tail(self, turn: OpenTurn) -> Tail:
         """Return the turn's messages as they stand at the end of ``messages.json``."""
-        body = b",\n".join(map(encode, turn.messages))
+        body = b",\n".join(turn.encoded)
         if self.messages_bytes:
             return Tail(MESSAGES, self.messages_bytes - len(CLOSING), b",\n%b%b" % (body, CLOSING))
         return Tail(MESSAGES, 0, b"[\n%b%b" % (body, CLOSING))
@@ -290,6 +308,79 @@ class SessionFiles:
         """
         saying = Tail(TURNS, self.turns_bytes, DELETED)
         return saying, Tail(MESSAGES, 0, b""), Tail(TURNS, len(self.header), b"")
+
+    def rewind_tails(
+        self, count: int, rewind_id: str, turn_ids: Sequence[str]
+    ) -> tuple[Tail, Tail]:
+        """Return what keeping the first ``count`` messages writes: the line, then the cut.
+
+        Raises:
+            SessionDamaged: ``messages.json`` is not one message a line.
+        """
+        end = self._end_of(count)
+        line = rewound_line(rewind_id, count, turn_ids, end, self.messages_bytes)
+        return Tail(TURNS, self.done_bytes, line), self._messages_end(end)
+
+    def _end_of(self, count: int) -> int:
+        """Return where ``messages.json`` ends with its first ``count`` messages."""
+        if not count:
+            return 0
+        if count == self.count:
+            return self.messages_bytes
+        self.flush()
+        data = self.disk.read(self.place.messages(), self.messages_bytes, 0)
+        lines = data.split(b"\n")
+        kept = b"\n".join(lines[: count + 1])[:-1] + CLOSING
+        if len(lines) != self.count + 3 or messages_of(kept) is None:
+            raise SessionDamaged(
+                f"{self.key}: messages.json is not one message a line, so it cannot be cut; "
+                "nothing was changed: run kode-lab doctor with --repair"
+            )
+        return len(kept)
+
+    def _messages_end(self, end_bytes: int) -> Tail:
+        start = max(end_bytes - len(CLOSING), 0)
+        return Tail(MESSAGES, start, CLOSING if end_bytes else b"")
+
+    def rewound(self, count: int, messages: Tail) -> None:
+        """Move the positions after a rewind."""
+        self.count = count
+        self.messages_bytes = messages.offset + len(messages.data)
+        self.done_bytes = self.turns_bytes
+
+    def fill_tails(
+        self, messages: Sequence[Message], turns: Sequence[Finished]
+    ) -> tuple[Tail, Tail, Tail]:
+        """Return what saving a whole conversation writes: turns, messages, and that it is whole."""
+        start, end, lines = len(self.header), len(b"[\n"), [FILLING]
+        ends: list[int] = []
+        encoded = list(map(encode, messages))
+        for each in encoded:
+            end += len(each)
+            ends.append(end + len(CLOSING))
+            end += len(b",\n")
+        for turn in turns:
+            entry = {
+                "done": turn.turn_id,
+                "fence": self.fence,
+                "messages": [turn.first, turn.last],
+                "end": ends[turn.last],
+                "sealed": turn.is_sealed,
+                "usage": [*turn.usage],
+                "version": turn.version,
+            }
+            lines.append(encode({**entry, "facts": turn.facts} if turn.facts else entry) + b"\n")
+        whole = b"[\n%b%b" % (b",\n".join(encoded), CLOSING)
+        data = b"".join(lines)
+        return (
+            Tail(TURNS, start, data),
+            Tail(MESSAGES, 0, whole),
+            Tail(TURNS, start, FILLED + data[len(FILLING) :]),
+        )
+
+    def mark_filled(self) -> None:
+        """Write that a copied conversation is whole."""
+        self.disk.write(self.place.turns(), FILLED, len(self.header))
 
     # ---- writing it
 
@@ -339,7 +430,8 @@ class SessionFiles:
             if self.disk.size(fd) > start + len(data):
                 self.disk.truncate(fd, start + len(data))
             if name == TURNS:
-                self.disk.write(fd, b"%020d" % self.fence, FENCE_AT)
+                start_of_header = self.fenced_header()[: FENCE_AT + FENCE_DIGITS]
+                self.disk.write(fd, start_of_header, 0)
         self._delayed.clear()
 
     def is_touched(self) -> bool:
@@ -348,11 +440,16 @@ class SessionFiles:
 
     def took_turn(self, turn: OpenTurn, messages: Tail) -> Finished:
         """Move the positions past the turn that was appended."""
-        first = self.count
+        finished = turn.finished(self.count)
         self.count += len(turn.messages)
         self.messages_bytes = messages.offset + len(messages.data)
         self.done_bytes = self.turns_bytes
-        return turn.finished(first)
+        return finished
+
+    def filled(self, messages: Tail, count: int) -> None:
+        """Move the positions after a whole conversation."""
+        self.count, self.messages_bytes = count, len(messages.data)
+        self.done_bytes = self.turns_bytes
 
     def forgot(self) -> None:
         """Move the positions to the beginning."""
@@ -364,3 +461,93 @@ class SessionFiles:
         self.is_settled = False
         self._cut_messages()
         self.disk.truncate(self.place.turns(), self.turns_bytes)
+
+
+class SessionDirectory:
+    """The directory of one session: its two files, opened late and closed early.
+
+    ``turns.jsonl`` is read at every hold, so it stays open longest; ``messages.json`` is needed
+    once a turn. Looking creates nothing: a file is created by the first write.
+
+    Attributes:
+        path: the directory's.
+    """
+
+    __slots__ = ("_disk", "_messages_fd", "_turns_fd", "path")
+
+    def __init__(self, path: str, disk: Disk) -> None:
+        self.path = path
+        self._disk = disk
+        self._turns_fd = self._messages_fd = -1
+
+    @property
+    def has_messages_open(self) -> bool:
+        """Whether ``messages.json`` takes a descriptor now."""
+        return self._messages_fd >= 0
+
+    def turns(self) -> int:
+        """Return the descriptor of ``turns.jsonl``, opened or made when it is first needed."""
+        if self._turns_fd < 0:
+            self._turns_fd = self._opened(TURNS)
+        return self._turns_fd
+
+    def messages(self) -> int:
+        """Return the descriptor of ``messages.json``, opened or made when it is first needed."""
+        if self._messages_fd < 0:
+            self._messages_fd = self._opened(MESSAGES)
+        return self._messages_fd
+
+    def messages_size(self) -> int:
+        """Return the size of ``messages.json``, 0 where there is none: looking makes no file."""
+        if self._messages_fd < 0:
+            try:
+                self._messages_fd = self._disk.open(f"{self.path}/{MESSAGES}", create=False)
+            except FileNotFoundError:
+                return 0
+        size = self._disk.size(self._messages_fd)
+        if size < 0:  # removed or replaced since it was opened
+            self.close_messages()
+            return self.messages_size()
+        return size
+
+    def remove_messages(self) -> None:
+        """An empty file is no JSON array: a session without messages has no ``messages.json``."""
+        self._disk.remove(f"{self.path}/{MESSAGES}")
+        self.close_messages()
+
+    def keep_aside(self, data: bytes) -> None:
+        """Save what does not belong into ``messages.json`` beside it, for a person to look at."""
+        fd = self._disk.open(f"{self.path}/{MESSAGES}.torn", create=True)
+        try:
+            self._disk.write(fd, data, self._disk.size(fd))
+        finally:
+            self._disk.close(fd)
+
+    def close_messages(self) -> None:
+        """Close ``messages.json`` if it is open."""
+        if self._messages_fd >= 0:
+            fd, self._messages_fd = self._messages_fd, -1
+            self._disk.close(fd)
+
+    def close(self) -> None:
+        """Close what is open."""
+        try:
+            self.close_messages()
+        finally:
+            if self._turns_fd >= 0:
+                fd, self._turns_fd = self._turns_fd, -1
+                self._disk.close(fd)
+
+    def _opened(self, name: str) -> int:
+        path = f"{self.path}/{name}"
+        try:
+            return self._disk.open(path, create=True)
+        except FileNotFoundError:
+            self._make()
+            return self._disk.open(path, create=True)
+
+    def _make(self) -> None:
+        """Make the session's three directories from the top, where the user's is there already."""
+        inner = os.path.dirname(self.path)  # noqa: PTH120 - pathlib is ten times dearer
+        for place in (os.path.dirname(inner), inner, self.path):  # noqa: PTH120
+            self._disk.make_directory(place)

@@ -247,6 +247,38 @@ class JsonStore:
         await self._write(files, rest, can_undo=False)
         files.forgot()
 
+    async def rewind(
+        self, lease: Lease, count: int, rewind_id: str, turn_ids: Sequence[str]
+    ) -> None:
+        """Keep the first ``count`` messages; the removed turns' ids stay known."""
+        files = self._settled_files(lease)
+        self._use_format(files)
+        line, messages = files.rewind_tails(count, rewind_id, turn_ids)
+        if self._power is not None:
+            await self._power.log(files, [line, messages])
+        else:
+            await self._write(files, [line])
+            await self._write(files, [messages], can_undo=False)
+        files.rewound(count, messages)
+
+    async def fill(
+        self, lease: Lease, messages: Sequence[Message], turns: Sequence[Finished]
+    ) -> None:
+        """Save a whole conversation in a session that has none, all or nothing."""
+        files = self._settled_files(lease)
+        self._use_format(files)
+        filling, whole, filled = files.fill_tails(messages, turns)
+        if self._power is not None:
+            await self._power.log(files, [filled, whole])
+        else:
+            await self._write(files, [filling])
+            await self._write(files, [whole], can_undo=False)
+            try:
+                files.mark_filled()
+            except OSError as error:
+                raise explained(str(lease.key), error) from error
+        files.filled(whole, len(messages))
+
     async def peek(self, key: SessionKey) -> list[Message]:
         """Return the conversation for reading only, without waiting for its holder.
 
@@ -350,6 +382,12 @@ class JsonStore:
             except OSError as error:
                 raise explained(str(lease.key), error) from error
         return files
+
+    def _use_format(self, files: SessionFiles) -> None:
+        try:
+            files.use_format()
+        except OSError as error:
+            raise explained(str(files.key), error) from error
 
     def _refuse_touched(self, files: SessionFiles) -> None:
         try:

@@ -189,7 +189,7 @@ class PostgresStore:
         row = turn_row(local, known, turn)
         await self._saved(lease, local, known, self._saves.do(row))
         known.took(row)
-        return turn.finished(row.first)
+        return Finished(turn.turn_id, row.first, row.last, turn.is_sealed, turn.usage, turn.version)
 
     async def discard(self, lease: Lease) -> None:
         """Forget the unfinished turn."""
@@ -523,8 +523,7 @@ def turn_row(local: LocalSession, known: Known, turn: OpenTurn) -> Row:
         known.messages,
         known.messages + len(turn.messages) - 1,
         turn.is_sealed,
-        # One column for three words: the version, the stop reason and who wrote the thinking.
-        sql_text(f"{turn.version}\n{turn.stop_reason}\n{turn.thinking_by}"),
+        sql_text(turn.version),
         turn.usage.input_tokens,
         turn.usage.output_tokens,
     )
@@ -548,8 +547,7 @@ def stored_of(rows: Sequence[Any]) -> tuple[Stored, Known]:
             messages.extend(body)
             turn_id = _name_of(row["turn_id"])
             usage = Usage(row["input_tokens"], row["output_tokens"])
-            words = _name_of(row["version"]).split("\n")
-            facts = (row["first"], row["last"], row["is_sealed"], usage, *words)
+            facts = (row["first"], row["last"], row["is_sealed"], usage, _name_of(row["version"]))
             finished[turn_id] = Finished(turn_id, *facts)
             known.turns += 1
             known.fence, known.last_turn_id = row["fence"], turn_id

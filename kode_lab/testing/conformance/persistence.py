@@ -22,8 +22,7 @@ async def _appended(scene: Scene) -> None:
     key = scene.key()
     ended = [await scene.append(store, key, f"t{n}") for n in range(3)]
     turn = scene.turn("t1")[0]
-    facts = (False, turn.usage, "v1", "end_turn")
-    wanted = Finished("t1", TURN_MESSAGES, 2 * TURN_MESSAGES - 1, *facts)
+    wanted = Finished("t1", TURN_MESSAGES, 2 * TURN_MESSAGES - 1, False, turn.usage, "v1")
     demand(ended[1] == wanted, f"append gave {ended[1]}, not {wanted}")
     other = await scene.perhaps_another(store)
     nothing = await scene.stored(other, scene.key("none"))

@@ -1,0 +1,126 @@
+"""The conversation in memory: what a model is shown, and what it cannot reach."""
+
+import json
+import sys
+import time
+
+import orjson
+import pytest
+from house import ADA, managing, run
+
+from kode_lab.message import Reply, Usage, assistant, user
+from kode_lab.sessions.conversation import Conversation
+
+
+def said(count):
+    return [user(f"q{n}") if n % 2 == 0 else assistant(f"a{n}") for n in range(count)]
+
+
+def test_a_request_shows_the_messages_as_a_list_would():
+    shown = Conversation(said(4)).shown([orjson.dumps(user("now"))])
+    listed = [*said(4), user("now")]
+    assert len(shown) == 5
+    assert shown == listed
+    assert shown[-1] == user("now")
+    assert shown[1:3] == listed[1:3]
+    assert list(reversed(shown)) == listed[::-1]
+    assert shown[2:] + shown[:1] == [*listed[2:], listed[0]]
+    assert json.loads(shown.to_json()) == listed
+    with pytest.raises(IndexError):
+        shown[5]
+
+
+def test_a_request_can_begin_later_and_with_a_summary():
+    shown = Conversation(said(4)).shown(head=[orjson.dumps(user("summary"))], start=2)
+    assert list(shown) == [user("summary"), *said(4)[2:]]
+    assert [shown[at] for at in range(3)] == [user("summary"), *said(4)[2:]]
+
+
+def test_what_a_model_changes_is_in_its_own_request_only():
+    conversation = Conversation(said(4))
+    shown, other = conversation.shown(), conversation.shown()
+    shown[-1]["content"][0]["cache_control"] = {"type": "ephemeral"}
+    assert b"ephemeral" in shown.to_json()
+    shown.append(user("more"))
+    shown[0] = user("other")
+    del shown[1]
+    assert next(iter(shown)) == user("other")
+    assert json.loads(shown.to_json()) == list(shown)
+    assert len(shown) == 4
+    assert other == said(4)
+    assert conversation.messages() == said(4)
+
+
+def test_a_request_made_before_a_turn_or_a_rewind_shows_what_it_showed():
+    conversation = Conversation(said(4))
+    shown = conversation.shown()
+    conversation.extend([orjson.dumps(user("later"))])
+    conversation.rewind(1)
+    conversation.extend([orjson.dumps(user("other"))])
+    assert list(shown) == said(4)
+    assert conversation.messages() == [*said(1), user("other")]
+
+
+def test_the_size_of_a_conversation_is_the_memory_that_it_takes():
+    conversation = Conversation(user("é" * n) for n in range(0, 3000, 7))
+    lines = conversation._lines
+    rounded = sum((sys.getsizeof(line) + 15) // 16 * 16 for line in lines)
+    assert conversation.size_bytes == rounded + 8 * len(lines)
+
+
+def changing(request):
+    last = request.messages[-1]
+    last["content"][0]["text"] += " (be brief)"
+    last["content"][0]["cache_control"] = {"type": "ephemeral"}
+    last["content"].append({"type": "text", "text": "and more"})
+
+
+def growing(request):
+    request.messages.append(user("and more"))
+    request.messages[0] = user("something else")
+
+
+@pytest.mark.parametrize("change", [changing, growing])
+@pytest.mark.parametrize("durability", ["process", "power"])
+def test_a_model_that_changes_what_it_is_given_does_not_change_the_record(
+    tmp_path, change, durability
+):
+    """Neither through the request nor through the blocks that it answered with."""
+    block = {"type": "text", "text": "hi"}
+
+    async def model(request, on_text=None):  # noqa: ARG001 - as a model is called
+        change(request)
+        return Reply((block,), "end_turn", Usage(1, 1))
+
+    async def scenario():
+        async with managing(tmp_path, model, store={"durability": durability}) as manager:
+            for number in range(3):
+                reply = await manager.turn(ADA, f"hello {number}", turn_id=f"t{number}")
+                block["text"] = "changed"
+                assert reply.text == "hi"
+                block["text"] = "hi"
+            again = await manager.turn(ADA, "hello 1", turn_id="t1")
+            assert again.is_replay
+            (await manager.history(ADA)).clear()
+            there = await manager.history(ADA)
+        async with managing(tmp_path, model, store={"durability": durability}) as manager:
+            assert await manager.history(ADA) == there
+        assert there == [m for n in range(3) for m in (user(f"hello {n}"), assistant("hi"))]
+
+    run(scenario())
+
+
+def test_showing_a_long_conversation_costs_as_much_as_showing_a_short_one():
+    """An example of scale, not of seconds: a copy of the list would cost a thousand times more."""
+
+    def cost_s(count):
+        conversation, tail = Conversation(said(count)), [orjson.dumps(user("now"))]
+        best_s = float("inf")
+        for _ in range(20):
+            start_s = time.perf_counter()
+            for _ in range(50):
+                assert conversation.shown(tail)[-1] is not None
+            best_s = min(best_s, time.perf_counter() - start_s)
+        return best_s
+
+    assert cost_s(60_000) < 10 * cost_s(20)
