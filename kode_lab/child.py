@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -32,6 +33,7 @@ PYTHON_MODULE = "python -m"
 END_LIMIT_S = 15.0
 _POLL_S = 0.02
 _LAST_WORDS_BYTES = 4_000
+_ERROR = re.compile(r"^\w*(Error|Exception|panic|fatal)\b", re.IGNORECASE)
 
 
 class Child:
@@ -107,14 +109,19 @@ class Child:
         return self._process.poll()
 
     def last_words(self) -> str:
-        """Return the last line that it wrote to its log, or a sentence that there is none."""
+        """Return the end of what it wrote to its log: the line of an error, then the last line."""
         said = b""
         if self.log is not None and self.log.exists():
             with self.log.open("rb") as file:
                 file.seek(max(0, self.log.stat().st_size - _LAST_WORDS_BYTES))
                 said = file.read()
-        lines = said.decode("utf-8", "replace").strip().splitlines()
-        return lines[-1].strip() if lines else "it wrote nothing"
+        lines = [line.strip() for line in said.decode("utf-8", "replace").splitlines()]
+        lines = list(filter(None, lines))
+        if not lines:
+            return "it wrote nothing"
+        # Some runtimes end with a line about themselves, after the error and its trace.
+        told = [line for line in lines[:-1] if _ERROR.search(line)][-1:]
+        return " ... ".join(dict.fromkeys([*told, lines[-1]]))
 
     def kill(self) -> None:
         """Kill the whole group as ``kill -9`` does, and wait for its leader's end."""

@@ -14,8 +14,8 @@ from typing import Any
 from locust import events
 
 from kode_lab.key import SessionKey
+from kode_lab.load import ToolUser
 from kode_lab.load.nemesis import Nemesis
-from kode_lab.load.tool_user import ToolUser
 
 __all__ = ["Chaos"]
 
@@ -30,7 +30,7 @@ class Chaos(ToolUser):
     double_share = 0.1
     attempts_limit = 60
     # Shorter than a restart and its storm, so that some turns are sent again while they run.
-    network_timeout = 20.0
+    timeout_s = 20.0
 
     def session(self) -> SessionKey:
         """Return one of this user's conversations of now."""

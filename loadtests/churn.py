@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kode_lab.key import SessionKey
-from kode_lab.load.session_user import SessionUser
+from kode_lab.load import SessionUser
 
 __all__ = ["Churn"]
 

@@ -7,7 +7,7 @@ of one session are sent at once, as by an impatient hand.
 from __future__ import annotations
 
 from kode_lab.key import SessionKey
-from kode_lab.load.session_user import SessionUser
+from kode_lab.load import SessionUser
 
 __all__ = ["ManySessions"]
 

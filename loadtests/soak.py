@@ -16,7 +16,7 @@ import time
 from locust import events
 
 from kode_lab.key import SessionKey
-from kode_lab.load.session_user import SessionUser
+from kode_lab.load import SessionUser
 
 __all__ = ["Soak"]
 

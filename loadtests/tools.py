@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kode_lab.key import SessionKey
-from kode_lab.load.tool_user import ToolUser
+from kode_lab.load import ToolUser
 
 __all__ = ["Tools"]
 

@@ -24,6 +24,7 @@ def add(commands: Any) -> None:
     option("--seed", type=int, default=0, help="of arrivals and choices (default: 0)")
     option("--web", action="store_true", help="with Locust's web UI; Ctrl-C ends it")
     option("--host", help="a server that runs already (default: one is started, with its model)")
+    option("--target", help="any service instead: mine.toml, agent.py:chat, a shipped name")
     option(
         "--server-pid", help="with --host: the file with its pid, for tests that kill or watch it"
     )

@@ -129,6 +129,7 @@ class Client:
         self._history.invoke(key, process, self._now_ns(), f="read")
         markers: list[str] | None = None
         half: tuple[str, ...] = ()
+        made: tuple[Effect, ...] | None = None
         error = "interrupted"
         try:
             async with asyncio.timeout(timeout_s):
@@ -139,6 +140,7 @@ class Client:
                 history = told if isinstance(told, History) else History(tuple(told))
                 markers = [marker for prompt in history.prompts for marker in markers_in(prompt)]
                 half = tuple(marker for text in history.unanswered for marker in markers_in(text))
+                made = history.made
                 error = ""
         except Exception as failure:  # noqa: BLE001 - as above
             error = _words(failure)
@@ -148,7 +150,13 @@ class Client:
                 read = Read(len(markers), digest_of(markers), half=half)
             kind = "info" if error else "ok"
             self._history.complete(
-                process, self._now_ns(), kind, read=read, markers=markers, error=error
+                process,
+                self._now_ns(),
+                kind,
+                read=read,
+                markers=markers,
+                error=error,
+                effects=made,
             )
         return error
 

@@ -25,9 +25,9 @@ from typing import Any, NamedTuple
 from kode_lab.errors import InvalidScenario
 from kode_lab.lab.exports import export
 from kode_lab.lab.records import RunRecorder
-from kode_lab.load.options import check_load
+from kode_lab.load.ranges import problem_of
 from kode_lab.load.report import write_report
-from kode_lab.load.services import Service
+from kode_lab.load.services import Service, start_target
 
 __all__ = ["SETTINGS", "Setting", "run_load", "seconds_of"]
 
@@ -81,7 +81,9 @@ def run_load(options: Namespace) -> int:
     path = _locustfile(options.name)
     if importlib.util.find_spec("locust") is None:
         raise InvalidScenario("load tests need Locust: pip install locust")
-    check_load(options)
+    if problem := problem_of(options, may_be_zero=False):
+        raise InvalidScenario(problem)
+    _check_fault(options)
     setting = SETTINGS.get(path.stem, Setting())
     for_s = setting.for_s if options.run_time is None else seconds_of(options.run_time)
     users = options.users or setting.users
@@ -90,6 +92,7 @@ def run_load(options: Namespace) -> int:
         path.stem,
         parameters={"users": users, "for_s": for_s, "rate": options.rate or 0.0, "host": "its own"}
         | ({"host": options.host} if options.host else {})
+        | ({"target": options.target} if options.target else {})
         | {"fault": options.fault}
         | {"is_closed_loop": options.closed_loop, "processes": options.processes or 0},
         seed=options.seed,
@@ -121,6 +124,23 @@ def run_load(options: Namespace) -> int:
     return code
 
 
+def _check_fault(options: Namespace) -> None:
+    if options.fault is None:
+        return
+    if options.host or options.target:
+        raise InvalidScenario(
+            "--fault is made by a server that is started here: leave it out with --host or --target"
+        )
+    from kode_lab.faults.catalogue import fault_of  # noqa: PLC0415 - few runs have one
+    from kode_lab.faults.serving import SERVABLE  # noqa: PLC0415 - as above
+
+    if fault_of(options.fault).name not in SERVABLE:
+        raise InvalidScenario(
+            f"--fault {options.fault} needs the laboratory, and cannot be served: choose one of "
+            f"{', '.join(SERVABLE)}"
+        )
+
+
 def seconds_of(text: str) -> float:
     """Return the seconds of ``10s``, ``2m``, ``1h`` or ``10``.
 
@@ -139,7 +159,9 @@ def _locustfile(name: str) -> Path:
     given = Path(name)
     if given.suffix == ".py" and given.is_file():
         return given
-    places = (Path("loadtests"), Path(__file__).parents[2] / "loadtests")
+    # Here, in a checkout, and in an installed package.
+    package = Path(__file__).parents[1]
+    places = (Path("loadtests"), package.parent / "loadtests", package / "loadtests")
     for place in places:
         if name in SETTINGS and (place / f"{name}.py").is_file():
             return place / f"{name}.py"
@@ -153,6 +175,16 @@ def _servers(options: Namespace, setting: Setting, path: Path, stack: ExitStack)
         given = {"--server-pid": options.server_pid, "--model-url": options.model_url}
         return ["--host", options.host, *(w for pair in given.items() if pair[1] for w in pair)]
     scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kode-lab-load-")))
+    if options.target:
+        # Slow enough for turns to meet, as in the standard battery.
+        (scratch / "profile.toml").write_text(setting.profile or "ttft_s = 0.05\njitter = 0.5\n")
+        model = ["--profile", options.profile or str(scratch / "profile.toml")]
+        services = start_target(options.target, path, options.model_url or "", model)
+        for service in services:
+            stack.callback(service.close)
+        model_url = options.model_url or services[0].url
+        told = ["--target", options.target, "--target-gateway", services[-1].url]
+        return [*told, "--model-url", model_url]
     profile = options.profile
     if profile is None:
         profile = str(scratch / "profile.toml")

@@ -24,13 +24,17 @@ from gevent.event import Event
 from locust import events
 from locust.runners import MasterRunner, WorkerRunner
 
+from kode_lab.load.bridge import Bridge
 from kode_lab.load.probe import probe
-from kode_lab.load.ranges import wrong_in
+from kode_lab.load.ranges import problem_of
 from kode_lab.load.recorder import HISTORY, Recorder, merged
 from kode_lab.load.server_watch import ServerWatch
+from kode_lab.load.services import start_target
 from kode_lab.load.summary import Judged, judged, save_figures, told
 from kode_lab.load.tail import Tail, percentiles_ms
 from kode_lab.load.verdict_tab import add_tab
+from kode_lab.targets.gateway import attached
+from kode_lab.targets.ours import ServerTarget
 
 __all__ = ["LoadRun", "listen"]
 
@@ -51,6 +55,8 @@ class LoadRun:
         tail: the history so far; only in the process that ends the run.
         verdict: what the judge said last, or None.
         watch: what the server's process takes.
+        bridge: the asyncio loop in which turns are taken.
+        target: what is asked.
     """
 
     def __init__(self, environment: Any) -> None:
@@ -60,6 +66,9 @@ class LoadRun:
         self.verdict: Judged | None = None
         self.watch = ServerWatch("")
         self.state = "no test has run yet"
+        self.bridge = Bridge()
+        self.target: Any = None
+        self._services: list[Any] = []
         self._asked_dir = environment.parsed_options.run_dir
         self._hushed: dict[str, dict[str, Any]] = {}
         self._all_hushed = Event()
@@ -83,11 +92,10 @@ class LoadRun:
             options.run_dir = str(_directory(self._asked_dir, name).resolve())
         if self.recorder is not None:
             self.recorder.close()
+        self._open_target()
         worker = self.environment.runner.worker_index + 1 if self.is_worker else 0
         run_dir = Path(options.run_dir)
-        self.recorder = self.environment.recorder = Recorder(
-            run_dir, worker, is_recording=not options.no_history
-        )
+        self.recorder = Recorder(run_dir, worker, is_recording=not options.no_history)
         self._hushed.clear()
         self._all_hushed.clear()
         if not self.is_worker:
@@ -121,6 +129,33 @@ class LoadRun:
             self.verdict = judged(self.recorder.run_dir)
         self.state = "over"
         self.recorder.close()
+
+    def _open_target(self) -> None:
+        """Connect to what is asked, and start it if nothing else did."""
+        options = self.environment.parsed_options
+        if self.target is not None:
+            self.bridge.call(self.target.stop)
+        if not options.target:
+            classes = self.environment.user_classes
+            is_streaming = any(getattr(one, "is_streaming", False) for one in classes)
+            host = (self.environment.host or "").rstrip("/")
+            self.target = ServerTarget(url=host, is_streaming=is_streaming)
+            self.bridge.call(self.target.start)
+            return
+        if not options.target_gateway and not self.is_worker:
+            log = Path(options.run_dir)
+            self._services = start_target(options.target, log, options.model_url)
+            options.target_gateway = self._services[-1].url
+            options.model_url = options.model_url or self._services[0].url
+        self.target = self.bridge.call(attached, options.target_gateway)
+
+    def close(self) -> None:
+        """End what this process started."""
+        if self.target is not None:
+            self.bridge.call(self.target.stop)
+        self.bridge.close()
+        for service in reversed(self._services):
+            service.close()
 
     def finish(self) -> None:
         """End a test that still runs, and make the verdict Locust's exit code."""
@@ -193,7 +228,14 @@ def listen() -> None:
     events.init.add_listener(_begin)
     events.test_start.add_listener(lambda environment, **_: environment.load_run.start())
     events.test_stop.add_listener(lambda environment, **_: environment.load_run.stop())
-    events.quitting.add_listener(lambda environment, **_: environment.load_run.finish())
+    events.quitting.add_listener(_finish)
+
+
+def _finish(environment: Any, **_: Any) -> None:
+    try:
+        environment.load_run.finish()
+    finally:
+        environment.load_run.close()
 
 
 def _add_options(parser: Any) -> None:
@@ -206,12 +248,16 @@ def _add_options(parser: Any) -> None:
     add("--slo-p99-ms", type=float, default=0.0, help="exit with 4 when turns are slower")
     add("--server-pid", default="", help="file with the server's pid: to kill it, or to watch it")
     add("--model-url", default="", help="the simulated model, where faults can be armed")
+    add(
+        "--target", default="", help="what is asked instead of --host: mine.toml, a.py:chat, a name"
+    )
+    add("--target-gateway", default="", help="where that target was started already")
     add("--progress", action="store_true", help="tell every two seconds how it goes")
     add("--no-history", action="store_true", help="record nothing: measures what recording costs")
 
 
 def _begin(environment: Any, web_ui: Any, **_: Any) -> None:
-    if wrong := wrong_in(environment.parsed_options):
+    if wrong := problem_of(environment.parsed_options):
         if not isinstance(environment.runner, WorkerRunner):  # it is said once
             sys.stderr.write(f"kode-lab: {wrong}\n")
         sys.exit(_UNUSABLE)

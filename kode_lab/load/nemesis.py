@@ -1,8 +1,8 @@
-"""Breaks things while they are loaded: kills the server by its pid, and spoils the model's answers.
+"""Breaks things while they are loaded: kills the service, and spoils the simulated model's answers.
 
-Each kill and each return stands in the history, so that the judge knows what had to be survived.
-Whoever keeps the server alive (``kode-lab load``, a service manager) has to start it again and to
-renew the file with its pid.
+Each kill and each return stands in the history, so that the judge knows what had to be survived. A
+server is killed by the pid in its file, and what started it (``kode-lab load``, a service manager)
+starts it again and renews the file; a target is killed and started again by its gateway.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import os
 import random
 import signal
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import gevent
-from locust.contrib.fasthttp import FastHttpSession
-from locust.event import EventHook
 
 from kode_lab.load.recorder import Recorder
 
@@ -37,39 +37,39 @@ MODEL_FAULTS = (
 
 
 class Nemesis:
-    """Kills the server ``kills`` times in ``for_s`` seconds, at moments drawn by the seed."""
+    """Kills the service ``kills`` times in ``for_s`` seconds, at moments drawn by the seed."""
 
     def __init__(self, environment: Any, kills: int, for_s: float) -> None:
         options = environment.parsed_options
-        self._recorder: Recorder = environment.recorder
+        self._recorder: Recorder = environment.load_run.recorder
         self._pid_file, self._model_url = options.server_pid, options.model_url
+        self._gateway = options.target_gateway
+        self._host = environment.host
         self._draw = random.Random(options.seed)
-        self._server = _session(environment.host)
-        self._model = _session(self._model_url) if self._model_url else None
         self.killed = 0
         self._is_over = False
         # Kills come after the first part and before the last one, so that each meets turns.
         self._gap_s = for_s / (kills + 1)
-        self._kills = kills
+        self._kills = kills if self._pid_file or self._gateway else 0
         self._worker = gevent.spawn(self._break)
 
     def end(self) -> None:
-        """Break nothing more; wait until the server is back, and heal the model."""
+        """Break nothing more; wait until the service is back, and heal the model."""
         self._is_over = True
         self._worker.join(timeout=_READY_S + self._gap_s)
-        if self._model is not None:
-            self._model.delete("/lab/faults")
+        if self._kills and not self.killed:  # a run that was cut short has a crash all the same
+            self._kill()
+        if self._model_url:
+            _send("DELETE", f"{self._model_url}/lab/faults")
         if self._pid_file and not self._is_ready():
             _LOG.error("the server did not come back")
-        _LOG.info("the server was killed %d times", self.killed)
+        _LOG.info("the service was killed %d times", self.killed)
 
     def _break(self) -> None:
-        model = self._model
-        for fault in MODEL_FAULTS if model is not None else ():
-            assert model is not None
-            model.post("/lab/faults", data=json.dumps(fault | {"times": None}))
+        for fault in MODEL_FAULTS if self._model_url else ():
+            _send("POST", f"{self._model_url}/lab/faults", fault | {"times": None})
         began_s = time.monotonic()
-        while self._pid_file and self.killed < self._kills and not self._is_over:
+        while self.killed < self._kills and not self._is_over:
             due_s = began_s + self._gap_s * (self.killed + self._draw.uniform(0.6, 1.4))
             while time.monotonic() < due_s and not self._is_over:
                 gevent.sleep(0.05)
@@ -77,10 +77,15 @@ class Nemesis:
                 self._kill()
 
     def _kill(self) -> None:
-        pid = self._pid()
-        self._recorder.fault("kill", "the server, by SIGKILL")
-        os.kill(pid, signal.SIGKILL)
+        self._recorder.fault("kill", "the service, by SIGKILL")
         self.killed += 1
+        if self._gateway:
+            _send("POST", f"{self._gateway}/kill")
+            if _send("POST", f"{self._gateway}/restart") == 200:
+                self._recorder.fault("restart")
+            return
+        pid = self._pid()
+        os.kill(pid, signal.SIGKILL)
         limit_s = time.monotonic() + _READY_S
         while time.monotonic() < limit_s:
             if self._pid() != pid and self._is_ready():
@@ -93,9 +98,18 @@ class Nemesis:
         return int(Path(self._pid_file).read_text("utf-8"))
 
     def _is_ready(self) -> bool:
-        return self._server.get("/readyz").status_code == 200
+        return _send("GET", f"{self._host}/readyz") == 200
 
 
-def _session(base_url: str) -> FastHttpSession:
-    """Return a client of which Locust's figures know nothing."""
-    return FastHttpSession(base_url, EventHook(), None, network_timeout=10, connection_timeout=5)
+def _send(method: str, url: str, body: Any = None) -> int:
+    """Send one request of which Locust's figures know nothing; return its status, or 0."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)  # noqa: S310 - as the user said
+    try:
+        with urllib.request.urlopen(request, timeout=_READY_S) as answer:  # noqa: S310 - as above
+            status: int = answer.status
+            return status
+    except urllib.error.HTTPError as error:
+        return error.code
+    except (OSError, ValueError):
+        return 0

@@ -1,8 +1,7 @@
-"""What one Locust process records: its operations, its own lateness, and what it has under way.
+"""What one Locust process records: its history, its own lateness, and what it has under way.
 
-An invoke is written before its request leaves and a completion after the answer came, so a process
-that dies leaves indeterminate operations by itself. All processes of a run append to one file: a
-line is one write. It knows neither HTTP nor what a session is asked.
+All processes of a run append to one history: a line is one write. It owns the names and markers
+that no two processes may share. It knows neither targets nor what a session is asked.
 """
 
 from __future__ import annotations
@@ -14,15 +13,15 @@ import time
 from collections.abc import Iterable
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import gevent
 from gevent.pool import Group
 
-from kode_lab.history.operation import Effect, HistoryWriter, Read, marker_of
+from kode_lab.history.operation import HistoryWriter, marker_of
 from kode_lab.key import SessionKey
 
-__all__ = ["HISTORY", "LAG", "LATE", "WORKERS_LIMIT", "Outcome", "Recorder", "merged", "quantile"]
+__all__ = ["HISTORY", "LAG", "LATE", "WORKERS_LIMIT", "Recorder", "merged", "quantile"]
 
 HISTORY = "history.jsonl"
 # Markers are numbered in steps of this, so that no two processes ever draw the same one.
@@ -34,26 +33,20 @@ LATE, LAG = "late", "loop lag"
 _FIRST_NS, _GROWTH = 10_000, 1.1
 
 
-class Outcome(NamedTuple):
-    """How one attempt ended, as its client saw it.
+class _NoHistory:
+    """Takes operations and keeps nothing: to measure what recording costs."""
 
-    Attributes:
-        type: ``ok``, ``fail`` (definitely not accepted) or ``info`` (nobody knows).
-        answered: the marker that the reply says it answers, or "".
-        told: the reply's JSON, where there is one.
-        is_final: sending it again gives the same answer.
-        retry_after_s: how long the server asked to wait, or 0.
-    """
+    def invoke(self, *_words: Any, **_facts: Any) -> None:
+        """Note nothing."""
 
-    type: str
-    error: str = ""
-    read: Read | None = None
-    answered: str = ""
-    config: str = ""
-    effects: tuple[Effect, ...] | None = None
-    told: Any = None
-    is_final: bool = False
-    retry_after_s: float = 0.0
+    def complete(self, *_words: Any, **_facts: Any) -> None:
+        """Note nothing."""
+
+    def fault(self, *_words: Any) -> None:
+        """Note nothing."""
+
+    def close(self) -> None:
+        """Close nothing."""
 
 
 class Recorder:
@@ -62,7 +55,7 @@ class Recorder:
     Attributes:
         worker: 0 for the process that ends the run, above that one for each worker.
         tag: makes this run's users unlike those of any other.
-        is_recording: False only measures what recording costs.
+        history: where operations go; a process that dies leaves indeterminate ones by itself.
         in_flight: the greenlets of the turns under way.
         is_hushed: no new turn is begun.
     """
@@ -76,14 +69,14 @@ class Recorder:
         """
         self.run_dir = run_dir
         self.worker = worker
-        self.is_recording = is_recording
         self.tag = blake2b(run_dir.name.encode(), digest_size=3).hexdigest()
         self.in_flight = Group()
         self.is_hushed = False
         self._users = itertools.count()
         self._numbers = itertools.count(worker, WORKERS_LIMIT)
         self._processes = map(f"{worker}.{{}}".format, itertools.count())
-        self._history = HistoryWriter(run_dir / HISTORY) if is_recording else None
+        self.history: HistoryWriter | _NoHistory
+        self.history = HistoryWriter(run_dir / HISTORY) if is_recording else _NoHistory()
         self._times: dict[str, dict[int, int]] = {LATE: {}, LAG: {}}
         self._began_s, self._began_cpu_s = time.monotonic(), _cpu_s()
         self._ticker = gevent.spawn(self._tick)
@@ -96,36 +89,13 @@ class Recorder:
         """Return a fresh marker for this session, unique among all processes of the run."""
         return marker_of(key, next(self._numbers))
 
-    def invoke(self, key: SessionKey, *, f: str = "turn", marker: str = "") -> str:
-        """Write that a request leaves now; give the name of the process that sends it."""
-        process = next(self._processes)
-        if self._history is not None:
-            self._history.invoke(
-                key, process, time.monotonic_ns(), f=f, marker=marker, turn_id=marker[1:]
-            )
-        return process
-
-    def complete(
-        self, process: str, outcome: Outcome, markers: Iterable[str] | None = None
-    ) -> None:
-        """Write how it ended, now."""
-        if self._history is not None:
-            self._history.complete(
-                process,
-                time.monotonic_ns(),
-                outcome.type,
-                read=outcome.read,
-                markers=markers,
-                error=outcome.error,
-                answered=outcome.answered,
-                config=outcome.config,
-                effects=outcome.effects,
-            )
+    def next_process(self) -> str:
+        """Return the history's name of one more sender; each sends once."""
+        return next(self._processes)
 
     def fault(self, name: str, detail: str = "") -> None:
         """Write that a fault begins, or ends, now."""
-        if self._history is not None:
-            self._history.fault(name, time.monotonic_ns(), detail)
+        self.history.fault(name, time.monotonic_ns(), detail)
 
     def count(self, name: str, time_ns: int) -> None:
         """Count one more time of that name; ``LATE`` is how much later than meant a turn left."""
@@ -148,8 +118,7 @@ class Recorder:
     def close(self) -> None:
         """Stop; what was written is already there."""
         self._ticker.kill(block=False)
-        if self._history is not None:
-            self._history.close()
+        self.history.close()
 
     def _tick(self) -> None:
         """Measure by how much the loop wakes late: everything here is as late as that."""

@@ -16,11 +16,11 @@ from pathlib import Path
 from kode_lab.child import PYTHON_MODULE, Child
 from kode_lab.errors import InvalidScenario
 
-__all__ = ["RESTARTS_LIMIT", "Service"]
+__all__ = ["RESTARTS_LIMIT", "Service", "start_target"]
 
 # More deaths than any chaos needs: a server that cannot start would be started for ever.
 RESTARTS_LIMIT = 1_000
-_READY_S = 30.0
+_READY_S = 90.0
 _POLL_S = 0.2
 _URL = re.compile(rb"http://127\.0\.0\.1:\d+")
 
@@ -36,7 +36,23 @@ class Service:
         InvalidScenario: it did not start; its own words say why.
     """
 
-    def __init__(self, words: Sequence[str], log: Path, *, pid_file: Path | None = None) -> None:
+    def __init__(
+        self,
+        words: Sequence[str],
+        log: Path,
+        *,
+        pid_file: Path | None = None,
+        module: str = "kode_lab",
+    ) -> None:
+        """Start it and wait for its address.
+
+        Args:
+            words: of its command line, without a port.
+            log: is appended what it writes.
+            pid_file: is given its pid; it is started again when it dies.
+            module: what of Python is run.
+        """
+        self._module = module
         self._words = list(words)
         self._log = log
         self._pid_file = pid_file
@@ -62,7 +78,7 @@ class Service:
         self._child.stop()
 
     def _started(self, words: Sequence[str]) -> Child:
-        child = Child((PYTHON_MODULE, "kode_lab", *words), log=self._log)
+        child = Child((PYTHON_MODULE, self._module, *words), log=self._log)
         if self._pid_file is not None:
             fresh = self._pid_file.with_suffix(".fresh")
             fresh.write_text(f"{child.pid}\n")
@@ -80,9 +96,7 @@ class Service:
                 break
             time.sleep(0.02)
         self._child.kill()
-        raise InvalidScenario(
-            f"kode-lab {self._words[0]} did not start {ended}: {self._child.last_words()}"
-        )
+        raise InvalidScenario(f"{self._words[0]} did not start {ended}: {self._child.last_words()}")
 
     def _keep(self) -> None:
         """Start it again, on the same port, whenever it dies."""
@@ -92,3 +106,28 @@ class Service:
                 self._child.kill()
                 self.restarts += 1
                 self._child = self._started([*self._words, "--port", port])
+
+
+def start_target(
+    target: str, logs: Path, model_url: str = "", model_words: Sequence[str] = ()
+) -> list[Service]:
+    """Start a target behind its gateway, and before it the simulated model where none is given.
+
+    Returns:
+        The services, the gateway last.
+
+    Raises:
+        InvalidScenario: one did not start; its own words say why.
+    """
+    services: list[Service] = []
+    if not model_url:
+        services.append(Service(["simulate", *model_words], logs / "simulated.log"))
+        model_url = services[0].url
+    try:
+        words = [target, "--model-url", model_url]
+        gateway = Service(words, logs / "target.log", module="kode_lab.targets.gateway")
+    except InvalidScenario:
+        for service in services:
+            service.close()
+        raise
+    return [*services, gateway]

@@ -6,76 +6,84 @@
         def session(self):
             return self.key("ada", "hot")
 
-Turns arrive by a Poisson process whatever the server does: each on a greenlet of its own, and its
-time counts from when it was *meant* to be sent. A closed loop, where a slow server slows its own
+Turns arrive by a Poisson process whatever the service does: each on a greenlet of its own, and its
+time counts from when it was *meant* to be sent. A closed loop, where a slow service slows its own
 clients and hides it, is what ``--closed-loop`` asks for.
+
+A user is itself a target (``targets.target``): its two methods ``turn`` and ``history`` ask the
+server at ``--host``, or what ``--target`` names. A service that no target describes is asked by
+overriding these two. They run in the asyncio loop of the ``Bridge``; ``lab.client`` records.
 
 Source: coordinated omission is Gil Tene's word for what a closed loop hides.
 """
 
 from __future__ import annotations
 
-import json
 import random
 import time
-from contextlib import suppress
+from collections.abc import Sequence
 from typing import Any
 
 import gevent
-from locust import FastHttpUser, task
+from locust import User, task
 from locust.exception import StopTest
 
-from kode_lab.history.operation import Effect, echo_in
+from kode_lab.errors import KodeLabError
+from kode_lab.history.operation import Effect
 from kode_lab.key import SessionKey
+from kode_lab.lab.client import Client
 from kode_lab.load.load_run import listen
-from kode_lab.load.ranges import wrong_in
-from kode_lab.load.recorder import LATE, Outcome, Recorder
+from kode_lab.load.ranges import problem_of
+from kode_lab.load.recorder import LATE, Recorder
+from kode_lab.targets.target import Answer, Declaration, History, Outcome, Target
 
-__all__ = ["JSON", "TURNS", "SessionUser", "acknowledged", "outcome_of", "report"]
+__all__ = ["SessionUser"]
 
-TURNS = "/v1/turns"
-# Refused before anything was accepted. What stands nowhere here may have happened.
-DEFINITE = frozenset({400, 401, 403, 404, 405, 409, 411, 413, 414, 415, 421, 422, 429, 431})
-# Refused for now: the same turn may be taken later.
-NOT_NOW = frozenset({408, 409, 425, 429})
-JSON = {"Content-Type": "application/json"}
 _PAUSE_S, _PAUSE_LIMIT_S = 0.05, 2.0
+FIRST, BETWEEN = "time to first token", "between tokens"
 
 listen()
 
 
-class SessionUser(FastHttpUser):
-    """One source of turns; what it talks to and says is its subclass's.
+class SessionUser(User):
+    """One source of turns; which session it talks to and what it says is its subclass's.
 
     Attributes:
         rate_per_s: turns that one user begins in a second, on average.
         think_s: between an answer and the next turn, in a closed loop.
         double_share: of the arrivals, how many are two turns of one session at once.
         attempts_limit: how often one turn is sent, under one turn id.
+        timeout_s: how long a client waits for an answer.
+        is_streaming: replies are asked for as streams, where the target has both.
+        target: what is asked: our server, or what ``--target`` names.
     """
 
     abstract = True
-    # Of one user: more turns than this at once wait in the generator, which it reports as its own.
-    concurrency = 1_000
-    connection_timeout = 10.0
-    network_timeout = 120.0
     rate_per_s = 2.0
     think_s = 0.5
     double_share = 0.0
     attempts_limit = 1
+    timeout_s = 120.0
+    is_streaming = False
     agent_id = "schedule-assistant"
 
     def on_start(self) -> None:
         """Draw when the first turn is due, so that users do not fire in phase."""
         options = self.environment.parsed_options
-        if wrong := wrong_in(options):  # the web page can change what was right at the start
-            raise StopTest(wrong)
-        self.recorder: Recorder = self.environment.recorder
+        if problem := problem_of(options):  # the web page can change what was right at the start
+            raise StopTest(problem)
+        run = self.environment.load_run
+        self.recorder: Recorder = run.recorder
+        self.target: Target = run.target
         self.number = self.recorder.next_user()
         self.draw = random.Random(f"{options.seed}/{self.recorder.worker}/{self.number}")
         self.rate_per_s = options.rate or self.rate_per_s
         self.is_closed = options.closed_loop
         self.due_ns = time.monotonic_ns()
+        self._client = Client(self, self.recorder.history)
+        self._bridge = run.bridge
+
+    # ---- what a load test says
 
     def session(self) -> SessionKey:
         """Return the session of the next turn."""
@@ -85,21 +93,30 @@ class SessionUser(FastHttpUser):
         """Return the words of the next turn: by default two model calls and one of a tool."""
         return f"List my schedules for 1 day from tomorrow {marker}"
 
-    def effects_of(self, key: SessionKey, told: Any) -> tuple[Effect, ...] | None:  # noqa: ARG002 - for those with tools
-        """Return what tools did, as a session's saved conversation tells it; None: not asked."""
-        return None
-
-    def world_of(self, keys: list[SessionKey]) -> list[SessionKey]:  # noqa: ARG002 - as above
-        """Return the sessions in which to ask, at the end, for all that tools did."""
-        return []
-
-    def effects_told(self, key: SessionKey) -> tuple[Effect, ...] | None:
-        """Return what one of these says; None when it cannot say it."""
-        raise NotImplementedError(key)
-
     def key(self, user: str, session: str | None = None) -> SessionKey:
         """Return a session of this run's own user of that name."""
         return SessionKey.of(f"{user}-{self.recorder.tag}", self.agent_id, session)
+
+    # ---- how the service is asked: override these two for one that no target describes
+
+    @property
+    def declaration(self) -> Declaration:
+        """What the target says about itself."""
+        return self.target.declaration
+
+    async def turn(self, key: SessionKey, prompt: str, turn_id: str) -> Answer:
+        """Take one turn."""
+        return await self.target.turn(key, prompt, turn_id)
+
+    async def history(self, key: SessionKey) -> History | Sequence[str] | None:
+        """Return what the user said in a session; None when it cannot be read."""
+        return await self.target.history(key)
+
+    async def effects(self, user_id: str) -> Sequence[Effect]:
+        """Return all that tools did for a user; only users with tools can."""
+        raise KodeLabError(f"what tools did for {user_id} is not known")
+
+    # ---- the arrivals
 
     @task
     def arrive(self) -> None:
@@ -111,85 +128,80 @@ class SessionUser(FastHttpUser):
             gevent.sleep(1.0)
             return
         key = self.session()
-        turn = self.recorder.in_flight.spawn(self.turn, key, self.due_ns)
+        turn = self.recorder.in_flight.spawn(self.take_turn, key, self.due_ns)
         if self.draw.random() < self.double_share:
-            self.recorder.in_flight.spawn(self.turn, key, self.due_ns)
+            self.recorder.in_flight.spawn(self.take_turn, key, self.due_ns)
         if self.is_closed:
             turn.join()
             self.due_ns = time.monotonic_ns()
 
-    def turn(self, key: SessionKey, due_ns: int) -> Outcome:
-        """Take one turn of ``key``, sent again while that may help; give how it ended."""
+    def take_turn(self, key: SessionKey, due_ns: int, *, is_load: bool = True) -> Outcome:
+        """Take one turn of ``key``, sent again while that may help; return how it ended.
+
+        Args:
+            due_ns: when it was meant to be sent.
+            is_load: whether Locust's figures count it.
+        """
         marker = self.recorder.marker(key)
-        self.recorder.count(LATE, time.monotonic_ns() - due_ns)
-        body = key.to_json() | {"message": self.prompt(marker), "turnId": marker[1:]}
-        outcome = self.attempt(key, marker, body, due_ns)
+        outcome = self._attempt(key, marker, due_ns, is_load=is_load)
         pause_s = _PAUSE_S
         for _ in range(self.attempts_limit - 1):
             if outcome.type == "ok" or outcome.is_final:
                 break
             gevent.sleep(max(outcome.retry_after_s, pause_s * self.draw.uniform(0.5, 1.5)))
             pause_s = min(2 * pause_s, _PAUSE_LIMIT_S)
-            outcome = self.attempt(key, marker, body, time.monotonic_ns())
+            outcome = self._attempt(key, marker, time.monotonic_ns(), is_load=is_load)
         return outcome
 
-    def attempt(self, key: SessionKey, marker: str, body: dict[str, Any], due_ns: int) -> Outcome:
-        """Send the turn once and record it."""
-        data = json.dumps(body)
-        process = self.recorder.invoke(key, marker=marker)
-        with self.client.post(
-            TURNS, data=data, headers=JSON, name="turn", catch_response=True
-        ) as response:
-            outcome = outcome_of(response, is_read=self.recorder.is_recording)
-            self.recorder.complete(process, outcome)
-            report(response, outcome, due_ns)
+    def _attempt(self, key: SessionKey, marker: str, due_ns: int, *, is_load: bool) -> Outcome:
+        ended: tuple[Outcome, int] = self._bridge.call(self._sent, key, marker, due_ns, is_load)
+        outcome, ended_ns = ended
+        if is_load:
+            self._tell_locust(outcome, ended_ns - due_ns)
+            latest_ns = 0
+            for at_ns in outcome.pieces_ns:
+                name, took_ns = (
+                    (BETWEEN, at_ns - latest_ns) if latest_ns else (FIRST, at_ns - due_ns)
+                )
+                self.recorder.count(name, took_ns)
+                latest_ns = at_ns
         return outcome
 
+    async def _sent(
+        self, key: SessionKey, marker: str, due_ns: int, is_load: bool
+    ) -> tuple[Outcome, int]:
+        if is_load:
+            self.recorder.count(LATE, time.monotonic_ns() - due_ns)
+        process = self.recorder.next_process()
+        outcome = await self._client.turn(
+            process, key, marker, self.prompt(marker), timeout_s=self.timeout_s
+        )
+        return outcome, time.monotonic_ns()
 
-def report(response: Any, outcome: Outcome, due_ns: int) -> None:
-    """Tell Locust of an attempt; its time counts from when it was meant to be sent."""
-    response.request_meta["response_time"] = (time.monotonic_ns() - due_ns) / 1e6
-    if outcome.type == "ok":
-        response.success()
-    else:
-        response.failure(f"{outcome.type}: {outcome.error}")
+    def _tell_locust(self, outcome: Outcome, took_ns: int) -> None:
+        failure = None if outcome.type == "ok" else f"{outcome.type}: {outcome.error}"
+        self.environment.events.request.fire(
+            request_type="POST",
+            name="turn",
+            response_time=took_ns / 1e6,
+            response_length=len(outcome.text),
+            exception=failure,
+            context={},
+        )
 
+    # ---- the end of a run
 
-def outcome_of(response: Any, *, is_read: bool = True) -> Outcome:
-    """Return what an answer means: only what is surely refused is ``fail``.
+    def read_back(self, key: SessionKey) -> str:
+        """Read a session and record it; return "" or why it could not be read."""
+        error: str = self._bridge.call(self._read, key)
+        return error
 
-    Args:
-        is_read: whether anybody wants to know what the reply says it was shown.
-    """
-    status, broken = response.status_code, response.request_meta["exception"]
-    if status == 200:
-        try:
-            told = json.loads(response.content)
-            return acknowledged(told) if is_read else Outcome("ok")
-        except (TypeError, ValueError, KeyError):
-            return Outcome("info", f"answer cut: {type(broken).__name__}")
-    if not status:
-        error = getattr(response, "error", None) or broken
-        is_refused = isinstance(error, ConnectionRefusedError)
-        return Outcome("fail" if is_refused else "info", type(error).__name__)
-    kind = f"{status}"
-    with suppress(TypeError, ValueError, KeyError):
-        kind += f" {json.loads(response.content)['error']['type']}"
-    headers = response.headers or {}
-    try:
-        retry_after_s = float(headers.get("retry-after", 0))
-    except ValueError:
-        retry_after_s = 0.0
-    return Outcome(
-        "fail" if status in DEFINITE else "info",
-        kind,
-        is_final=400 <= status < 500 and status not in NOT_NOW,
-        retry_after_s=retry_after_s,
-    )
+    async def _read(self, key: SessionKey) -> str:
+        return await self._client.read(self.recorder.next_process(), key)
 
+    def ask_world(self, key: SessionKey) -> None:
+        """Ask what tools did for a user and record it."""
+        self._bridge.call(self._asked_world, key)
 
-def acknowledged(told: dict[str, Any]) -> Outcome:
-    """Return the outcome of a turn from its reply, with what the reply says the model was shown."""
-    echo = echo_in(told["text"])
-    answered, read = echo if echo is not None else ("", None)
-    return Outcome("ok", "", read, answered, told.get("configVersion", ""), told=told)
+    async def _asked_world(self, key: SessionKey) -> Any:
+        await self._client.effects(self.recorder.next_process(), key)

@@ -16,7 +16,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import parse_qsl, urlencode, urljoin
+from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit
 
 from kode_lab.child import Child
 from kode_lab.errors import KodeLabError
@@ -29,7 +29,7 @@ from kode_lab.targets.template import JsonPath, filled, in_json, in_url, text_in
 if TYPE_CHECKING:
     import aiohttp
 
-__all__ = ["HttpTarget"]
+__all__ = ["HttpTarget", "http_client", "stream_events"]
 
 PAGES_LIMIT = 1_000
 # Of one answer; a session of a hundred thousand turns fits.
@@ -95,7 +95,7 @@ class HttpTarget:
             KodeLabError: it ended, or did not answer in time.
         """
         if self._client is None:
-            self._client = _client()
+            self._client = http_client()
         if self._scratch is None:
             self._scratch = tempfile.TemporaryDirectory(prefix="kode-lab-target-")
             data = Path(self._scratch.name) / "data"
@@ -117,10 +117,19 @@ class HttpTarget:
         """
         if self._it.setup_session is not None:
             return None
-        other = HttpTarget(self._it)
-        other._surroundings, other._base = self._surroundings, self._base
-        other._client = _client()
-        return other
+        return HttpTarget(self._it).attach(self.surroundings)
+
+    @property
+    def surroundings(self) -> dict[str, str]:
+        """The port, the data directory and the model's URL that the service was started with."""
+        return dict(self._surroundings)
+
+    def attach(self, surroundings: Mapping[str, str]) -> HttpTarget:
+        """Ask a service that another ``HttpTarget`` started; only connections are opened."""
+        self._surroundings = dict(surroundings)
+        self._base = self._it.url.fill(self._surroundings)
+        self._client = http_client()
+        return self
 
     async def _begin(self) -> None:
         assert self._scratch is not None
@@ -154,17 +163,17 @@ class HttpTarget:
         import aiohttp  # noqa: PLC0415
 
         assert self._client is not None
-        ready = self._it.ready
-        url = (
-            self._base
-            if ready is None
-            else urljoin(f"{self._base}/", ready.fill(self._surroundings))
-        )
         try:
-            async with self._client.get(
-                url, allow_redirects=False, timeout=aiohttp.ClientTimeout(total=2.0)
-            ) as response:
-                return ready is None or response.status < 500
+            if self._it.ready is None:
+                parts = urlsplit(self._base)
+                port = parts.port or (443 if parts.scheme == "https" else 80)
+                _, writer = await asyncio.open_connection(parts.hostname, port)
+                writer.close()
+                return True
+            url = urljoin(f"{self._base}/", self._it.ready.fill(self._surroundings))
+            patience = aiohttp.ClientTimeout(total=2.0)
+            async with self._client.get(url, allow_redirects=False, timeout=patience) as response:
+                return response.status < 500
         except (aiohttp.ClientError, TimeoutError, OSError):
             return False
 
@@ -296,15 +305,17 @@ class HttpTarget:
     async def _streamed(self, raw: aiohttp.ClientResponse, how: Stream) -> Answer:
         """Read a stream to its end; one that ends without its last event was cut."""
         pieces: list[str] = []
+        pieces_ns: list[int] = []
         whole: list[str] = []
         is_done = how.done is None
-        async for event, data in _events(raw, is_sse=how.is_sse):
+        async for event, data in stream_events(raw, is_sse=how.is_sse):
             value = _json_or_text(data)
             if how.failed is not None and _holds(how.failed, value, event):
                 return Answer("unknown", error=f"the stream reports a failure: {_shown(data)}")
             if how.done is not None and _holds(how.done, value, event):
                 is_done = True
             if how.when is None or _holds(how.when, value, event):
+                pieces_ns.append(time.monotonic_ns())
                 whole.append(data)
                 if how.text is None:
                     pieces.append(data)
@@ -317,7 +328,7 @@ class HttpTarget:
             return Answer("unknown", error=how.text.missing("\n".join(whole) or "an empty stream"))
         if self._it.reply_pattern is not None:
             return self._reply({}, text)
-        return Answer("reply", text)
+        return Answer("reply", text, pieces_ns=tuple(pieces_ns))
 
     async def _fetched(self, later: Later, values: dict[str, str]) -> Answer:
         """Poll until the reply is there."""
@@ -463,7 +474,8 @@ class HttpTarget:
             return await _whole(raw)
 
 
-def _client() -> aiohttp.ClientSession:
+def http_client() -> aiohttp.ClientSession:
+    """Return a client without a limit of connections, without cookies of its own."""
     import aiohttp  # noqa: PLC0415 - reading a description costs none of it
 
     return aiohttp.ClientSession(
@@ -483,7 +495,9 @@ async def _whole(raw: aiohttp.ClientResponse) -> _Response:
     return _Response(raw.status, headers, cookies, body.decode("utf-8", "replace"), str(raw.url))
 
 
-async def _events(raw: aiohttp.ClientResponse, *, is_sse: bool) -> AsyncIterator[tuple[str, str]]:
+async def stream_events(
+    raw: aiohttp.ClientResponse, *, is_sse: bool
+) -> AsyncIterator[tuple[str, str]]:
     """Yield each event of a stream: its name and its data."""
     event = ""
     data: list[str] = []

@@ -56,6 +56,7 @@ class Answer(NamedTuple):
         read: what the model was shown, where the target itself knows it.
         is_final: sending the same turn again gives the same answer.
         retry_after_s: how long the service asked to wait, or 0.
+        pieces_ns: when the pieces of a streamed reply came (monotonic nanoseconds).
     """
 
     kind: str
@@ -65,6 +66,7 @@ class Answer(NamedTuple):
     read: Read | None = None
     is_final: bool = False
     retry_after_s: float = 0.0
+    pieces_ns: tuple[int, ...] = ()
 
 
 class History(NamedTuple):
@@ -73,10 +75,14 @@ class History(NamedTuple):
     Attributes:
         prompts: what the user said, in order, each as one text.
         unanswered: those of them that no reply follows, where the target can tell.
+        made: what the session's own tools say that they did, or None where it is not told.
+        listed: what the session's tools were shown of the world, or None when that is not whole.
     """
 
     prompts: tuple[str, ...]
     unanswered: tuple[str, ...] = ()
+    made: tuple[Effect, ...] | None = None
+    listed: tuple[Effect, ...] | None = None
 
 
 class Declaration(NamedTuple):
@@ -178,6 +184,7 @@ class Outcome(NamedTuple):
         is_final: sending the turn again is useless.
         retry_after_s: how long the service asked to wait, or 0.
         text: the reply.
+        pieces_ns: when the pieces of a streamed reply came (monotonic nanoseconds).
     """
 
     type: str
@@ -188,6 +195,7 @@ class Outcome(NamedTuple):
     is_final: bool = False
     retry_after_s: float = 0.0
     text: str = ""
+    pieces_ns: tuple[int, ...] = ()
 
 
 def outcome_of(marker: str, answer: Answer, *, needs_quote: bool = True) -> Outcome:
@@ -216,7 +224,8 @@ def outcome_of(marker: str, answer: Answer, *, needs_quote: bool = True) -> Outc
         read = None
     if answered == marker or not (needs_quote or answered):
         seen = answer.read or (read if answered == marker else None)
-        return Outcome("ok", "", seen, answered, answer.config, text=text)
+        pieces_ns = answer.pieces_ns
+        return Outcome("ok", "", seen, answered, answer.config, text=text, pieces_ns=pieces_ns)
     why = f"the reply answers {answered}" if answered else "the reply does not quote its marker"
     shown = " ".join(text.split())
     if not answered:
