@@ -46,7 +46,8 @@ from kode_lab.errors import (
 from kode_lab.key import SessionKey
 from kode_lab.message import Reply, Usage, assistant, user
 from kode_lab.sessions import AgentShelf, JsonStore, Toolbox
-from kode_lab.sessions.files import file_lock
+from kode_lab.sessions.files.disk import PosixDisk
+from kode_lab.sessions.files.file_lock import Occupancy
 
 SAID = ["one", "note:1 two", "three"]
 
@@ -434,27 +435,25 @@ def test_files_of_a_newer_version_are_refused_and_left_as_they_are(tmp_path):
     run(scenario())
 
 
-@pytest.mark.parametrize("durability", ["process", "power"])
+@pytest.mark.parametrize("alone", [False, True])
 def test_on_a_network_file_system_a_directory_in_which_another_host_works_is_refused(
-    tmp_path, durability, monkeypatch
+    tmp_path, alone
 ):
     """What is not known to be local counts as one."""
 
-    async def scenario():
-        await with_history(tmp_path)
-        monkeypatch.setattr(file_lock, "_LOCAL", frozenset())
-        mark = tmp_path / "store" / "+store"
-        assert mark.read_bytes() == b"", "the last one to leave removes the name of the host"
-        mark.write_text('{"kode_lab":1,"host":"0123456789abcdef"}\n')
-        for _ in range(2):
-            with pytest.raises(ForeignHost, match=r"another host.*remove the file \+store"):
-                JsonStore(tmp_path / "store", durability=durability)
-        mark.unlink()
-        async with managing(tmp_path, store={"durability": durability}) as manager:
-            await assert_undisturbed(manager)
-            assert b'"host"' in mark.read_bytes()
+    def enter(**how):
+        return Occupancy(tmp_path, PosixDisk(), alone=alone, wait_s=0, **how)
 
-    run(scenario())
+    mark = tmp_path / "+store"
+    mark.write_text('{"kode_lab":1,"host":"0123456789abcdef"}\n')
+    for _ in range(2):
+        with pytest.raises(ForeignHost, match=r"another host.*remove the file \+store"):
+            enter(sees_all_locks=lambda _: False)
+    mark.unlink()
+    inside = enter(sees_all_locks=lambda _: False)
+    assert b'"host"' in mark.read_bytes()
+    inside.leave()
+    assert mark.read_bytes() == b"", "the last one to leave removes the name of the host"
 
 
 @pytest.mark.parametrize("durability", ["process", "power"])

@@ -72,7 +72,15 @@ class Occupancy:
 
     __slots__ = ("_disk", "_is_alone", "_name", "_owned", "_path", "_status", "is_first")
 
-    def __init__(self, root: Path, disk: Disk, *, alone: bool, wait_s: float) -> None:
+    def __init__(
+        self,
+        root: Path,
+        disk: Disk,
+        *,
+        alone: bool,
+        wait_s: float,
+        sees_all_locks: Callable[[Path], bool] | None = None,
+    ) -> None:
         """Enter, and wait up to ``wait_s`` for others that are just entering or leaving.
 
         Raises:
@@ -92,7 +100,7 @@ class Occupancy:
             self.check()
             if not alone:
                 disk.make_directory(root / "+locks")
-            self._compare(root)
+            self._compare(root, sees_all_locks or is_local)
         except BaseException:
             self._owned.close()
             raise
@@ -139,7 +147,7 @@ class Occupancy:
             time.sleep(_LOOK_S)  # another process is just entering, too
         return True
 
-    def _compare(self, root: Path) -> None:
+    def _compare(self, root: Path, sees_all_locks: Callable[[Path], bool]) -> None:
         """Compare this process with those inside, and describe it if it is the first."""
         here = {"kode_lab": 1, "host": _host(), "locks": _LAYOUT, "inode": _inode(root / "+locks")}
         words = self._disk.read(self._owned.fd, max(self._disk.size(self._owned.fd), 0), 0)
@@ -149,7 +157,7 @@ class Occupancy:
             there = {}  # the file of a process that died while writing it
         # The lock on a local file system proves that a host that left its name there is gone, or
         # is another container of this machine, whose locks this one sees.
-        if there and there.get("host") != here["host"] and not is_local(root):
+        if there and there.get("host") != here["host"] and not sees_all_locks(root):
             raise ForeignHost(
                 f"another host works in the store at {self._name!r}, and file locks do not reach "
                 "across hosts: stop it there; if it is gone for good, remove the file +store"
