@@ -33,7 +33,6 @@
         ├── NewerFormat            written by a newer kode_lab
         ├── WrongOwner             the directory belongs to another user's session
         ├── ForeignHost            another host works in this directory
-        ├── StoreMoved             the directory or its lock files were moved or removed in use
         └── StaleLease             the holder was overtaken; its write was refused
 
 Each message says what, which key or limit, and what to do.
@@ -68,7 +67,6 @@ __all__ = [
     "StaleLease",
     "StepLimitReached",
     "StoreError",
-    "StoreMoved",
     "StoreUnreachable",
     "StoreUnwritable",
     "Superseded",
@@ -233,10 +231,6 @@ class WrongOwner(StoreError):
 
 class ForeignHost(StoreError):
     """Another host works in this directory; file locks do not reach across hosts."""
-
-
-class StoreMoved(StoreError):
-    """The store's directory or its lock files were moved, removed or replaced while in use."""
 
 
 class StaleLease(StoreError):

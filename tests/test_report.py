@@ -1,24 +1,27 @@
 """The report page, and reports that are replayed: what they say, and what they refuse."""
 
+import io
 import json
 import re
-import subprocess
-import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from types import SimpleNamespace
 
 import pytest
 
 from kode_lab import lab
 from kode_lab.claude import Profile
-from kode_lab.errors import InvalidRecord, InvalidScenario, NewerFormat
+from kode_lab.cli import main
+from kode_lab.errors import InvalidRecord, NewerFormat
 from kode_lab.history.operation import marker_of
 from kode_lab.key import SessionKey
 from kode_lab.lab.comparison import compare
 from kode_lab.lab.records import Run, RunRecorder
 from kode_lab.lab.scenario import Scenario
 from kode_lab.pictures.timeline import timeline
-from kode_lab.reports.claims import time_verdict
 from kode_lab.reports.page import report
-from kode_lab.reports.record import recorded, reported, scenario_of
+from kode_lab.reports.record import recorded
+from kode_lab.reports.report import parsed
+from kode_lab.reports.reproduce import scenario_of
 from kode_lab.sessions import JsonStore, Lease
 
 QUICK = Scenario(users=2, sessions=2, turns=2, profile=Profile(ttft_s=0.005))
@@ -239,10 +242,11 @@ def test_one_odd_run_json_is_listed_as_unreadable_beside_the_others(run, tmp_pat
 
 
 def kode_lab(*arguments, cwd):
-    return subprocess.run(
-        [sys.executable, "-m", "kode_lab", *map(str, arguments)],
-        capture_output=True, text=True, check=False, cwd=cwd, timeout=120,
-    )  # fmt: skip
+    """Run a command in this process: an interpreter for each would cost a second."""
+    out, err = io.StringIO(), io.StringIO()
+    with chdir(cwd), redirect_stdout(out), redirect_stderr(err):
+        status = main([str(one) for one in arguments])
+    return SimpleNamespace(returncode=status, stdout=out.getvalue(), stderr=err.getvalue())
 
 
 def test_a_report_is_done_again_and_its_figures_hold(tmp_path):
@@ -250,30 +254,29 @@ def test_a_report_is_done_again_and_its_figures_hold(tmp_path):
     done = kode_lab("reproduce", "my-report.json", "--speed", 10, cwd=tmp_path)
     assert done.stderr == ""
     said = [line.split() for line in done.stdout.splitlines() if "tool calls" in line]
-    assert [(words[3], words[5], words[6]) for words in said] == [
-        ("1", "1", "holds"), ("5", "5", "holds"),
-    ]  # fmt: skip
+    said = [words for words in said if "succeeded" in words]
+    assert [(words[-4], words[-1]) for words in said] == [("1,", "holds"), ("5,", "holds")]
     # Times are compared too; on a crowded machine they may not hold, and that is told.
-    assert done.returncode == ("violated" in done.stdout)
-    page = kode_lab("report", cwd=tmp_path)
-    assert page.returncode == 2  # no two turns of one session met: unknown
+    assert done.returncode in ((0,) if "VIOLATED" not in done.stdout else (1,)) + (2,)
     assert (tmp_path / "results/latest/report.html").is_file()
     again = json.loads(kode_lab("record", cwd=tmp_path).stdout)
     assert [turn["tool_calls"] for turn in again["turns"]] == [1, 5]
 
 
 def test_a_recorded_run_comes_back_as_the_same_arrivals_calls_and_tools(run):
-    name, turns = reported(json.loads(json.dumps(recorded(run))))
-    scenario = scenario_of(name, turns)
+    report_ = parsed(json.loads(json.dumps(recorded(run))))
+    (test,) = report_.tests
+    scenario = scenario_of(report_, test)
     assert scenario.turns_total == QUICK.turns_total
     assert set(scenario.session_keys()) == set(QUICK.session_keys())
     plans = {plan.name: plan for plan in scenario.profile.plans}
-    for turn, client in zip(turns, scenario.clients_given, strict=True):
-        assert client.start_s == turn.arrived_s
-        assert plans[client.asks[0].turn_id].calls_s == turn.calls_s
+    turns = {(turn.key, turn.arrived.at_s): turn for turn in test.turns}
+    for client in scenario.clients_given:
+        (ask,) = client.asks
+        assert plans[ask.turn_id].calls_s == turns[ask.key, client.start_s].calls
 
 
-def test_only_answered_turns_are_recorded_and_the_others_are_counted(tmp_path):
+def test_every_turn_is_recorded_with_how_it_ended_and_faults_are_counted(tmp_path):
     recorder = RunRecorder(tmp_path, "mixed", parameters={})
     history = recorder.history
     for number, ended in enumerate(("ok", "fail", "fail", "info", "open")):
@@ -287,12 +290,10 @@ def test_only_answered_turns_are_recorded_and_the_others_are_counted(tmp_path):
     history.fault("quiet", 80)
     run = recorder.finish("complete")
     told = recorded(run)
-    assert [turn["userId"] for turn in told["turns"]] == ["user0"]
-    assert told["left_out"] == {"refused": 2, "unanswered": 2, "kill": 1}
-    printed = kode_lab("record", run.path, cwd=tmp_path)
-    assert "left out: 2 refused, 2 unanswered, 1 kill" in printed.stderr
-    assert json.loads(printed.stdout) == told
-    assert reported(told)[1][0].key.user_id == "user0"
+    outcomes = [turn.get("outcome", "ok") for turn in told["turns"]]
+    assert outcomes == ["ok", "refused", "refused", "failed", "unanswered"]
+    assert told["left_out"] == {"kill": 1}
+    assert [turn.outcome for turn in parsed(told).tests[0].turns] == outcomes
 
 
 def test_a_recorded_turn_with_half_a_trace_is_one_that_can_be_replayed(run, tmp_path):
@@ -300,82 +301,8 @@ def test_a_recorded_turn_with_half_a_trace_is_one_that_can_be_replayed(run, tmp_
     lines = (path / "trace.jsonl").read_text().splitlines(keepends=True)
     tools = [line for line in lines if '"step":"tool"' in line]
     (path / "trace.jsonl").write_text("".join(tools[:1]))
-    whole = [turn for turn in recorded(Run.load(path))["turns"] if turn["tool_calls"]]
-    assert [turn["calls_s"] for turn in whole] == [[]]
-    assert len(reported(recorded(Run.load(path)))[1]) == QUICK.turns_total
-
-
-def test_calls_that_asked_for_several_tools_keep_their_time_in_a_replay():
-    turn = {"userId": "ada", "arrived_s": 0, "took_s": 2.0, "tool_calls": 3, "calls_s": [0.5, 1.5]}
-    _, turns = reported({"turns": [turn]})
-    (plan,) = scenario_of("r", turns).profile.plans
-    assert plan.calls_s == (0.5, 0.5, 0.5, 0.5)
-
-
-def test_a_time_as_short_as_its_allowance_is_no_claim_that_holds(tmp_path):
-    turn = {"userId": "ada", "arrived_s": 0, "took_s": 0.002}
-    (tmp_path / "short.json").write_text(json.dumps({"turns": [turn]}))
-    told = json.loads(kode_lab("reproduce", "short.json", "--json", cwd=tmp_path).stdout)
-    (timed,) = (claim for claim in told["claims"] if claim["what"] == "answered in")
-    assert timed["verdict"] != "holds"
-    assert time_verdict(0.002, 0.002, slack_s=0.05) == "unknown"
-    assert time_verdict(0.06, 0.002, slack_s=0.05) == "violated"
-    assert time_verdict(0.2, 0.21, slack_s=0.05) == "holds"
-
-
-def test_what_a_turn_waited_for_its_own_session_is_not_the_models_time():
-    turn = {"userId": "ada", "arrived_s": 0.0, "took_s": 2.0}
-    _, turns = reported({"turns": [turn, turn | {"arrived_s": 0.5, "took_s": 3.0}]})
-    first, second = scenario_of("r", turns).profile.plans
-    assert first.calls_s == (2.0,)
-    assert second.calls_s == (1.5,)
-
-
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        ({"arrived_s": -1}, r"turns\[1\]\.arrived_s is -1"),
-        ({"took_s": float("nan")}, r"took_s is nan"),
-        ({"took_s": 1e9}, "TIME_LIMIT_S=86400"),
-        ({"took_s": "long"}, "took_s is 'long'"),
-        ({"took_s": None}, "took_s is None"),
-        ({"tool_calls": 20}, "TOOL_CALLS_LIMIT=19"),
-        ({"calls_s": [9.0, 9.0]}, "18 s together"),
-        ({"calls_s": [0.1] * 7}, r"7 model calls.*tool_calls=5: give 2 to 6"),
-        ({"calls_s": [0.1]}, r"1 model calls.*tool_calls=5: give 2 to 6"),
-        ({"tool_calls": 0, "calls_s": [0.1, 0.1]}, r"tool_calls=0: give 1 to 1"),
-        ({"prompt": "\ud800"}, r"turns\[1\]\.prompt has half a surrogate"),
-        ({"userId": ""}, "userId is empty"),
-        ({"agentId": "other"}, "one agent"),
-        ({"tokens": 3}, "no field 'tokens'"),
-    ],
-)
-def test_impossible_times_and_unknown_words_are_refused_by_turn_and_field(change, told):
-    fields = {"turns": [TWO["turns"][0], TWO["turns"][1] | change]}
-    with pytest.raises(InvalidScenario, match=told):
-        reported(fields)
-
-
-@pytest.mark.parametrize(
-    "fields", [[], {}, {"turns": []}, {"turns": [3]}, {"kode_lab_report": 9, "turns": [{}]}]
-)
-def test_what_is_no_report_is_refused(fields):
-    with pytest.raises(InvalidScenario):
-        reported(fields)
-
-
-@pytest.mark.parametrize("speed", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_replay_at_no_speed_is_refused(speed):
-    _, turns = reported(TWO)
-    with pytest.raises(InvalidScenario, match="must be above 0"):
-        scenario_of("r", turns, speed=speed)
-
-
-def test_a_turn_longer_than_the_agent_allows_needs_a_higher_speed():
-    _, turns = reported({"turns": [{"userId": "a", "arrived_s": 0, "took_s": 600}]})
-    with pytest.raises(InvalidScenario, match="give a speed above"):
-        scenario_of("long", turns)
-    assert scenario_of("long", turns, speed=10.0).speed == 10.0
+    (test,) = parsed(recorded(Run.load(path))).tests
+    assert len(test.turns) == QUICK.turns_total
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1, 2", "\x00"])

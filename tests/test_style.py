@@ -12,6 +12,7 @@ LINE_LIMIT_COLUMNS = 100
 BANNED_NAMES = {"util", "utils", "helper", "helpers", "common", "misc", "base", "core", "types"}
 # What a class may be built on: values, protocols, and the generic form of either.
 VALUE_BASES = {
+    "Value",  # of lab.scenario: a frozen BaseModel
     "ModuleType",
     "BaseModel",
     "Struct",

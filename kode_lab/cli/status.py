@@ -14,7 +14,7 @@ from pathlib import Path
 
 __all__ = ["INTERRUPTED", "STATUS_OF_VERDICT", "UNUSABLE", "found"]
 
-STATUS_OF_VERDICT = {"holds": 0, "not applicable": 0, "violated": 1, "unknown": 2}
+STATUS_OF_VERDICT = {"holds": 0, "not applicable": 2, "violated": 1, "inconclusive": 2}
 UNUSABLE, INTERRUPTED = 3, 130
 
 

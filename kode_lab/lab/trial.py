@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,13 +28,22 @@ from kode_lab.lab.client import Client as TurnClient
 from kode_lab.lab.exports import export
 from kode_lab.lab.live import Progress, Row
 from kode_lab.lab.records import Run, RunRecorder
-from kode_lab.lab.scenario import AGENT, Client, Scenario
+from kode_lab.lab.scenario import AGENT, Ask, Client, Scenario
+from kode_lab.lab.scripted import (
+    ScriptedModel,
+    ScriptedTarget,
+    add_stand_ins,
+    agents_for,
+    scripts_of,
+    tools_of,
+)
 from kode_lab.message import Model
 from kode_lab.schedule_assistant import AGENTS, ScheduleBook, toolbox
 from kode_lab.sessions import AgentShelf, JsonStore, SessionManager, Store
-from kode_lab.targets.ours import ManagerTarget, ServerTarget
+from kode_lab.targets.ours import ServerTarget
+from kode_lab.targets.target import Outcome
 
-__all__ = ["MakeStore", "conduct", "in_process", "served"]
+__all__ = ["MakeStore", "ask_script", "conduct", "in_process", "served"]
 
 MakeStore = Callable[[Path], Store]
 
@@ -82,12 +91,18 @@ def _judged(recorder: RunRecorder, status: str) -> Run:
 
 @dataclass(slots=True)
 class _Trial:
-    """What the clients of one run share."""
+    """What the clients of one run share.
+
+    Attributes:
+        on_turn: is told of each turn when it is sent (``None``) and how it ended.
+    """
 
     scenario: Scenario
     client: TurnClient
     row: Row
     began_s: float
+    on_turn: Callable[[Ask, Outcome | None], None] = lambda _ask, _outcome: None
+    total: int = 0
     acknowledged: int = 0
     ended: int = 0
     one_more: asyncio.Event = field(default_factory=asyncio.Event)
@@ -97,9 +112,12 @@ class _Trial:
         """Count a turn that was answered, or given up."""
         self.acknowledged += outcome == "ok"
         self.ended += is_last
-        total = self.scenario.turns_total
-        self.row.part = self.ended / total
-        self.row.doing = f"{self.ended:,} of {total:,} turns ended, {self.acknowledged:,} ok"
+        ok = f"{self.acknowledged:,} ok"
+        if self.scenario.phases:  # how many turns fit into them is not known before
+            self.row.doing = f"{self.ended:,} turns ended, {ok}"
+        else:
+            self.row.part = self.ended / self.total
+            self.row.doing = f"{self.ended:,} of {self.total:,} turns ended, {ok}"
         self.one_more.set()
 
 
@@ -116,39 +134,97 @@ async def _done(
             opened = in_process(scenario, recorder.path, recorder.trace, make_store)
             manager, witness = await stack.enter_async_context(opened)
             client = TurnClient(manager, history, witness=witness)
-        trial = _Trial(scenario, client, row, loop.time())
+        script = scenario.script()
+        total = sum(len(one.asks) for one in script)
+        row.expected_s = scenario.duration_s
+        trial = _Trial(scenario, client, row, loop.time(), total=total)
         trial.is_up.set()
         async with asyncio.TaskGroup() as clients:
             if server is not None:
                 clients.create_task(_kill(trial, server, recorder))
-            for one in scenario.script():
+            for one in script:
                 clients.create_task(_ask_all(trial, one, is_killed=server is not None))
         history.fault("quiet", time.monotonic_ns())
-        await _probe(trial)
+        if scenario.is_probed:
+            await _probe(trial)
+
+
+async def ask_script(
+    scenario: Scenario,
+    client: TurnClient,
+    row: Row,
+    on_turn: Callable[[Ask, Outcome | None], None],
+) -> None:
+    """Let all clients of a scenario ask what they have to ask of one target.
+
+    Args:
+        row: of the progress.
+        on_turn: is told of each turn when it is sent (``None``) and how it ended.
+    """
+    script = scenario.script()
+    total = sum(len(one.asks) for one in script)
+    trial = _Trial(scenario, client, row, asyncio.get_running_loop().time(), on_turn, total)
+    async with asyncio.TaskGroup() as clients:
+        for one in script:
+            clients.create_task(_ask_all(trial, one, is_killed=False))
 
 
 @asynccontextmanager
 async def in_process(
-    scenario: Scenario, path: Path, trace: Trace, make_store: MakeStore | None
-) -> AsyncIterator[tuple[ManagerTarget, Callable[[str], Read | None] | None]]:
-    """Open our own sessions below ``path`` with the simulated model, and its witness over HTTP."""
+    scenario: Scenario,
+    path: Path,
+    trace: Trace,
+    make_store: MakeStore | None,
+    *,
+    real: Claude | None = None,
+    model_name: str = "",
+    is_streamed: bool = False,
+    tools: Sequence[str] = (),
+) -> AsyncIterator[tuple[ScriptedTarget, Callable[[str], Read | None] | None]]:
+    """Open our own sessions below ``path`` with a model, and the simulated model's witness.
+
+    Args:
+        real: a real model instead of the simulated one, asked by ``model_name``.
+        is_streamed: note when the first words of each answer come.
+        tools: of which there are stand-ins too, besides those that the scenario itself names.
+    """
     profile = scenario.profile.at(scenario.profile.speed * scenario.speed)
+    script = scenario.script()
     async with AsyncExitStack() as stack:
         witness: Callable[[str], Read | None] | None = None
         model: Model = InProcessClaude(profile)
-        if scenario.is_http:
+        if real is not None:
+            model = real
+            await real.warm_up(len(script))
+        elif scenario.is_http:
             simulated = await stack.enter_async_context(SimulatedClaude(profile))
             witness = simulated.read
-            at_once = min(1_000, max(1, len(scenario.script())))
-            model = await stack.enter_async_context(Claude(simulated.base_url, concurrency=at_once))
+            at_once = min(1_000, max(1, len(script)))
+            claude = Claude(simulated.base_url, concurrency=at_once)
+            model = await stack.enter_async_context(claude)
+            await claude.warm_up(at_once)
         book = stack.enter_context(closing(ScheduleBook(path / "schedules.sqlite3")))
-        shelf = AgentShelf(AGENTS, toolbox(book))
-        shelf.current(AGENT)  # imports what makes schemas, before anything is measured
+        box, agents = toolbox(book), AGENTS
+        keys = scenario.session_keys()
+        if scenario.is_scripted or model_name or any(key.agent_id != AGENT for key in keys):
+            scripts = scripts_of(script)
+            names = tuple(dict.fromkeys((*tools, *tools_of(script))))
+            add_stand_ins(box, names)
+            agents = agents_for(keys, names, path / "agents", model=model_name)
+            if scripts:
+                model = ScriptedModel(scripts, model, scenario.speed)
+        shelf = AgentShelf(agents, box)
+        for agent_id in dict.fromkeys(key.agent_id for key in keys):
+            shelf.current(agent_id)  # imports what makes schemas, before anything is measured
         store = (make_store or _store(scenario))(path / ".kode")
         manager = await stack.enter_async_context(
             SessionManager(store=store, agents=shelf, model=model, trace=trace)
         )
-        yield ManagerTarget(manager, book, strategy=scenario.strategy), witness
+        refused = frozenset(a.turn_id for one in script for a in one.asks if a.is_refused)
+        target = ScriptedTarget(
+            manager, book, strategy=scenario.strategy, refused=refused, is_streamed=is_streamed
+        )
+        yield target, witness
 
 
 @asynccontextmanager
@@ -174,6 +250,9 @@ async def _ask_all(trial: _Trial, client: Client, *, is_killed: bool) -> None:
     lives = 0
     for ask in client.asks:
         await asyncio.sleep(ask.pause_s)
+        if loop.time() - trial.began_s >= client.end_s:
+            break
+        trial.on_turn(ask, None)
         for attempt in range(1, ATTEMPTS_LIMIT + 1):
             process = f"{client.name}.{lives}" if lives else client.name
             outcome = await trial.client.turn(
@@ -182,8 +261,9 @@ async def _ask_all(trial: _Trial, client: Client, *, is_killed: bool) -> None:
                 ask.marker,
                 ask.prompt,
                 turn_id=ask.turn_id,
-                timeout_s=trial.scenario.timeout_s,
+                timeout_s=ask.patience_s or trial.scenario.timeout_s,
             )
+            trial.on_turn(ask, outcome)
             lives += outcome.type == "info"
             is_last = outcome.type == "ok" or outcome.is_final or attempt == ATTEMPTS_LIMIT
             trial.note(outcome.type, is_last=is_last or not is_killed)
@@ -234,7 +314,7 @@ async def _probe(trial: _Trial) -> None:
 
 def _store(scenario: Scenario) -> MakeStore:
     def make(root: Path) -> Store:
-        return JsonStore(root, layout=scenario.layout, durability=scenario.durability)  # type: ignore[arg-type]
+        return JsonStore(root, layout=scenario.layout, durability=scenario.durability)
 
     return make
 

@@ -16,7 +16,7 @@ from kode_lab.history.operation import NEMESIS, Operation
 from kode_lab.history.span import Span
 from kode_lab.key import SessionKey
 
-__all__ = ["Recorded", "TurnView", "turns_of"]
+__all__ = ["Recorded", "Stretched", "TurnView", "turns_of"]
 
 
 @runtime_checkable
@@ -120,3 +120,48 @@ def _outcome(whole: Span | None, operations: list[Operation]) -> tuple[str, str]
     if whole is None:
         return "info", ""
     return ("fail", whole.error) if whole.error else ("ok", "")
+
+
+class Stretched:
+    """A part of what was recorded, with all times stretched: a fast run in the original's seconds.
+
+    Args:
+        recorded: the whole.
+        prefix: what the ids of the turns begin with; "" is all of them.
+        factor: by how much time is stretched; 1 leaves it.
+    """
+
+    def __init__(self, recorded: Recorded, prefix: str = "", factor: float = 1.0) -> None:
+        self._spans = [s for s in recorded.spans() if s.turn_id.startswith(prefix)]
+        self._operations = [
+            o
+            for o in recorded.operations()
+            if o.turn_id.startswith(prefix) or o.process == NEMESIS or o.f != "turn"
+        ]
+        begun = [o.invoke_ns for o in self._operations] + [s.start_ns for s in self._spans]
+        self._origin_ns = min(begun, default=0)
+        self._factor = factor
+
+    def spans(self) -> tuple[Span, ...]:
+        """Return the trace, stretched."""
+        return tuple(
+            span._replace(start_ns=self._at(span.start_ns), end_ns=self._at(span.end_ns))
+            for span in self._spans
+        )
+
+    def operations(self) -> tuple[Operation, ...]:
+        """Return the history, stretched; what never ended still does not."""
+        return tuple(
+            o._replace(
+                invoke_ns=self._at(o.invoke_ns),
+                complete_ns=o.complete_ns
+                if math.isinf(o.complete_ns)
+                else self._at(int(o.complete_ns)),
+            )
+            for o in self._operations
+        )
+
+    def _at(self, time_ns: int) -> int:
+        if self._factor == 1:
+            return time_ns
+        return self._origin_ns + round((time_ns - self._origin_ns) * self._factor)

@@ -1,40 +1,61 @@
-"""The report's claims, each judged from the evidence of a recorded run.
+"""Claims: each statement of a report beside what was measured, and whether it holds.
 
-It owns what each claim means and when it holds. Every claim is a function of the evidence and of
-nothing else: it asks no clock and touches no running system, so a run can be judged again years
-later, and a measured value can come from nowhere but the record.
+It owns what is said of a measure, the tolerances, and the verdict. Every claim is a function of the
+evidence alone: it reads no clock and touches no running system, so a run can be judged again years
+later. The same functions hold a report against its own turns (``contradictions``).
 
-Times are judged in real seconds. The model's share is scaled by the run's speed, everything else
-is not (nine model calls and eight tools take their milliseconds at any speed), so the allowance for
-everything else (``allowance_s``) is that of the report's own speed at any speed.
+    holds             within the tolerance
+    violated          outside it
+    inconclusive      too few turns, no record, or a machine too busy for this time
+    not applicable    a real model or a foreign service has its own
 
 Idea: the two columns *reported | measured* of a replication study.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from itertools import pairwise
+from typing import Any, Literal, TypeAlias
 
-from kode_lab.reports.evidence import MESSAGES, Evidence, Turn
+from kode_lab.errors import InvalidScenario
+from kode_lab.lab.times import seconds_in, shown_s
+from kode_lab.reports.evidence import Evidence, SeenTurn, evidence_in
+from kode_lab.reports.measures import (
+    MEASURES,
+    Measure,
+    Measured,
+    allowance_s,
+    shown_value,
+    statistic_of,
+)
+from kode_lab.reports.report import ClaimSpec, Report, Test, Where
+from kode_lab.reports.timeline import Contradiction, Placed, contradictions_of, placed_turns
 
-__all__ = ["Claim", "Verdict", "allowance_s", "claims_of", "time_verdict", "verdict_of"]
+__all__ = [
+    "Claim",
+    "Verdict",
+    "check_claims",
+    "claims_of",
+    "contradictions",
+    "finding",
+    "verdict_of",
+]
 
-Verdict: TypeAlias = Literal["holds", "violated", "unknown", "not applicable"]
+Verdict: TypeAlias = Literal["holds", "violated", "inconclusive", "not applicable"]
 
-# The report: "less than 1 ms apart".
-ARRIVAL_LIMIT_S = 0.001
-# A free lock is taken in half a millisecond with the session's files, on a busy machine in five; a
-# taken one after a model call at least, which is 830 ms.
-WAIT_LIMIT_S = 0.025
-# Ours may take this much on top of the model's own time: one per cent, or 50 ms for short turns.
-_ALLOWED_SHARE, _ALLOWED_S = 0.01, 0.050
-# "Truly parallel": both at work for most of the shorter turn. One after the other gives exactly 0;
-# the room is for a machine that starts the second late, which counts at high speed.
-_OVERLAP_SHARE = 0.5
-_SCHEDULE_ID = re.compile(r'"schedule_id": *([0-9]+)')
+# A figure over many turns with drawn times comes out a little different each time.
+_MANY_SHARE = 0.1
+# Late wake-ups of the loop add up over a turn; so many times their sum may explain a miss.
+_LATE_FACTOR = 3.0
+_SIZES_MB = {"kb": 1 / 1024, "mb": 1.0, "mib": 1.0, "gb": 1024.0, "gib": 1024.0, "b": 1 / 1048576}
+# What a report's own turns can contradict; the others need a run.
+_NOT_OF_A_REPORT = (
+    *("stored_in", "result", "guarantee", "foreign_prompts", "beyond_model", "together", "memory"),
+    *("memory_growth", "cpu", "open_files", "connections", "loop_lag", "overhead", "users"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +63,7 @@ class Claim:
     """One statement of the report beside what was measured.
 
     Attributes:
-        test: the name of the documented test.
+        test: the name of the test.
         what: the statement's subject.
         how: what it was measured on.
     """
@@ -55,241 +76,465 @@ class Claim:
     how: str
 
 
-def allowance_s(critical_path_s: float, *, speed: float) -> float:
-    """Return how much longer than its model's own time a turn may take.
-
-    Args:
-        critical_path_s: the model's own time in this run.
-        speed: of this run.
-    """
-    return max(_ALLOWED_SHARE * critical_path_s * speed, _ALLOWED_S)
+def verdict_of(claims: Iterable[Claim]) -> Verdict:
+    """Return the verdict on all: violated beats inconclusive, and that one the rest."""
+    found = {claim.verdict for claim in claims}
+    order: tuple[Verdict, ...] = ("violated", "inconclusive", "holds", "not applicable")
+    return next((verdict for verdict in order if verdict in found), "inconclusive")
 
 
-def time_verdict(took_s: float, reported_s: float, *, slack_s: float) -> Verdict:
-    """Return whether a turn took its reported time.
-
-    A time within the slack is unknown where the slack is as long as the reported time itself:
-    nothing could then be too fast, and little too slow.
-    """
-    if abs(took_s - reported_s) > slack_s:
-        return "violated"
-    return "holds" if reported_s > slack_s else "unknown"
+def finding(claims: Sequence[Claim]) -> str:
+    """Return the outcome in one sentence, beginning with PASS, FAIL or UNKNOWN."""
+    count = {v: sum(c.verdict == v for c in claims) for v in ("violated", "inconclusive", "holds")}
+    apart = len(claims) - sum(count.values())
+    judged = len(claims) - apart
+    rest = f", {apart} not applicable" if apart else ""
+    match verdict_of(claims):
+        case "violated":
+            return f"FAIL: {count['violated']} of {judged} claims of the report do not hold{rest}"
+        case "inconclusive":
+            return f"UNKNOWN: {count['inconclusive']} of {judged} claims could not be judged{rest}"
+        case "not applicable":
+            return f"UNKNOWN: none of the {apart} claims of the report applies here"
+        case _:
+            return f"PASS: {count['holds']} of {judged} claims of the report hold{rest}"
 
 
 def claims_of(evidence: Evidence) -> tuple[Claim, ...]:
-    """Return every claim about one test, judged."""
-    first, second = evidence.turns
-    claims = [_arrival(evidence)]
-    for turn in (first, second):
-        claims += _about_one(evidence, turn)
-    claims += [_overlap(evidence), _waits(evidence), _serial(evidence)]
-    claims += [_beyond(evidence), _apart(evidence)]
-    return (*claims, _storage(evidence, first), _storage(evidence, second))
-
-
-def verdict_of(claims: Iterable[Claim]) -> Verdict:
-    """Return the verdict on all: a violated claim beats an unknown one, and that one the rest."""
-    found = {claim.verdict for claim in claims}
-    order: tuple[Verdict, ...] = ("violated", "unknown", "holds", "not applicable")
-    return next((verdict for verdict in order if verdict in found), "unknown")
-
-
-def _arrival(evidence: Evidence) -> Claim:
-    def measure() -> tuple[str, bool]:
-        sent = [turn.operation.invoke_ns for turn in evidence.turns if turn.operation is not None]
-        gap_s = (max(sent) - min(sent)) / 1e9
-        return _ms(gap_s), gap_s < ARRIVAL_LIMIT_S
-
-    return _judged(
-        evidence, "the requests arrive", "< 1 ms apart", "clients, send to send", measure
+    """Return every claim about one test, judged: those of its turns, then the others."""
+    test = evidence.test
+    placed = placed_turns(test)
+    specs = [spec for one in placed for spec in _of_turn(one)]
+    kept = [spec for one in placed for spec in _of_storage(one)]
+    # A claim about all comes where a reader expects it: arrivals first, what is kept last.
+    first = [spec for spec in test.claims if spec.measure == "arrival_gap"]
+    rest = [spec for spec in test.claims if spec.measure != "arrival_gap"]
+    waits = {one.name: one for one in placed if one.waited_other_s and not one.turn.model}
+    return tuple(
+        _doubted(_judged(spec, evidence), waits.get(spec.where.turn), spec)
+        for spec in (*first, *specs, *rest, *kept)
     )
 
 
-def _about_one(evidence: Evidence, turn: Turn) -> Iterator[Claim]:
-    asked, name, alone = turn.asked, turn.asked.name, (turn,)
-    speed = evidence.speed
-    slack_s = allowance_s((asked.answered_s or 0) / speed, speed=speed)
-    if (reported_s := asked.answered_s) is not None:
+def check_claims(report: Report) -> None:
+    """Refuse claims that say nothing: an unknown measure, statistic or value.
 
-        def answered() -> tuple[str, Verdict]:
-            due_s = reported_s / evidence.speed
-            return _s(turn.took_s), time_verdict(turn.took_s, due_s, slack_s=slack_s)
-
-        reported = _scaled(evidence, f"{reported_s:.2f} s", reported_s)
-        how = "client, send to answer"
-        yield _judged(
-            evidence, f"{name} answered in", reported, how, answered, turns=alone, timed=True
-        )
-    if (done_s := asked.done_at_s) is not None:
-
-        def done() -> tuple[str, bool]:
-            at_s = _since_first_arrival_s(evidence, turn)
-            # The report's clock shows whole seconds: from +2 s up to, not including, +3 s.
-            early_s, late_s = done_s / evidence.speed, (done_s + 1) / evidence.speed + slack_s
-            return f"+{_s(at_s)}", early_s <= at_s < late_s
-
-        reported = _scaled(evidence, f"+{done_s} s", done_s)
-        how = "client, since first send"
-        yield _judged(evidence, f"{name} done at", reported, how, done, turns=alone, timed=True)
-    if asked.tool_calls is not None:
-        yield _tool_calls(evidence, turn)
-    if asked.schedule_id is not None:
-        yield _schedule_id(evidence, turn)
-
-
-def _tool_calls(evidence: Evidence, turn: Turn) -> Claim:
-    def measure() -> tuple[str, bool]:
-        failed = sum(bool(tool.attributes.get("kode_lab.tool.is_error")) for tool in turn.tools)
-        told = f"{len(turn.tools)}" + (f", {failed} failed" if failed else ", all succeeded")
-        return told, len(turn.tools) == turn.asked.tool_calls and not failed
-
-    what, reported = f"{turn.asked.name} tool calls", f"{turn.asked.tool_calls}"
-    # How many calls it takes is the model's choice: the script's, or the real model's.
-    return _judged(evidence, what, reported, "tool steps", measure, turns=(turn,), timed=True)
-
-
-def _schedule_id(evidence: Evidence, turn: Turn) -> Claim:
-    def measure() -> tuple[str, bool]:
-        created = [
-            found[1]
-            for tool in turn.tools
-            if tool.attributes.get("gen_ai.tool.name") == "create_schedule"
-            and (found := _SCHEDULE_ID.search(str(tool.attributes.get("kode_lab.tool.result"))))
-        ]
-        return ", ".join(created) or "none", created == [str(turn.asked.schedule_id)]
-
-    what, reported = f"{turn.asked.name} schedule id", f"{turn.asked.schedule_id}"
-    return _judged(evidence, what, reported, "tool result", measure, turns=(turn,))
-
-
-def _overlap(evidence: Evidence) -> Claim:
-    def measure() -> tuple[str, bool]:
-        starts, ends = zip(*(turn.work_ns for turn in evidence.turns), strict=True)
-        both_s = max(0.0, min(ends) - max(starts)) / 1e9
-        shorter_s = min(end - start for start, end in zip(starts, ends, strict=True)) / 1e9
-        return f"{_s(both_s)} of {_s(shorter_s)}", both_s >= _OVERLAP_SHARE * shorter_s
-
-    return _judged(evidence, "both at work", "truly parallel", "turns, without waits", measure)
-
-
-def _waits(evidence: Evidence) -> Claim:
-    def measure() -> tuple[str, bool]:
-        waits_s = [turn.waited_s for turn in evidence.turns]
-        return " and ".join(_ms(wait_s) for wait_s in waits_s), max(waits_s) <= WAIT_LIMIT_S
-
-    return _judged(evidence, "waited for a lock", "nothing blocks", "wait steps", measure)
-
-
-def _serial(evidence: Evidence) -> Claim:
-    def measure() -> tuple[str, bool]:
-        work_s = [(end - start) / 1e9 for start, end in (turn.work_ns for turn in evidence.turns)]
-        took_s = max(_since_first_arrival_s(evidence, turn) for turn in evidence.turns)
-        told = f"{_s(sum(work_s))} -> {_s(took_s)}"
-        return told, took_s <= max(work_s) + allowance_s(max(work_s), speed=evidence.speed)
-
-    times_s = [turn.asked.answered_s for turn in evidence.turns]
-    known_s = [time_s / evidence.speed for time_s in times_s if time_s is not None]
-    reported = "the longer alone"
-    if len(known_s) == len(times_s) and evidence.is_simulated:
-        reported = f"{_s(sum(known_s))} -> {_s(max(known_s))}"
-    return _judged(evidence, "one by one -> together", reported, "sum of work; clients", measure)
-
-
-def _beyond(evidence: Evidence) -> Claim:
-    def measure() -> tuple[str, bool]:
-        beyond_s = [(turn.took_s - turn.critical_path_s) for turn in evidence.turns]
-        allowed_s = [
-            allowance_s(turn.critical_path_s, speed=evidence.speed) for turn in evidence.turns
-        ]
-        told = " and ".join(_ms(time_s) for time_s in beyond_s)
-        return told, all(b <= a for b, a in zip(beyond_s, allowed_s, strict=True))
-
-    what, reported = "time beyond the model's", "(ours: 1 % or 50 ms)"
-    if not evidence.is_simulated:
-        return Claim(evidence.test.name, what, reported, "no profile", "not applicable", "clients")
-    return _judged(evidence, what, reported, "clients, minus the profile", measure)
-
-
-def _apart(evidence: Evidence) -> Claim:
-    def measure() -> tuple[str, bool]:
-        foreign = sum(len(read.foreign) for read in reads)
-        return f"{foreign} foreign prompts shown", not foreign
-
-    observed = [turn.operation.read for turn in evidence.turns if turn.operation is not None]
-    reads = [read for read in observed if read is not None]
-    claim = _judged(evidence, "no interference", "data isolated", "what the model saw", measure)
-    if claim.verdict == "unknown" or len(reads) == len(evidence.turns):
-        return claim
-    # The simulated model always tells what it was shown; the real one has no way to.
-    verdict: Verdict = "unknown" if evidence.is_simulated else "not applicable"
-    return replace(claim, measured="nobody observed it", verdict=verdict)
-
-
-def _storage(evidence: Evidence, turn: Turn) -> Claim:
-    asked = turn.asked
-
-    def measure() -> tuple[str, bool]:
-        of_user = {
-            path: messages
-            for path, messages in evidence.files.items()
-            if path.startswith(f"{user}/") and path.endswith(f"/{MESSAGES}")
-        }
-        others = f", {len(of_user) - 1} others" if len(of_user) > 1 else ""
-        if path not in of_user:
-            return f"not there{others}", False
-        messages = of_user[path]
-        told = "no array" if messages is None else f"{messages} messages"
-        return f"there, {told}{others}", messages is not None and not others
-
-    user = asked.key.user_part
-    path = f"{user}/{asked.storage}/{asked.storage}/runtime/{MESSAGES}"
-    what = f"{asked.name} stored in"
-    return _judged(evidence, what, asked.storage, MESSAGES, measure, turns=(turn,))
-
-
-def _since_first_arrival_s(evidence: Evidence, turn: Turn) -> float:
-    first_ns = min(t.operation.invoke_ns for t in evidence.turns if t.operation is not None)
-    assert turn.operation is not None
-    return (turn.operation.complete_ns - first_ns) / 1e9
-
-
-def _judged(
-    evidence: Evidence,
-    what: str,
-    reported: str,
-    how: str,
-    measure: Callable[[], tuple[str, bool | Verdict]],
-    *,
-    turns: Sequence[Turn] | None = None,
-    timed: bool = False,
-) -> Claim:
-    """Judge by ``measure``, unless one of ``turns`` (or of all) did not end.
-
-    What is ``timed`` compares with the profile's times and choices; a real model has its own.
+    Raises:
+        InvalidScenario: names the test and the claim.
     """
-    verdict: Verdict
-    broken = next((t for t in turns or evidence.turns if not t.ended), None)
-    if broken is not None:
-        error = broken.operation.error if broken.operation is not None else ""
-        measured, verdict = f"{broken.asked.name} has no answer {error}".rstrip(), "unknown"
+    for test in report.tests:
+        for place, spec in enumerate(test.claims):
+            for one in (spec, *([spec.slo] if spec.slo is not None else [])):
+                where = f"{test.name}.claims[{place}]"
+                measure = MEASURES.get(one.measure)
+                if one.measure == "users_within":
+                    if one.slo is None:
+                        raise InvalidScenario(f"{where}: users_within needs slo = {{measure, ...}}")
+                    continue
+                if measure is None:
+                    raise InvalidScenario(
+                        f"{where}: there is no measure {one.measure!r:.60}: use one of "
+                        f"{', '.join(MEASURES)}, users_within"
+                    )
+                try:
+                    statistic_of(one.statistic or measure.statistic, [1.0])
+                    if one.measure not in ("outcome", "result", "stored_in"):
+                        _bounds(one, measure)
+                except ValueError as error:
+                    raise InvalidScenario(f"{where}: {error}") from None
+
+
+def contradictions(report: Report) -> tuple[Contradiction, ...]:
+    """Return what in a report cannot be: its turns against the lock, its claims against its turns.
+
+    Idea: reading a study's own tables against its text before repeating it.
+    """
+    found: list[Contradiction] = []
+    for test in report.tests:
+        found += contradictions_of(test)
+        own = evidence_in(report, test)
+        for spec in test.claims:
+            if spec.measure in _NOT_OF_A_REPORT or not test.turns:
+                continue
+            claim = _judged(spec, own)
+            if claim.verdict == "violated":
+                what = f"it says {claim.what}: {claim.reported}, and its own turns give"
+                found.append(Contradiction(test.name, f"{what} {claim.measured}"))
+        found += (Contradiction(test.name, text) for text in _among(test))
+    return tuple(found)
+
+
+def _among(test: Test) -> Iterator[str]:  # noqa: C901 - a list of checks
+    """Return which of the test's claims exclude each other."""
+    by_measure: dict[tuple[str, str, Where], dict[float, float]] = {}
+    known: dict[str, float] = {}
+    for spec in test.claims:
+        measure = MEASURES.get(spec.measure)
+        if measure is None or spec.compared_with is not None or spec.is_ is None:
+            continue
+        if spec.measure in ("outcome", "result", "stored_in"):
+            continue
+        name = spec.statistic or measure.statistic
+        value = _amount(spec.is_, spec, measure.unit)
+        if spec.where == Where():
+            known[f"{name} {spec.measure}"] = value
+        share = {"min": 0.0, "median": 0.5, "max": 1.0}.get(name)
+        if share is None and name[:1] == "p":
+            share = float(name[1:]) / 100
+        if share is not None:
+            by_measure.setdefault((spec.measure, spec.name, spec.where), {})[share] = value
+    for (name, _, _), points in by_measure.items():
+        ordered = sorted(points.items())
+        for (low, first), (high, second) in pairwise(ordered):
+            if first > second:
+                yield (
+                    f"it says {name} p{low * 100:g} = {first:g} and p{high * 100:g} = {second:g}: "
+                    "a higher percentile cannot be smaller"
+                )
+    users = test.load.users if test.load is not None and not test.load.phases else 0
+    rate, answer_s = known.get("mean throughput"), known.get("mean answer")
+    if users and not (test.load and test.load.rate) and rate and answer_s:
+        at_once = users * (test.load.sessions if test.load else 1)
+        if rate * answer_s > at_once * 1.1:
+            yield (
+                f"it says {rate:g} turns a second of {answer_s:g} s each: that is "
+                f"{rate * answer_s:.1f} at once, and there are {at_once} (Little's law)"
+            )
+
+
+def _of_turn(one: Placed) -> Iterator[ClaimSpec]:  # noqa: C901, PLR0912 - a line a field
+    """Return what a reported turn says, as claims about that turn."""
+    turn, name = one.turn, one.name
+    about = Where(turn=name)
+
+    def claim(what: str, measure: str, reported: str, **fields: Any) -> ClaimSpec:
+        return ClaimSpec(
+            claim=f"{name} {what}", measure=measure, where=about, reported=reported, **fields
+        )
+
+    if turn.outcome != "ok":
+        # It says how it ended; a time until then is told, and not compared.
+        yield claim("ended", "outcome", turn.outcome, is_=turn.outcome)
+        return
+    if turn.took is not None or (turn.ended is not None and not turn.ended.is_clock):
+        yield claim("answered in", "answer", _plainly(one.took_s or 0.0), is_=one.took_s)
+    if turn.ended is not None and turn.ended.is_clock:
+        # The report's clock shows whole seconds: from +2 s up to, not including, +3 s.
+        early_s = math.floor((one.ended_s + 1e-6) / turn.ended.resolution_s)
+        if turn.took is not None and turn.arrived is not None and turn.arrived.is_clock:
+            gap_s = turn.ended.at_s - turn.arrived.at_s + 86_400 * (turn.ended < turn.arrived)
+            early_s = round((one.at_s + gap_s) / turn.ended.resolution_s)
+        at_s = early_s * turn.ended.resolution_s
+        slack_s = allowance_s(one.took_s or 0.0)
+        until_s = at_s + turn.ended.resolution_s + slack_s
+        yield claim("done at", "done_at", f"+{_plainly(at_s)}", at_least=at_s, below=until_s)
+    if turn.first_token is not None:
+        told = _plainly(turn.first_token)
+        yield claim("first token after", "first_token", told, is_=turn.first_token)
+    if turn.waited is not None:
+        kind = "wait_other" if one.waited_other_s > one.waited_own_s else "wait"
+        whom = " for another session" if kind == "wait_other" else ""
+        yield claim(f"waited{whom}", kind, _plainly(turn.waited), is_=turn.waited)
+    elif one.behind:
+        told = f"{_plainly(one.waited_other_s)} (by its time)"
+        what = "waited for another session"
+        yield claim(what, "wait_other", told, is_=round(one.waited_other_s, 6))
+    if turn.tool_calls is not None or turn.tools:
+        yield claim("tool calls", "tool_calls", f"{turn.tool_count}", is_=turn.tool_count)
+    for tool in turn.tools:
+        if tool.failed:
+            yield claim(f"tool {tool.name} fails", "tool_error_rate", "failed", name=tool.name,
+                        at_least=0.001)  # fmt: skip
+    for kind in ("input_tokens", "output_tokens"):
+        if (tokens := getattr(turn, kind)) is not None:
+            yield claim(kind.replace("_", " "), kind, f"{tokens:,}", is_=tokens)
+    for field, value in turn.results.items():
+        what = field.replace("_", " ")
+        yield claim(what, "result", str(value), name=field, is_=str(value))
+
+
+def _of_storage(one: Placed) -> Iterator[ClaimSpec]:
+    turn = one.turn
+    if turn.stored_in:
+        yield ClaimSpec(claim=f"{one.name} stored in", measure="stored_in", is_=turn.stored_in,
+                        where=Where(turn=one.name), reported=turn.stored_in)  # fmt: skip
+
+
+def _plainly(seconds: float) -> str:
+    return f"{seconds:.10g} s" if seconds >= 0.1 or not seconds else f"{seconds * 1000:.4g} ms"
+
+
+def _doubted(claim: Claim, one: Placed | None, spec: ClaimSpec) -> Claim:
+    """Return the claim without a verdict that only the report's own waiting would give."""
+    if one is None or one.is_told or spec.measure not in ("answer", "done_at", "wait_other"):
+        return claim
+    if claim.verdict != "violated":
+        return claim
+    why = f"{claim.measured}: the reported time looks like waiting for {one.behind}"
+    return replace(claim, verdict="inconclusive", measured=why)
+
+
+def _chosen(turns: Sequence[SeenTurn], where: Where) -> list[SeenTurn]:
+    """Return the turns that a claim is about."""
+
+    def fits(turn: SeenTurn) -> bool:
+        return (
+            where.user in ("", turn.key.user_id)
+            and where.session in ("", turn.key.session_id)
+            and where.agent in ("", turn.key.agent_id)
+            and where.turn in ("", turn.name)
+            and where.phase in ("", turn.phase)
+            and where.prompt in turn.prompt
+            and where.outcome in (None, turn.outcome)
+            and where.index in (None, turn.number)
+            and (where.index_from is None or turn.number >= where.index_from)
+            and (not where.tool or any(tool.name == where.tool for tool in turn.tools or ()))
+        )
+
+    return [turn for turn in turns if fits(turn)]
+
+
+def _judged(spec: ClaimSpec, evidence: Evidence) -> Claim:  # noqa: C901, PLR0911 - in order
+    if spec.measure == "users_within":
+        return _users_within(spec, evidence)
+    measure = MEASURES[spec.measure]
+    if spec.where.tool and not spec.name:
+        spec = spec.model_copy(update={"name": spec.where.tool})
+    turns = _chosen(evidence.turns, spec.where)
+    found = measure.of(evidence, turns, spec)
+    what = spec.claim or _subject(spec, measure)
+    reported = spec.reported or _told(spec)
+
+    def claim(measured: str, verdict: Verdict) -> Claim:
+        return Claim(evidence.test.name, what, reported, measured, verdict, measure.how)
+
+    if not found.values:
+        return claim(*_unknown(spec, evidence, turns, found, measure))
+    name = spec.statistic or measure.statistic
+    value = statistic_of(name, found.values)
+    unit = measure.unit
+    if spec.compared_with is not None:
+        others = measure.of(evidence, _chosen(evidence.turns, spec.compared_with), spec)
+        if not others.values:
+            return claim("there are no turns to compare with", "inconclusive")
+        other = statistic_of(name, others.values)
+        if not spec.difference and not other:
+            return claim("the compared value is 0", "inconclusive")
+        value, unit = (value - other, unit) if spec.difference else (value / other, "")
+        found = Measured(found.values)
+    text = found.text or shown_value(value, unit)
+    if spec.measure == "done_at":
+        text = f"+{text}"
+    if measure.is_models and not evidence.is_simulated:
+        return claim(text, "not applicable")
+    if found.holds is not None:
+        verdict: Verdict = "holds" if found.holds else "violated"
+        miss = max(found.values) - allowance_s(0.0)
     else:
-        measured, found = measure()
-        verdict = found if isinstance(found, str) else "holds" if found else "violated"
-        if timed and not evidence.is_simulated:
-            verdict = "not applicable"
-    return Claim(evidence.test.name, what, reported, measured, verdict, how)
+        verdict, miss = _compared(spec, measure, value, unit, len(found.values))
+    if verdict == "violated" and (busy := _busy(evidence, unit, miss, value)):
+        return claim(f"{text}; {busy}", "inconclusive")
+    few = _too_few(name, len(found.values), measure)
+    if few and (verdict == "violated" or spec.is_ is not None):
+        return claim(f"{text}; {few}", "inconclusive")
+    return claim(text, verdict)
 
 
-def _scaled(evidence: Evidence, reported: str, reported_s: float) -> str:
-    if evidence.speed == 1:
-        return reported
-    sign = "+" if reported.startswith("+") else ""
-    return f"{reported} / {evidence.speed:g} = {sign}{_s(reported_s / evidence.speed)}"
+def _unknown(  # noqa: PLR0911 - one return a reason
+    spec: ClaimSpec,
+    evidence: Evidence,
+    turns: Sequence[SeenTurn],
+    found: Measured,
+    measure: Measure,
+) -> tuple[str, Verdict]:
+    """Return why nothing was measured, and whether it could have been."""
+    broken = next((turn for turn in turns if turn.outcome != "ok"), None)
+    if spec.measure == "guarantee":
+        return found.text or "the judge cannot use this history", "inconclusive"
+    if not turns:
+        return "there are no such turns", "inconclusive"
+    if measure.is_models and not evidence.is_simulated:
+        return found.text or "the model's own", "not applicable"
+    if spec.measure == "foreign_prompts" and not evidence.is_simulated:
+        return "nobody observed it", "not applicable"
+    if broken is not None:
+        return f"{broken.name} has no answer {broken.error}".rstrip(), "inconclusive"
+    if not any(turn.is_traced for turn in turns) and not found.text:
+        return "the service does not show its steps", "not applicable"
+    return found.text or "not recorded", "inconclusive"
 
 
-def _s(seconds: float) -> str:
-    return f"{seconds:.3f} s"
+def _users_within(spec: ClaimSpec, evidence: Evidence) -> Claim:
+    """Judge the most users with whom the service-level objective still holds, phase by phase."""
+    assert spec.slo is not None
+    levels = sorted(evidence.users.items(), key=lambda level: level[1])
+    most, told = 0, []
+    for phase, users in levels:
+        about = spec.slo.where.model_copy(update={"phase": phase})
+        held = _judged(spec.slo.model_copy(update={"where": about}), evidence)
+        told.append(f"{users}: {held.measured}")
+        if held.verdict != "holds":
+            break
+        most = users
+    what = spec.claim or f"most users within {_subject(spec.slo, MEASURES[spec.slo.measure])}"
+    how = MEASURES[spec.slo.measure].how
+    if not levels:
+        return Claim(evidence.test.name, what, _told(spec), "there are no phases with users",
+                     "inconclusive", how)  # fmt: skip
+    measure = Measure("", "max", MEASURES["users"].of, how)
+    verdict, _ = _compared(spec, measure, float(most), "", len(evidence.turns))
+    return Claim(evidence.test.name, what, spec.reported or _told(spec),
+                 f"{most} ({'; '.join(told[-3:])})", verdict, how)  # fmt: skip
 
 
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1000:.2f} ms"
+def _compared(
+    spec: ClaimSpec, measure: Measure, value: float, unit: str, count: int
+) -> tuple[Verdict, float]:
+    """Return the verdict on a value, and by how much it missed."""
+    low, high, is_open = _bounds(spec, measure, unit)
+    exact = spec.is_ is not None
+    slack = _slack(spec, measure, low if exact else None, unit, count)
+    if spec.tolerance is not None and not exact:
+        edge = high if math.isfinite(high) else low
+        slack = spec.tolerance.around(edge if math.isfinite(edge) else 0.0)
+    is_over = value >= high + slack if is_open else value > high + slack
+    if value < low - slack:
+        return "violated", value - (low - slack)
+    if is_over:
+        return "violated", value - (high + slack)
+    # Within a slack as long as the value itself, nothing could be too fast.
+    if exact and unit == "s" and spec.tolerance is None and 0 < low <= slack:
+        return "inconclusive", 0.0
+    return "holds", 0.0
+
+
+def _slack(spec: ClaimSpec, measure: Measure, bound: float | None, unit: str, count: int) -> float:
+    """Return how far a value may be from the one that a claim names."""
+    if bound is None:
+        return 0.0
+    if spec.tolerance is not None:
+        return spec.tolerance.around(bound)
+    many = _MANY_SHARE * abs(bound)
+    match unit:
+        case "s":
+            exact_s = allowance_s(abs(bound))
+            return exact_s if count == 1 or measure.is_whole else max(many, exact_s)
+        case "share":
+            share = min(max(bound, 0.0), 1.0)
+            return max(many, 2 * math.sqrt(share * (1 - share) / max(1, count)))
+        case "per s" | "MB":
+            return many
+        case _:
+            is_count = measure.is_whole or count == 1
+            return 0.0 if is_count and spec.compared_with is None else many
+
+
+def _bounds(
+    spec: ClaimSpec, measure: Measure, unit: str | None = None
+) -> tuple[float, float, bool]:
+    """Return the least and the most that a claim allows, and whether the most is excluded.
+
+    Raises:
+        ValueError: a value cannot be read.
+    """
+    unit = measure.unit if unit is None else unit
+    low, high = -math.inf, math.inf
+    if spec.is_ is not None:
+        low = high = _amount(spec.is_, spec, unit)
+    if spec.between is not None:
+        low, high = (_amount(one, spec, unit) for one in spec.between)
+    if spec.at_least is not None:
+        low = _amount(spec.at_least, spec, unit)
+    if spec.at_most is not None:
+        high = _amount(spec.at_most, spec, unit)
+    if spec.below is not None:
+        high = _amount(spec.below, spec, unit)
+    return low, high, spec.below is not None
+
+
+def _amount(value: float | str, spec: ClaimSpec, unit: str) -> float:
+    """Return a number in the measure's own unit.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    text = value.strip() if isinstance(value, str) else f"{value!r} {spec.unit}".strip()
+    lower = text.lower().lstrip("~≈<>= ")
+    if lower.endswith("%"):
+        number = seconds_in(lower.rstrip("% "))
+        if number is not None:
+            return number / 100
+    for size, factor in _SIZES_MB.items():
+        if (
+            unit == "MB"
+            and lower.endswith(size)
+            and (n := seconds_in(lower[: -len(size)])) is not None
+        ):
+            return n * factor
+    per = lower.partition("/")
+    if unit == "per s" and (number := seconds_in(per[0])) is not None:
+        return number / {"min": 60.0, "m": 60.0, "h": 3600.0, "hour": 3600.0}.get(
+            per[2].strip(), 1.0
+        )
+    number = seconds_in(lower.rstrip("x×").replace(",", "").removeprefix("$"))
+    if number is None and "-" in lower[:1] and (found := seconds_in(lower[1:])) is not None:
+        number = -found
+    if number is None:
+        raise ValueError(f"{text!r:.40} is no amount of {spec.measure} ({unit or 'a number'})")
+    return number
+
+
+def _too_few(statistic: str, count: int, measure: Measure) -> str:
+    """Return why so few turns have no such percentile, or ""."""
+    if statistic[:1] != "p" or measure.is_whole:
+        return ""
+    needed = math.ceil(round(1 / max(1e-9, 1 - float(statistic[1:]) / 100), 6))
+    return f"{statistic} needs {needed} turns, there are {count}" if count < needed < 1e6 else ""
+
+
+def _busy(evidence: Evidence, unit: str, miss: float, value: float) -> str:
+    """Return the sentence that a busy machine may explain a missed time, or ""."""
+    machine = evidence.machine
+    late_s = _LATE_FACTOR * machine.late_s
+    if unit == "s":
+        is_explained = 0 < miss <= max(late_s, machine.worst_late_s)
+    elif unit == "per s":
+        window_s = max((turn.ended_s for turn in evidence.turns), default=0.0)
+        share = late_s / window_s if window_s else 0.0
+        is_explained = miss < 0 and -miss <= share * max(value, 1e-9)
+    else:
+        return ""
+    if not is_explained:
+        return ""
+    return (
+        f"machine too busy: load {machine.load:.1f} on {machine.cores} cores, loop up to "
+        f"{shown_s(machine.worst_late_s)} late"
+    )
+
+
+def _subject(spec: ClaimSpec, measure: Measure) -> str:
+    """Return what a claim without words is about."""
+    where = spec.where.model_dump(exclude_defaults=True)
+    about = ", ".join(f"{name} {value}" for name, value in where.items())
+    statistic = spec.statistic or ("" if measure.is_whole else measure.statistic)
+    compared = spec.compared_with
+    against = ""
+    if compared is not None:
+        other = ", ".join(f"{n} {v}" for n, v in compared.model_dump(exclude_defaults=True).items())
+        against = f" against {other or 'all'}"
+    words = [statistic, spec.measure.replace("_", " "), spec.name, f"({about})" if about else ""]
+    return " ".join(word for word in words if word) + against
+
+
+def _told(spec: ClaimSpec) -> str:
+    """Return what a claim says, in signs."""
+
+    def one(value: float | str) -> str:
+        return value if isinstance(value, str) else f"{value:.10g} {spec.unit}".strip()
+
+    if spec.is_ is not None:
+        return one(spec.is_)
+    if spec.between is not None:
+        return f"{one(spec.between[0])} to {one(spec.between[1])}"
+    signs = (("≥", spec.at_least), ("≤", spec.at_most), ("<", spec.below))
+    return " and ".join(f"{sign} {one(v)}" for sign, v in signs if v is not None) or "holds"

@@ -25,9 +25,13 @@ from kode_lab.check.render import headline
 from kode_lab.errors import InvalidRecord, KodeLabError, StoreUnwritable
 from kode_lab.history.operation import NEMESIS, QUIET, Operation
 from kode_lab.history.span import Span
+from kode_lab.key import SessionKey
 from kode_lab.lab.records import Run
+from kode_lab.lab.times import shown_s
 from kode_lab.lab.turn_view import TurnView, turns_of
+from kode_lab.reports.claims import Claim, finding, verdict_of
 from kode_lab.reports.claims import Verdict as ClaimVerdict
+from kode_lab.reports.measures import percentile
 
 if TYPE_CHECKING:
     from kode_lab.pictures import Picture
@@ -38,7 +42,9 @@ _WITNESS_LIMIT = 5
 _SLOWEST = 10
 _LANES_LIMIT = 12
 _ERRORS_LIMIT = 8
-_CLAIM = ("test", "what", "verdict", "reported", "measured")
+_CLAIM = ("test", "what", "verdict", "reported", "measured", "how")
+# A page is read, not searched: claims.json has all of them.
+_CLAIMS_LIMIT, _AGAINST_LIMIT = 200, 50
 _WORDS = {"valid": "PASS", "invalid": "FAIL", "unknown": "UNKNOWN"}
 
 
@@ -223,6 +229,11 @@ def _pictures_part(records: _Records) -> Iterator[str]:
     from kode_lab import pictures as figures  # noqa: PLC0415
 
     yield "<h2>Pictures</h2>"
+    drawn = sorted((records.run.path / "figures").glob("*.png"))
+    if drawn and "report" in records.run.parameters:
+        # A reproduction has drawn its tests already, each in the seconds of its report.
+        yield from (_image(path.stem.replace("-", " "), "", path.read_bytes()) for path in drawn)
+        return
     if not records.turns:
         yield "<p>There is no turn to draw.</p>"
         return
@@ -248,12 +259,15 @@ def _figure(draw: Callable[[], Picture]) -> Iterator[str]:
 
 def figure_of(picture: Picture) -> str:
     """Return the picture as a part of the page, with all its bytes."""
-    data = base64.b64encode(picture.png()).decode()
+    return _image(picture.title, picture.reading, picture.png())
+
+
+def _image(title: str, reading: str, png: bytes) -> str:
+    data = base64.b64encode(png).decode()
     return (
-        f"<figure><figcaption>{escape(picture.title)}"
-        f"<span>{escape(picture.reading)}</span></figcaption>"
-        f'<div class="wide"><img alt="{escape(picture.title)}" '
-        f'src="data:image/png;base64,{data}"></div></figure>'
+        f"<figure><figcaption>{escape(title)}<span>{escape(reading)}</span></figcaption>"
+        f'<div class="wide"><img alt="{escape(title)}" src="data:image/png;base64,{data}"></div>'
+        "</figure>"
     )
 
 
@@ -266,8 +280,9 @@ def _tables_part(records: _Records) -> Iterator[str]:
         return
     yield "<h2>Figures</h2>"
     if answered:
-        shares = (("median", 0.5), ("p90", 0.1), ("p99", 0.01), ("slowest", 0.0))
-        row = tuple(_s(answered[int(share * len(answered))].latency_ns) for _, share in shares)
+        shares = (("median", 0.5), ("p90", 0.9), ("p95", 0.95), ("p99", 0.99), ("slowest", 1.0))
+        took = [turn.latency_ns for turn in answered]
+        row = tuple(_s(percentile(took, share)) for _, share in shares)
         yield _table(tuple(name for name, _ in shares), [row])
         yield f"<h3>The {min(_SLOWEST, len(answered))} slowest answered turns</h3>"
         yield _table(
@@ -282,6 +297,21 @@ def _tables_part(records: _Records) -> Iterator[str]:
                 for turn in answered[:_SLOWEST]
             ],
         )
+        by_index: dict[int, list[float]] = {}
+        numbers: Counter[SessionKey] = Counter()
+        for turn in records.turns:
+            numbers[turn.key] += 1
+            if turn.outcome == "ok":
+                by_index.setdefault(numbers[turn.key], []).append(turn.latency_ns)
+        if len(by_index) > 1:
+            yield "<h3>By the turn's place in its session</h3>"
+            yield _table(
+                ("turn", "answered", "median", "p90", "slowest"),
+                [
+                    (str(n), f"{len(took):,}", *(_s(percentile(took, at)) for at in (0.5, 0.9, 1)))
+                    for n, took in list(by_index.items())[:_SLOWEST]
+                ],
+            )
     errors = Counter(turn.error.partition(":")[0] for turn in records.turns if turn.error)
     if errors:
         yield "<h3>Turns without an answer, by what their clients were told</h3>"
@@ -294,24 +324,39 @@ def _claims(run: Run) -> dict[str, Any] | None:
     try:
         fields = json.loads((run.path / "claims.json").read_bytes())
         rows = [{name: str(claim[name]) for name in _CLAIM} for claim in fields["claims"]]
-        verdict = str(fields["verdict"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        against = [f"{one['test']}: {one['what']}" for one in fields.get("contradictions", ())]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    counts = Counter(row["verdict"] for row in rows)
-    if not {verdict, *counts} <= set(get_args(ClaimVerdict)):
+    for row in rows:  # as it was called before
+        row["verdict"] = row["verdict"].replace("unknown", "inconclusive")
+    if not rows or not {row["verdict"] for row in rows} <= set(get_args(ClaimVerdict)):
         return None
-    status = {"holds": "valid", "violated": "invalid"}.get(verdict, "unknown")
-    judged = sum(counts.values()) - counts["not applicable"]
-    finding = f"{_WORDS[status]}: {counts['holds']} of {judged} claims of the report hold"
-    return {"finding": finding, "status": status, "claims": rows}
+    claims = [Claim(**row) for row in rows]  # type: ignore[arg-type]
+    status = {"holds": "valid", "not applicable": "valid", "violated": "invalid"}
+    return {
+        "finding": finding(claims),
+        "status": status.get(verdict_of(claims), "unknown"),
+        "claims": rows,
+        "against": against,
+    }
 
 
 def _claims_part(claims: Mapping[str, Any]) -> Iterator[str]:
     css = {"holds": "word valid", "violated": "word invalid"}
+    if claims["against"]:
+        yield "<h2>What the report says against itself</h2><ul>"
+        yield from (f"<li>{escape(one)}</li>" for one in claims["against"][:_AGAINST_LIMIT])
+        yield "</ul>"
+        if len(claims["against"]) > _AGAINST_LIMIT:
+            yield f"<p>... and {len(claims['against']) - _AGAINST_LIMIT} more</p>"
+    order = {"violated": 0, "inconclusive": 1}
+    rows = claims["claims"]
+    if len(rows) > _CLAIMS_LIMIT:
+        rows = sorted(rows, key=lambda row: order.get(row["verdict"], 2))[:_CLAIMS_LIMIT]
     yield "<h2>The report's claims, number by number</h2>"
     yield _table(
         # The verdict before the figures: a phone shows no more than three columns at once.
-        ("test", "claim", "verdict", "reported", "measured"),
+        ("test", "claim", "verdict", "reported", "measured", "measured on"),
         [
             (
                 (claim["test"], "name"),
@@ -319,10 +364,13 @@ def _claims_part(claims: Mapping[str, Any]) -> Iterator[str]:
                 (claim["verdict"], css.get(claim["verdict"], "word")),
                 claim["reported"],
                 claim["measured"],
+                claim["how"],
             )
-            for claim in claims["claims"]
+            for claim in rows
         ],
     )
+    if len(rows) < len(claims["claims"]):
+        yield f"<p>... and {len(claims['claims']) - len(rows)} more, most of which hold.</p>"
 
 
 def _repeat_part(run: Run) -> Iterator[str]:
@@ -367,4 +415,4 @@ def _cell(cell: str | tuple[str, str]) -> str:
 
 
 def _s(duration_ns: float) -> str:
-    return f"{duration_ns / 1e9:.3f} s"
+    return shown_s(duration_ns / 1e9)

@@ -1,11 +1,13 @@
 """The other workers behind the same port: whose session a request is about, and the way there.
 
-Every session has a home among the workers, the same in each worker's computation, so that its turns
-follow each other within one process, without the locks of the disk or the database, and a later
-turn can interrupt an earlier one. A request that arrives at another worker is passed on to the home
-over a Unix socket that only the workers' user may open. This is about cost, not about correctness:
-if the home does not answer, the next worker in the session's order takes the turn, and the store
-keeps the order. A request that came over such a socket is never passed on again.
+Every session has a home among the workers, the same for whoever computes it, so that its turns
+follow each other within one process: without a word to the disk's or the database's locks, and with
+what a later turn does to an earlier one (interrupt, rollback) within reach. A request that lands
+elsewhere is carried to its home over a socket that only the workers' user may open. That is about
+cost, not about correctness: where the home does not answer, the next one in the session's order
+takes the turn, or this one, and the store keeps the order.
+
+It knows requests and answers as bytes. A request that came over such a socket is never carried on.
 
 Source: rendezvous hashing, Thaler and Ravishankar 1998.
 """
@@ -13,74 +15,54 @@ Source: rendezvous hashing, Thaler and Ravishankar 1998.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import aiohttp
-from yarl import URL
-
-from kode_lab.http import Send
+from kode_lab.http import Receive, Send
 from kode_lab.key import SessionKey
+from kode_lab.server.exchange import Exchange, Lost
+from kode_lab.server.refusal import Problem
+from kode_lab.server.worker_slot import Place
 
-__all__ = [
-    "HttpAnswer",
-    "PassedOn",
-    "Peers",
-    "WorkerLost",
-    "WorkerSlot",
-    "pass_answer",
-]
+__all__ = ["LOST", "Answer", "Carried", "Peers"]
 
+# Connections that are kept for the next request, to each worker.
+IDLE_LIMIT = 256
 # What another worker's figures may take.
 _FIGURES_S = 2.0
-# A worker that took the connection and left this many pings unanswered is passed over.
-_PING_S, _PING_PAUSE_S, _SILENT_PINGS = 5.0, 2.0, 2
+LOST = Problem(
+    503,
+    "WorkerLost",
+    "the process that took this turn ended before it answered: send it again with the same turnId",
+    1.0,
+)
 # These belong to each connection; the rest is the answer's.
-_OWN_HEADERS = {"date", "connection", "transfer-encoding", "x-content-type-options"}
+_OWN_HEADERS = {b"date", b"connection", b"transfer-encoding", b"x-content-type-options"}
 
 
-class WorkerSlot(NamedTuple):
-    """What one of several worker processes knows of its place among them.
-
-    Attributes:
-        number: its own, from 0.
-        of: how many there are.
-        directory: of the workers' sockets, which only their user may enter.
-        listening: the descriptor of the socket on which all of them accept connections.
-    """
-
-    number: int
-    of: int
-    directory: str
-    listening: int
-
-    def socket(self, number: int) -> Path:
-        """Return the path on which the worker of that number listens for the others."""
-        return Path(self.directory) / f"{number}.sock"
-
-
-class WorkerLost(Exception):
-    """The worker that took a request ended, or stopped, before its answer was complete."""
-
-
-class PassedOn(NamedTuple):
-    """A request as it is passed on to another worker.
+class Carried(NamedTuple):
+    """A request on its way to another worker.
 
     Attributes:
-        target: path and query as they were sent.
+        headers: beside the length and the host.
     """
 
-    method: str
+    method: bytes
     target: bytes
-    headers: tuple[tuple[str, str], ...] = ()
+    headers: tuple[tuple[bytes, bytes], ...] = ()
     body: bytes = b""
 
+    def head(self) -> bytes:
+        """Return its head as bytes."""
+        lines = [b"%b %b HTTP/1.1\r\nhost: localhost" % (self.method, self.target)]
+        lines += [b"%b: %b" % header for header in self.headers]
+        return b"\r\n".join([*lines, b"content-length: %d\r\n\r\n" % len(self.body)])
 
-class HttpAnswer(NamedTuple):
-    """A whole answer."""
+
+class Answer(NamedTuple):
+    """A whole answer of another worker."""
 
     status: int
     headers: list[tuple[bytes, bytes]]
@@ -92,170 +74,165 @@ class Peers:
 
     Attributes:
         number: its own.
-        count: of all workers.
-        carried: how many requests it passed on.
+        carried: how many requests went to another one.
     """
 
-    def __init__(self, slot: WorkerSlot, *, connections_limit: int = 256) -> None:
-        self.number, self.count = slot.number, slot.of
+    def __init__(self, place: Place) -> None:
+        self.number = place.number
         self.carried = 0
-        self._slot = slot
-        self._connections_limit = connections_limit
-        self._clients: dict[int, aiohttp.ClientSession] = {}
-        self._unanswered: dict[int, int] = {}
+        self._paths: list[Path] = [place.socket(number) for number in range(place.of)]
+        self._idle: list[list[Exchange]] = [[] for _ in self._paths]
         self._under_way = 0
         self._all_done = asyncio.Event()
         self._all_done.set()
-        self._pinging: asyncio.Task[None] | None = None
-
-    @property
-    def others(self) -> list[int]:
-        """The numbers of the other workers."""
-        return [number for number in range(self._slot.of) if number != self.number]
 
     def order(self, key: SessionKey) -> Iterator[int]:
-        """Return the workers in the order in which they are this session's home."""
+        """Return the workers in the order in which this user's session is theirs."""
         name = f"{key.user_id}\0{key.session_id}".encode()
 
         def weight(number: int) -> bytes:
             return blake2b(name, digest_size=8, salt=number.to_bytes(2, "big")).digest()
 
-        return iter(sorted(range(self._slot.of), key=weight, reverse=True))
+        numbers = set(range(len(self._paths)))
+        while numbers:
+            first = max(numbers, key=weight)
+            numbers.discard(first)
+            yield first
 
-    def start(self) -> None:
-        """Begin to notice workers that do not answer."""
-        self._pinging = asyncio.create_task(self._keep_pinging())
+    async def carry(
+        self, key: SessionKey, carried: Carried, send: Send, receive: Receive | None = None
+    ) -> bool:
+        """Let the session's home answer; say whether it did, or its request is to be taken here.
 
-    @contextlib.asynccontextmanager
-    async def at_home(
-        self, key: SessionKey, request: PassedOn
-    ) -> AsyncIterator[aiohttp.ClientResponse | None]:
-        """Send a request to its session's home and return the answer's head; None if we are it.
+        Args:
+            receive: is listened to for the client's leaving, which ends the connection to the home.
 
         Raises:
-            WorkerLost: the home ended before it answered; what it did is not known.
+            Lost: the home was lost before it answered; whether it did what was asked is not known.
         """
         self._under_way += 1
         self._all_done.clear()
         try:
-            for number in self.order(key):
-                if number == self.number:
-                    break
-                if self._unanswered.get(number, 0) >= _SILENT_PINGS:
-                    continue
-                try:
-                    answer = await self._send(number, request)
-                except aiohttp.ClientConnectorError:  # it is not there, or we have no file left
-                    continue
-                self.carried += 1
-                async with answer:
-                    yield answer
-                return
-            yield None
-        except aiohttp.ClientError as error:
-            raise WorkerLost from error
+            found = await self._begun(key, carried)
+            if found is None:
+                return False
+            await self._pass_on(*found, send, receive)
+            return True
         finally:
             self._under_way -= 1
             if not self._under_way:
                 self._all_done.set()
 
-    async def ask(self, key: SessionKey, request: PassedOn) -> HttpAnswer | None:
-        """Return the home's whole answer; None if this worker is the home.
+    async def ask(self, key: SessionKey, carried: Carried) -> Answer | None:
+        """Return the home's whole answer; None is to be answered here.
 
         Raises:
-            WorkerLost: as ``at_home``.
+            Lost: as ``carry``.
         """
-        async with self.at_home(key, request) as answer:
-            if answer is None:
-                return None
-            return HttpAnswer(answer.status, _passed_headers(answer), await answer.read())
+        found = await self._begun(key, carried)
+        return None if found is None else await self._whole(*found)
 
-    async def ask_all(self, request: PassedOn) -> dict[int, bytes]:
-        """Return the successful answers of the other workers by number, without silent workers."""
+    async def figures(self, target: bytes) -> dict[int, bytes]:
+        """Return the answers of the other workers by number; silent workers are left out.
 
-        async def asked(number: int) -> bytes:
-            with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-                async with asyncio.timeout(_FIGURES_S), await self._send(number, request) as answer:
-                    body = await answer.read()
-                    return body if answer.status == 200 else b""
-            return b""
-
-        bodies = await asyncio.gather(*map(asked, self.others))
-        return {number: body for number, body in zip(self.others, bodies, strict=True) if body}
-
-    async def unready(self) -> list[int]:
-        """Return which other workers do not answer now."""
-        answers = await self.ask_all(PassedOn("GET", b"/healthz"))
-        return [number for number in self.others if number not in answers]
+        Raises:
+            TimeoutError: never; a worker that takes too long counts as silent.
+        """
+        others = [number for number in range(len(self._paths)) if number != self.number]
+        told = await asyncio.gather(*(self._figures(number, target) for number in others))
+        return {number: body for number, body in zip(others, told, strict=True) if body}
 
     async def finish(self, *, within_s: float) -> None:
         """Wait for the answers that are under way, then end every connection."""
-        if self._pinging is not None:
-            self._pinging.cancel()
         if self._under_way and within_s > 0:
             await asyncio.wait((asyncio.ensure_future(self._all_done.wait()),), timeout=within_s)
-        for client in self._clients.values():
-            await client.close()
-        self._clients.clear()
+        for idle in self._idle:
+            for exchange in idle:
+                exchange.abort()
+            idle.clear()
 
     # ---- inside
 
-    async def _send(self, number: int, request: PassedOn) -> aiohttp.ClientResponse:
-        client = self._clients.get(number)
-        if client is None:
-            client = self._clients[number] = aiohttp.ClientSession(
-                connector=aiohttp.UnixConnector(
-                    str(self._slot.socket(number)), limit=self._connections_limit
-                ),
-                timeout=aiohttp.ClientTimeout(total=None),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                auto_decompress=False,
-                skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent", "Content-Type"),
-            )
-        return await client.request(
-            request.method,
-            URL(f"http://localhost{request.target.decode('latin-1')}", encoded=True),
-            headers=request.headers,
-            data=request.body or None,
-            allow_redirects=False,
-        )
+    async def _begun(self, key: SessionKey, carried: Carried) -> tuple[int, Exchange] | None:
+        """Send the request to the first worker in the session's order that is there, if not us."""
+        for number in self.order(key):
+            if number == self.number:
+                return None
+            exchange = await self._exchange(number)
+            if exchange is not None:
+                exchange.begin(carried.head() + carried.body)
+                self.carried += 1
+                return number, exchange
+        return None
 
-    async def _keep_pinging(self) -> None:
-        while True:
-            await asyncio.sleep(_PING_PAUSE_S)
-            await asyncio.gather(*map(self._ping, self.others))
-
-    async def _ping(self, number: int) -> None:
+    async def _exchange(self, number: int) -> Exchange | None:
+        idle = self._idle[number]
+        while idle:
+            exchange = idle.pop()
+            if exchange.is_open:
+                return exchange
+        loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(_PING_S):
-                async with await self._send(number, PassedOn("GET", b"/healthz")) as answer:
-                    await answer.read()
-        except TimeoutError:  # it is stopped, or very busy
-            self._unanswered[number] = self._unanswered.get(number, 0) + 1
-            return
-        except aiohttp.ClientError:  # it is not there, which each request finds out by itself
-            pass
-        self._unanswered.pop(number, None)
+            # asyncio asks for its base class, and calls what is there by name.
+            made: Any = Exchange
+            _, exchange = await loop.create_unix_connection(made, str(self._paths[number]))
+        except OSError:  # it is not there, or we have no file left
+            return None
+        return exchange  # type: ignore[no-any-return]
+
+    async def _pass_on(
+        self, number: int, exchange: Exchange, send: Send, receive: Receive | None
+    ) -> None:
+        watch = None
+        if receive is not None:
+            watch = asyncio.create_task(_until_left(receive, exchange))
+        try:
+            status, headers = await exchange.head()
+            own = [header for header in headers if header[0] not in _OWN_HEADERS]
+            await send({"type": "http.response.start", "status": status, "headers": own})
+            more = True
+            while more:
+                chunk, more = await exchange.piece()
+                body = {"type": "http.response.body", "body": chunk, "more_body": more}
+                await send(body)
+        finally:
+            if watch is not None:
+                watch.cancel()
+            self._keep(number, exchange)
+
+    async def _whole(self, number: int, exchange: Exchange) -> Answer:
+        try:
+            status, headers = await exchange.head()
+            pieces, more = [], True
+            while more:
+                piece, more = await exchange.piece()
+                pieces.append(piece)
+        finally:
+            self._keep(number, exchange)
+        own = [header for header in headers if header[0] not in _OWN_HEADERS]
+        return Answer(status, own, b"".join(pieces))
+
+    async def _figures(self, number: int, target: bytes) -> bytes:
+        try:
+            async with asyncio.timeout(_FIGURES_S):
+                exchange = await self._exchange(number)
+                if exchange is None:
+                    return b""
+                exchange.begin(Carried(b"GET", target).head())
+                answer = await self._whole(number, exchange)
+        except (Lost, TimeoutError):
+            return b""
+        return answer.body if answer.status == 200 else b""
+
+    def _keep(self, number: int, exchange: Exchange) -> None:
+        """Keep the connection for the next request, if this one's answer came whole."""
+        if exchange.is_open and len(self._idle[number]) < IDLE_LIMIT:
+            self._idle[number].append(exchange)
+        else:
+            exchange.abort()
 
 
-def _passed_headers(answer: aiohttp.ClientResponse) -> list[tuple[bytes, bytes]]:
-    """Return the headers of another worker's answer that are the client's as well."""
-    return [
-        (name.lower(), value)
-        for name, value in answer.raw_headers
-        if name.lower().decode("latin-1") not in _OWN_HEADERS
-    ]
-
-
-async def pass_answer(answer: aiohttp.ClientResponse, send: Send) -> None:
-    """Send another worker's answer to the client: a stream as it comes, else whole."""
-    head = {"status": answer.status, "headers": _passed_headers(answer)}
-    if answer.content_type != "text/event-stream":
-        body = await answer.read()
-        await send({"type": "http.response.start", **head})
-        await send({"type": "http.response.body", "body": body})
-        return
-    await send({"type": "http.response.start", **head})
-    async for piece in answer.content.iter_any():
-        await send({"type": "http.response.body", "body": piece, "more_body": True})
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
+async def _until_left(receive: Receive, exchange: Exchange) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    exchange.abort()

@@ -1,8 +1,7 @@
-"""A proxy in front of PostgreSQL, with a door for each worker: it cuts, delays, stalls and holds.
+"""A proxy before PostgreSQL, with a door for each worker: it cuts, delays and stalls what passes.
 
-It owns the connections' ends and knows nothing of the protocol: it counts bytes and looks for a
-word, so it cuts in the middle of a message as easily as between two. When a fault happens is not
-its choice.
+It owns the connections' ends and knows nothing of the protocol: it counts bytes, so it cuts in the
+middle of a message as easily as between two. What goes wrong at which moment is not its choice.
 
 Idea: Shopify's toxiproxy; the doors are there so that one worker can be cut off alone.
 """
@@ -22,10 +21,6 @@ from kode_lab.errors import InvalidScenario
 __all__ = ["Door", "Proxy"]
 
 _PIECE_BYTES = 65_536
-# How long the database's end stays open after the worker's end was cut, in half of the cuts.
-_HALF_S = 1.0
-# How long the database may take to answer what was delivered late.
-_LATE_ANSWER_S = 5.0
 
 
 class Door:
@@ -34,82 +29,52 @@ class Door:
     Attributes:
         delay_s: each answer waits so long, from the least to the most.
         open: what passes waits while this is not set.
-        is_refusing: new connections are refused.
-        has_held: set once a message is held back.
-        was_delivered: set once it has arrived, and the database has answered.
     """
 
     def __init__(self, upstream: Path, random: Random) -> None:
         self.delay_s = (0.0, 0.0)
         self.open = asyncio.Event()
         self.open.set()
-        self.is_refusing = False
-        self.has_held = asyncio.Event()
-        self.was_delivered = asyncio.Event()
-        self.flows: set[_Flow] = set()
-        self._held_word: bytes | None = None
-        self._deliver = asyncio.Event()
+        self.links: set[_Link] = set()
         self._closing = asyncio.Event()
         self._upstream = upstream
         self._random = random
 
-    def hold_next(self, word: bytes) -> None:
-        """Hold back the next message with this word, and cut its worker's end of the connection."""
-        self._held_word = word
-        for event in (self.has_held, self.was_delivered, self._deliver):
-            event.clear()
-
-    def deliver(self) -> None:
-        """Let what was held back arrive now; what was not caught yet will not be held."""
-        self._held_word = None
-        self._deliver.set()
-
     def close(self) -> None:
         """Let nothing pass any more."""
         self._closing.set()
-        self._deliver.set()
         self.open.set()
-        for flow in list(self.flows):
-            flow.here.transport.abort()
-            flow.there.transport.abort()
+        for link in list(self.links):
+            link.here.transport.abort()
+            link.there.transport.abort()
 
     async def passage(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Carry one connection, both ways, to its end."""
-        if self.is_refusing:
-            writer.transport.abort()
-            return
+        """Carry what one connection has to say, both ways, to its end."""
         try:
             there_in, there_out = await asyncio.open_unix_connection(str(self._upstream))
         except OSError:  # the database is down
             writer.transport.abort()
             return
-        flow = _Flow(writer, there_out)
-        self.flows.add(flow)
+        link = _Link(writer, there_out)
+        self.links.add(link)
         try:
             async with asyncio.TaskGroup() as ways:
-                ways.create_task(self._carry(flow, reader, there_out, is_answer=False))
-                ways.create_task(self._carry(flow, there_in, writer, is_answer=True))
+                ways.create_task(self._carry(link, reader, there_out, is_answer=False))
+                ways.create_task(self._carry(link, there_in, writer, is_answer=True))
         except* OSError:
             pass
         finally:
             writer.transport.abort()
-            with suppress(TimeoutError, OSError):
-                if flow.held:
-                    await self._deliver.wait()
-                    there_out.write(flow.held)
-                    async with asyncio.timeout(_LATE_ANSWER_S):
-                        await there_in.read(_PIECE_BYTES)
-                elif flow.is_half:
+            if link.is_half:  # the database does not hear of it before long
+                with suppress(TimeoutError):
                     async with asyncio.timeout(_HALF_S):
                         await self._closing.wait()
-            if flow.held:
-                self.was_delivered.set()
             there_out.transport.abort()
-            self.flows.discard(flow)
+            self.links.discard(link)
 
     async def _carry(
         self,
-        flow: _Flow,
+        link: _Link,
         source: asyncio.StreamReader,
         target: asyncio.StreamWriter,
         *,
@@ -119,12 +84,8 @@ class Door:
             if is_answer and self.delay_s[1]:
                 await asyncio.sleep(self._random.uniform(*self.delay_s))
             await self.open.wait()
-            if not is_answer and self._held_word is not None and self._held_word in piece:
-                self._held_word, flow.held = None, piece
-                self.has_held.set()
-                raise ConnectionResetError
-            if flow.left_bytes is not None:
-                target.write(piece[: flow.left_bytes])
+            if link.left_bytes is not None:
+                target.write(piece[: link.left_bytes])
                 with suppress(ConnectionError):
                     await target.drain()
                 raise ConnectionResetError
@@ -133,13 +94,15 @@ class Door:
         raise ConnectionResetError  # the end of one way is the end of the other
 
 
-class _Flow:
+_HALF_S = 1.0
+
+
+class _Link:
     """One connection, and how it is to be cut.
 
     Attributes:
-        left_bytes: so much of the next piece still passes, then it is cut; None: it is not cut.
-        is_half: the database's end stays open for a while after that.
-        held: what is delivered late.
+        left_bytes: so much of the next piece still passes, then it is cut; None: it stands.
+        is_half: the database's end stands for a while after that.
     """
 
     def __init__(self, here: asyncio.StreamWriter, there: asyncio.StreamWriter) -> None:
@@ -147,7 +110,6 @@ class _Flow:
         self.there = there
         self.left_bytes: int | None = None
         self.is_half = False
-        self.held = b""
 
 
 class Proxy:
@@ -176,7 +138,7 @@ class Proxy:
         self.doors: dict[str, Door] = {}
 
     async def open(self, name: str) -> str:
-        """Open a door, and return the DSN that leads through it."""
+        """Open a door, and give the DSN by which it is entered."""
         directory = self._home / name
         directory.mkdir()
         door = self.doors[name] = Door(self._upstream, self._random)
@@ -185,17 +147,17 @@ class Proxy:
         return self._parts._replace(query=f"host={directory}&port={self._port}").geturl()
 
     def cut(self, name: str) -> None:
-        """Cut a random connection of this door in the middle of its next message, or at once."""
+        """Cut a random connection of this door in the middle of what it says next, or at once."""
         door = self.doors[name]
-        flows = sorted(door.flows, key=id)
-        if not flows:
+        links = sorted(door.links, key=id)
+        if not links:
             return
-        flow = self._random.choice(flows)
-        flow.is_half = self._random.random() < 0.5
+        link = self._random.choice(links)
+        link.is_half = self._random.random() < 0.5
         if self._random.random() < 0.7:
-            flow.left_bytes = self._random.randrange(64)
+            link.left_bytes = self._random.randrange(64)
         else:
-            flow.here.transport.abort()
+            link.here.transport.abort()
 
     async def __aenter__(self) -> Self:
         return self

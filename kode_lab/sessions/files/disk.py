@@ -17,10 +17,7 @@ from typing import Protocol, TypeAlias
 
 from kode_lab.errors import StoreUnwritable
 
-__all__ = ["SCARCE", "Disk", "Place", "PosixDisk", "explained"]
-
-# The process, or the system, may open no more files.
-SCARCE = (errno.EMFILE, errno.ENFILE)
+__all__ = ["Disk", "Place", "PosixDisk", "explained"]
 
 Place: TypeAlias = str | os.PathLike[str]
 

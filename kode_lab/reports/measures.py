@@ -1,0 +1,526 @@
+"""What a claim can be about: one table of measures, each a function of the evidence.
+
+It owns the name, unit and computing of every measure, and the statistics that make one number of
+many turns. It must never know what a report says of them. A measure returns the values of the turns
+asked for; where nothing is known it returns none, and the claim is inconclusive.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from statistics import fmean, median, pstdev
+from typing import NamedTuple
+
+from kode_lab.lab.times import shown_s
+from kode_lab.reports.evidence import MESSAGES, Evidence, SeenTool, SeenTurn
+from kode_lab.reports.report import ClaimSpec
+
+__all__ = ["MEASURES", "Measure", "Measured", "allowance_s", "percentile", "statistic_of"]
+
+# Ours may take this much on top of the model's own time: one per cent, or 50 ms for short turns.
+_ALLOWED_SHARE, _ALLOWED_S = 0.01, 0.050
+
+
+class Measured(NamedTuple):
+    """What was found.
+
+    Attributes:
+        values: one a turn, a call or a sample.
+        text: how it is told, where one number does not say it.
+        holds: the measure's own decision, for those that compare with something of the run.
+    """
+
+    values: Sequence[float]
+    text: str = ""
+    holds: bool | None = None
+
+
+class Measure(NamedTuple):
+    """One kind of statement.
+
+    Attributes:
+        unit: ``s``, ``share``, ``per s``, ``MB`` or "" (a count or a ratio).
+        statistic: what is taken when the claim names none.
+        of: returns the values for these turns.
+        how: on what it is measured.
+        is_models: it is the model's own time or choice, which a real model need not share.
+        is_whole: it is one value for the whole test.
+    """
+
+    unit: str
+    statistic: str
+    of: Callable[[Evidence, Sequence[SeenTurn], ClaimSpec], Measured]
+    how: str
+    is_models: bool = False
+    is_whole: bool = False
+
+
+def allowance_s(planned_s: float) -> float:
+    """Return how much longer than its model's own time a turn may take."""
+    return max(_ALLOWED_SHARE * planned_s, _ALLOWED_S)
+
+
+def percentile(values: Iterable[float], share: float) -> float:
+    """Return the nearest rank: a value that was measured, never one between two."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else math.nan
+
+
+def statistic_of(name: str, values: Sequence[float]) -> float:
+    """Return one number from many.
+
+    Raises:
+        ValueError: there is no statistic of that name.
+    """
+    match name:
+        case "mean" | "average" | "avg":
+            return fmean(values)
+        case "median":
+            return median(values)
+        case "min" | "max" | "sum":
+            return sum(values) if name == "sum" else min(values) if name == "min" else max(values)
+        case "count":
+            return float(len(values))
+        case "spread":
+            return pstdev(values)
+    if found := re.fullmatch(r"p([0-9]{1,2}(?:\.[0-9]+)?|100)", name):
+        return percentile(values, float(found[1]) / 100)
+    raise ValueError(
+        f"there is no statistic {name!r:.40}: use mean, median, p50 to p100, min, max, sum, count, "
+        "spread"
+    )
+
+
+def _each(
+    unit: str,
+    value: Callable[[SeenTurn], float | None],
+    how: str,
+    statistic: str = "mean",
+    *,
+    is_models: bool = False,
+    of_all: bool = False,
+) -> Measure:
+    """Return a measure with one value an answered turn (or any turn)."""
+
+    def of(_: Evidence, turns: Sequence[SeenTurn], __: ClaimSpec) -> Measured:
+        counted = [t for t in turns if of_all or t.outcome == "ok"]
+        found = [v for turn in counted if (v := value(turn)) is not None]
+        return Measured(found)
+
+    return Measure(unit, statistic, of, how, is_models)
+
+
+def _calls(value: Callable[[SeenTurn], Iterable[float] | None], how: str) -> Measure:
+    """Return a measure with one value a call."""
+
+    def of(_: Evidence, turns: Sequence[SeenTurn], __: ClaimSpec) -> Measured:
+        return Measured([one for turn in turns for one in value(turn) or ()])
+
+    return Measure("s", "mean", of, how, is_models=True)
+
+
+def _share(fits: Callable[[SeenTurn, ClaimSpec], bool]) -> Measure:
+    """Return the share of turns that fit, as one value of 0 or 1 a turn."""
+
+    def of(_: Evidence, turns: Sequence[SeenTurn], spec: ClaimSpec) -> Measured:
+        return Measured([float(fits(turn, spec)) for turn in turns])
+
+    return Measure("share", "mean", of, "clients' answers")
+
+
+def _count(fits: Callable[[SeenTurn], bool]) -> Measure:
+    def of(_: Evidence, turns: Sequence[SeenTurn], __: ClaimSpec) -> Measured:
+        return Measured([float(sum(map(fits, turns)))])
+
+    return Measure("", "sum", of, "clients' answers", is_whole=True)
+
+
+def _named(tools: Iterable[SeenTool] | None, name: str) -> list[SeenTool]:
+    return [tool for tool in tools or () if not name or tool.name == name]
+
+
+def _window_s(turns: Sequence[SeenTurn]) -> float:
+    ended = [turn.ended_s for turn in turns if turn.answer_s is not None]
+    return max(ended) - min(turn.sent_s for turn in turns) if ended else 0.0
+
+
+def _rate(value: Callable[[SeenTurn], float | None], how: str, *, of_all: bool = False) -> Measure:
+    def of(_: Evidence, turns: Sequence[SeenTurn], __: ClaimSpec) -> Measured:
+        counted = [t for t in turns if of_all or t.outcome == "ok"]
+        window_s = _window_s(turns)
+        amounts = [v for turn in counted if (v := value(turn)) is not None]
+        return Measured([sum(amounts) / window_s] if window_s and amounts else [])
+
+    return Measure("per s", "mean", of, how, is_models=True, is_whole=True)
+
+
+def _at_once(spans: Iterable[tuple[float, float]], statistic: str) -> list[float]:
+    """Return how many of the spans were open at once: the most, or the mean over time."""
+    events = sorted(
+        [(start, 1) for start, _ in spans] + [(end, -1) for _, end in spans],
+        key=lambda event: (event[0], event[1]),
+    )
+    if not events:
+        return []
+    open_now, most, area, before = 0, 0, 0.0, events[0][0]
+    for at, change in events:
+        area += open_now * (at - before)
+        open_now, before = open_now + change, at
+        most = max(most, open_now)
+    length = events[-1][0] - events[0][0]
+    return [area / length if statistic in ("mean", "average", "avg") and length else float(most)]
+
+
+def _concurrency(_: Evidence, turns: Sequence[SeenTurn], spec: ClaimSpec) -> Measured:
+    spans = [(t.sent_s, t.ended_s) for t in turns if t.answer_s is not None]
+    return Measured(_at_once(spans, spec.statistic))
+
+
+def _sessions_held(_: Evidence, turns: Sequence[SeenTurn], spec: ClaimSpec) -> Measured:
+    held: dict[object, tuple[float, float]] = {}
+    for turn in turns:
+        first, last = held.get(turn.key, (turn.sent_s, turn.ended_s))
+        held[turn.key] = (min(first, turn.sent_s), max(last, turn.ended_s))
+    return Measured(_at_once(list(held.values()), spec.statistic))
+
+
+def _arrival_gap(_: Evidence, turns: Sequence[SeenTurn], __: ClaimSpec) -> Measured:
+    sent = [turn.sent_s for turn in turns]
+    return Measured([max(sent) - min(sent)] if len(sent) > 1 else [])
+
+
+def _overlap(_: Evidence, turns: Sequence[SeenTurn], __: ClaimSpec) -> Measured:
+    works = [
+        (t.at_work_s, t.at_work_s + t.work_s)
+        for t in turns
+        if t.at_work_s is not None and t.work_s is not None
+    ]
+    if len(works) < 2 or len(works) < len(turns):
+        return Measured([])
+    both_s = max(0.0, min(end for _, end in works) - max(start for start, _ in works))
+    shorter_s = min(end - start for start, end in works)
+    text = f"{both_s:.3f} s of {shorter_s:.3f} s"
+    return Measured([both_s / shorter_s if shorter_s else 0.0], text)
+
+
+def _together(_: Evidence, turns: Sequence[SeenTurn], __: ClaimSpec) -> Measured:
+    works_s = [turn.work_s for turn in turns if turn.work_s is not None]
+    if not turns or len(works_s) < len(turns):
+        return Measured([])
+    first_s = min(turn.sent_s for turn in turns)
+    took_s = max(turn.ended_s for turn in turns) - first_s
+    text = f"{sum(works_s):.3f} s -> {took_s:.3f} s"
+    longest_s = max(works_s)
+    return Measured([took_s - longest_s], text, took_s <= longest_s + allowance_s(longest_s))
+
+
+def _speedup(_: Evidence, turns: Sequence[SeenTurn], __: ClaimSpec) -> Measured:
+    works_s = [turn.work_s for turn in turns if turn.work_s is not None]
+    window_s = _window_s(turns)
+    return Measured([sum(works_s) / window_s] if works_s and window_s else [])
+
+
+def _beyond(_: Evidence, turns: Sequence[SeenTurn], __: ClaimSpec) -> Measured:
+    if not turns or any(turn.answer_s is None or turn.planned_s is None for turn in turns):
+        return Measured([])
+    told = [(t.answer_s or 0.0, t.planned_s or 0.0, t.wait_own_s or 0.0) for t in turns]
+    beyond_s = [answer_s - planned_s - waited_s for answer_s, planned_s, waited_s in told]
+    fits = all(b <= allowance_s(p) for b, (_, p, _) in zip(beyond_s, told, strict=True))
+    return Measured(beyond_s, _some(beyond_s), fits)
+
+
+def _some(values_s: Sequence[float]) -> str:
+    return " and ".join(f"{value * 1000:.2f} ms" for value in values_s) if len(values_s) < 4 else ""
+
+
+def _wait(_: Evidence, turns: Sequence[SeenTurn], spec: ClaimSpec) -> Measured:
+    waits = [
+        (t.wait_own_s or 0.0) + (t.wait_other_s or 0.0)
+        for t in turns
+        if t.wait_own_s is not None and t.outcome == "ok"
+    ]
+    return Measured(waits, _some(waits) if spec.statistic in ("", "max") else "")
+
+
+def _tool_calls(_: Evidence, turns: Sequence[SeenTurn], spec: ClaimSpec) -> Measured:
+    answered = [turn for turn in turns if turn.outcome == "ok"]
+    named = [_named(t.tools, spec.name) for t in answered if t.tools is not None]
+    if len(named) != 1:
+        return Measured([float(len(tools)) for tools in named])
+    failed = sum(tool.is_error for tool in named[0])
+    told = f"{len(named[0])}" + (f", {failed} failed" if failed else ", all succeeded")
+    return Measured([float(len(named[0]))], told if named[0] else "0")
+
+
+def _tool_errors(_: Evidence, turns: Sequence[SeenTurn], spec: ClaimSpec) -> Measured:
+    tools = [tool for turn in turns for tool in _named(turn.tools, spec.name)]
+    return Measured([float(tool.is_error) for tool in tools])
+
+
+def _tool_times(_: Evidence, turns: Sequence[SeenTurn], spec: ClaimSpec) -> Measured:
+    return Measured([tool.took_s for turn in turns for tool in _named(turn.tools, spec.name)])
+
+
+def _cost(evidence: Evidence, turns: Sequence[SeenTurn], _: ClaimSpec) -> Measured:
+    price_in, price_out = evidence.prices
+    if not price_in and not price_out:
+        return Measured([])
+    return Measured(
+        [
+            ((t.input_tokens or 0) * price_in + (t.output_tokens or 0) * price_out) / 1e6
+            for t in turns
+            if t.input_tokens is not None or t.output_tokens is not None
+        ]
+    )
+
+
+def _medians(turns: Sequence[SeenTurn]) -> list[float]:
+    of: dict[object, list[float]] = {}
+    for turn in turns:
+        if turn.answer_s is not None:
+            of.setdefault(turn.key, []).append(turn.answer_s)
+    return [median(values) for values in of.values()]
+
+
+def _fairness(_: Evidence, turns: Sequence[SeenTurn], __: ClaimSpec) -> Measured:
+    medians = _medians(turns)
+    return Measured([max(medians) / max(min(medians), 1e-9)] if len(medians) > 1 else [])
+
+
+def _jain(_: Evidence, turns: Sequence[SeenTurn], __: ClaimSpec) -> Measured:
+    medians = _medians(turns)
+    squares = sum(value * value for value in medians)
+    index = sum(medians) ** 2 / (len(medians) * squares) if squares else 1.0
+    return Measured([index] if len(medians) > 1 else [])
+
+
+def _users(evidence: Evidence, turns: Sequence[SeenTurn], _: ClaimSpec) -> Measured:
+    phases = {turn.phase for turn in turns}
+    told = [
+        float(n) for phase, n in evidence.users.items() if phase in phases or not evidence.users
+    ]
+    return Measured([max(told)] if told else [float(len({turn.key.user_id for turn in turns}))])
+
+
+def _sessions(_: Evidence, turns: Sequence[SeenTurn], __: ClaimSpec) -> Measured:
+    return Measured([float(len({turn.key for turn in turns}))])
+
+
+def _duration(_: Evidence, turns: Sequence[SeenTurn], __: ClaimSpec) -> Measured:
+    return Measured([_window_s(turns)] if turns else [])
+
+
+def _sampled(column: int, *, is_growth: bool = False) -> Callable[..., Measured]:
+    def of(evidence: Evidence, _: Sequence[SeenTurn], __: ClaimSpec) -> Measured:
+        values = [sample[column] for sample in evidence.machine.samples]
+        if is_growth:
+            return Measured([values[-1] - values[0]] if len(values) > 1 else [])
+        return Measured(values)
+
+    return of
+
+
+def _lag(evidence: Evidence, _: Sequence[SeenTurn], __: ClaimSpec) -> Measured:
+    return Measured([evidence.machine.worst_late_s] if evidence.machine.samples else [])
+
+
+def _foreign(evidence: Evidence, turns: Sequence[SeenTurn], _: ClaimSpec) -> Measured:
+    seen = [float(t.foreign) for t in turns if t.foreign is not None]
+    if len(seen) < len(turns) or not evidence.is_simulated:
+        return Measured([], "the model did not tell what it was shown")
+    return Measured([sum(seen)], f"{sum(seen):.0f} foreign prompts shown")
+
+
+def _guarantee(evidence: Evidence, _: Sequence[SeenTurn], spec: ClaimSpec) -> Measured:
+    if evidence.verdict is None:
+        return Measured([])
+    for finding in evidence.verdict.findings:
+        if spec.name in ("", finding.name, finding.code):
+            if spec.name == "" and finding.status != "invalid":
+                continue
+            if finding.status == "unknown":
+                return Measured([], finding.reason)
+            is_valid = finding.status == "valid"
+            return Measured([float(is_valid)], f"{finding.name}: {finding.status}", is_valid)
+    if spec.name:
+        return Measured([], f"there is no guarantee {spec.name!r}")
+    return Measured([1.0], "no anomaly found", holds=True)
+
+
+def _stored_in(evidence: Evidence, turns: Sequence[SeenTurn], spec: ClaimSpec) -> Measured:
+    if not turns or turns[0].answer_s is None:
+        return Measured([])
+    user = turns[0].key.user_part
+    path = f"{user}/{spec.is_}/{spec.is_}/runtime/{MESSAGES}"
+    of_user = {
+        name: messages
+        for name, messages in evidence.files.items()
+        if name.startswith(f"{user}/") and name.endswith(f"/{MESSAGES}")
+    }
+    others = f", {len(of_user) - 1} others" if len(of_user) > 1 else ""
+    if path not in of_user:
+        return Measured([0.0], f"not there{others}", holds=False)
+    messages = of_user[path]
+    told = "no array" if messages is None else f"{messages} messages"
+    return Measured([1.0], f"there, {told}{others}", messages is not None and not others)
+
+
+def _result(_: Evidence, turns: Sequence[SeenTurn], spec: ClaimSpec) -> Measured:
+    found: list[str] = []
+    for turn in turns:
+        if turn.answer_s is None:
+            return Measured([])
+        for tool in turn.tools or ():
+            pattern = rf'"{re.escape(spec.name)}": *("(?:[^"\\]|\\.)*"|[-+.\w]+)'
+            found += [_plain(one) for one in re.findall(pattern, tool.result)]
+    return Measured([1.0], ", ".join(found) or "none", found == [str(spec.is_)])
+
+
+def _plain(value: str) -> str:
+    try:
+        return str(json.loads(value))
+    except ValueError:
+        return value
+
+
+def _outcome(_: Evidence, turns: Sequence[SeenTurn], spec: ClaimSpec) -> Measured:
+    if not turns:
+        return Measured([])
+    told = ", ".join(dict.fromkeys(turn.outcome for turn in turns))
+    return Measured([1.0], told, all(turn.outcome == spec.is_ for turn in turns))
+
+
+def _per_token(turn: SeenTurn) -> float | None:
+    if turn.answer_s is None or turn.first_token_s is None or (turn.output_tokens or 0) < 2:
+        return None
+    return (turn.answer_s - turn.first_token_s) / ((turn.output_tokens or 0) - 1)
+
+
+def _overhead(turn: SeenTurn) -> float | None:
+    if turn.answer_s is None or turn.planned_s is None:
+        return None
+    return turn.answer_s - turn.planned_s - (turn.wait_own_s or 0.0)
+
+
+def _tokens(turn: SeenTurn) -> float | None:
+    if turn.input_tokens is None and turn.output_tokens is None:
+        return None
+    return float((turn.input_tokens or 0) + (turn.output_tokens or 0))
+
+
+def _float(value: int | None) -> float | None:
+    return None if value is None else float(value)
+
+
+def _after_first(turn: SeenTurn) -> float | None:
+    if turn.first_token_s is None or turn.answer_s is None:
+        return None
+    return turn.answer_s - turn.first_token_s
+
+
+_CLIENT, _TRACE = "clients, send to answer", "the system's steps"
+_BAD = ("failed", "unanswered")
+
+MEASURES: dict[str, Measure] = {
+    # --- times of a turn
+    "answer": _each("s", lambda t: t.answer_s, _CLIENT, is_models=True),
+    "first_token": _each("s", lambda t: t.first_token_s, "first text", is_models=True),
+    "after_first_token": _each("s", _after_first, "first text to the end", is_models=True),
+    "per_output_token": _each("s", _per_token, "time after the first token", is_models=True),
+    "done_at": _each("s", lambda t: t.ended_s, "client, since first send", "max", is_models=True),
+    "wait": Measure("s", "max", _wait, "wait steps"),
+    "wait_own": _each("s", lambda t: t.wait_own_s, "wait while the own session worked"),
+    "wait_other": _each("s", lambda t: t.wait_other_s, "wait while the own session did nothing"),
+    "load": _each("s", lambda t: t.load_s, _TRACE),
+    "model": _each("s", lambda t: t.model_s, _TRACE, is_models=True),
+    "model_call": _calls(lambda t: t.model_calls, _TRACE),
+    "tool": Measure("s", "mean", _tool_times, _TRACE, is_models=True),
+    "tools": _each(
+        "s", lambda t: None if t.tools is None else sum(tool.took_s for tool in t.tools), _TRACE,
+        is_models=True,
+    ),
+    "commit": _each("s", lambda t: t.commit_s, _TRACE),
+    "overhead": _each("s", _overhead, "clients, minus model, tools and waits"),
+    # --- how turns stand to each other
+    "arrival_gap": Measure("s", "max", _arrival_gap, "clients, send to send", is_whole=True),
+    "overlap": Measure("share", "max", _overlap, "turns, without waits", is_whole=True),
+    "together": Measure("s", "max", _together, "sum of work; clients", is_whole=True),
+    "beyond_model": Measure("s", "max", _beyond, "clients, minus the profile", is_models=True),
+    "speedup": Measure("", "max", _speedup, "sum of work; clients", is_whole=True),
+    "fairness": Measure("", "max", _fairness, "slowest by fastest session median", is_whole=True),
+    "fairness_index": Measure("", "max", _jain, "Jain's index of session medians", is_whole=True),
+    "duration": Measure("s", "max", _duration, "first send to last answer", is_whole=True),
+    "concurrency": Measure("", "max", _concurrency, "turns under way at once", is_whole=True),
+    "sessions_held": Measure("", "max", _sessions_held, "first to last turn", is_whole=True),
+    # --- counts
+    "turns": _count(lambda _: True),
+    "answered": _count(lambda t: t.outcome == "ok"),
+    "failures": _count(lambda t: t.outcome in _BAD),
+    "refusals": _count(lambda t: t.outcome == "refused"),
+    "cancellations": _count(lambda t: t.outcome == "cancelled"),
+    "sessions": Measure("", "max", _sessions, "sessions asked", is_whole=True),
+    "users": Measure("", "max", _users, "users asked", is_whole=True),
+    "tool_calls": Measure("", "mean", _tool_calls, "tool steps", is_models=True),
+    "model_calls": _each(
+        "", lambda t: None if t.model_calls is None else float(len(t.model_calls)), _TRACE,
+        is_models=True,
+    ),
+    "input_tokens": _each("", lambda t: _float(t.input_tokens), _TRACE, is_models=True),
+    "output_tokens": _each("", lambda t: _float(t.output_tokens), _TRACE, is_models=True),
+    "tokens": _each("", _tokens, _TRACE, is_models=True),
+    "cost": Measure("", "sum", _cost, "tokens times prices", is_models=True),
+    "foreign_prompts": Measure("", "sum", _foreign, "what the model saw", is_whole=True),
+    # --- shares
+    "success_rate": _share(lambda t, _: t.outcome == "ok"),
+    "error_rate": _share(lambda t, _: t.outcome in _BAD),
+    "failure_rate": _share(lambda t, _: t.outcome == "failed"),
+    "refusal_rate": _share(lambda t, _: t.outcome == "refused"),
+    "cancelled_rate": _share(lambda t, _: t.outcome == "cancelled"),
+    "unanswered_rate": _share(lambda t, _: t.outcome == "unanswered"),
+    "error_share": _share(lambda t, spec: bool(t.error) and spec.name.lower() in t.error.lower()),
+    "tool_error_rate": Measure("share", "mean", _tool_errors, "tool steps"),
+    "waited_rate": _share(lambda t, _: (t.wait_own_s or 0.0) > 0.001),
+    # --- rates
+    "throughput": _rate(lambda _: 1.0, "answered turns a second"),
+    "request_rate": _rate(lambda _: 1.0, "turns sent a second", of_all=True),
+    "output_token_rate": _rate(lambda t: _float(t.output_tokens), "tokens a second"),
+    "token_rate": _rate(_tokens, "tokens a second"),
+    "model_call_rate": _rate(
+        lambda t: None if t.model_calls is None else float(len(t.model_calls)), "calls a second"
+    ),
+    "tool_call_rate": _rate(
+        lambda t: None if t.tools is None else float(len(t.tools)), "calls a second"
+    ),
+    # --- the process (with the simulated model in it)
+    "memory": Measure("MB", "max", _sampled(1), "resident memory", is_whole=True),
+    "memory_growth": Measure("MB", "max", _sampled(1, is_growth=True), "last - first sample",
+                             is_whole=True),
+    "cpu": Measure("share", "mean", _sampled(2), "CPU time by wall time, of one core",
+                   is_whole=True),
+    "open_files": Measure("", "max", _sampled(3), "open files", is_whole=True),
+    "connections": Measure("", "max", _sampled(4), "sockets", is_whole=True),
+    "loop_lag": Measure("s", "max", _lag, "how late the event loop woke", is_whole=True),
+    # --- what is kept, and the judge
+    "stored_in": Measure("", "max", _stored_in, MESSAGES, is_whole=True),
+    "result": Measure("", "max", _result, "tool result", is_whole=True),
+    "outcome": Measure("", "max", _outcome, "client", is_whole=True),
+    "guarantee": Measure("", "max", _guarantee, "the judge", is_whole=True),
+}  # fmt: skip
+
+
+def shown_value(value: float, unit: str) -> str:
+    """Return a value with its unit as a person writes it."""
+    match unit:
+        case "s":
+            return shown_s(value)
+        case "share":
+            return f"{value * 100:.3g} %"
+        case "per s":
+            return f"{value:,.3g} /s"
+        case "MB":
+            return f"{value:,.1f} MB"
+        case _:
+            return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.3g}"
