@@ -102,6 +102,7 @@ class Declaration(NamedTuple):
             services whose acknowledgement is proved otherwise.
         client: how it is reached, for the report ("HTTP, JSON").
         processes: how many processes may serve the same sessions at once.
+        is_heavy: a turn takes seconds of CPU, so that few are asked at once.
         notes: what a reader of the report must know.
     """
 
@@ -117,6 +118,7 @@ class Declaration(NamedTuple):
     needs_quote: bool = True
     client: str = ""
     processes: int = 1
+    is_heavy: bool = False
     notes: str = ""
 
 

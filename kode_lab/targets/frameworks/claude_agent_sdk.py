@@ -18,6 +18,7 @@ ENVIRONMENT = "claude-agent-sdk"
 REQUIRES = ("claude-agent-sdk==0.2.189",)
 DECLARES = {
     "version": version("claude-agent-sdk"),
+    "is_heavy": True,
     "notes": "A session is resumed by its id; each query is a process of the command-line client.",
 }
 

@@ -19,7 +19,7 @@ from google.genai import types
 __all__ = ["DECLARES", "ENVIRONMENT", "REQUIRES", "history", "turn"]
 
 ENVIRONMENT = "google-adk"
-REQUIRES = ("google-adk==2.13.0", "anthropic", "aiosqlite")
+REQUIRES = ("google-adk[db]==2.13.0", "anthropic", "aiosqlite")
 DECLARES = {
     "version": version("google-adk"),
     "promises": ["apart", "kept", "whole", "ordered", "durable", "service"],
