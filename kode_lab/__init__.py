@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         ToolContext,
         TurnReply,
     )
+    from kode_lab.sessions.guard import hold
 
 __all__ = [
     "AgentConfig",
@@ -58,6 +59,7 @@ __all__ = [
     "__version__",
     "check",
     "check_path",
+    "hold",
     "lab",
 ]
 
@@ -85,6 +87,7 @@ _NAMES_OF = {
         "Toolbox",
         "TurnReply",
     ),
+    "kode_lab.sessions.guard": ("hold",),
 }
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names}
 

@@ -48,6 +48,7 @@ MAY_IMPORT = {
     "load.report": (*WORDS, *TOWERS, *OUTSIDE, *LABORATORY),
     "load.services": (*WORDS, *TOWERS, *OUTSIDE, *LABORATORY),
     # floor 4: the door
+    "pytest_plugin": (*WORDS, "lab"),
     "testing": (*WORDS, "sessions", "targets", "check"),
     "cli": EVERYTHING,
     "__main__": EVERYTHING,

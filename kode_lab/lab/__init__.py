@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from kode_lab.lab.run_list import RunList
     from kode_lab.lab.scenario import Scenario
     from kode_lab.lab.trial import MakeStore
+    from kode_lab.targets.target import Target
 
 __all__ = ["SETTLE_LIMIT_S", "TICK_S", "Handle", "run", "runs", "start"]
 
@@ -52,6 +53,7 @@ def run(
     scenario: Scenario,
     *,
     make_store: MakeStore | None = None,
+    target: Target | str | None = None,
     results: Path | str = "results",
     progress: Progress | None = None,
     card: Card | None = None,
@@ -62,6 +64,8 @@ def run(
         scenario: what is done.
         make_store: gives the store for a directory, instead of ours: to try another, or a broken
             one. A scenario with kills has no use for it.
+        target: is asked instead of our own sessions: a target, or what names one ("mine.toml",
+            "agent.py:chat"); its model is the simulated one. The run claims what it promises.
         results: where the run's directory goes.
         progress: is kept up to date, for a caller who wants to look.
         card: shows the progress while somebody waits; None picks what suits.
@@ -78,6 +82,8 @@ def run(
 
     if make_store is not None and scenario.kills:
         raise InvalidScenario("a store of your own cannot be killed: leave out make_store or kills")
+    if target is not None and make_store is not None:
+        raise InvalidScenario("a target has its own store: leave out make_store or target")
     recorder = RunRecorder(
         Path(results),
         scenario.name,
@@ -91,7 +97,7 @@ def run(
     watched.rows = [Row("", f"{sessions:,} session{'s' * (sessions != 1)}", "")]
     pace = Pace(card or card_for(), watched)
     return start(
-        lambda: conduct(scenario, recorder, watched, make_store),
+        lambda: conduct(scenario, recorder, watched, make_store, target),
         name=f"run of {scenario.name}",
         on_tick=pace.tick,
         on_end=pace.end,

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from kode_lab.check import Verdict, check
 from kode_lab.check.render import headline
@@ -40,10 +41,11 @@ from kode_lab.lab.scripted import (
 from kode_lab.message import Model
 from kode_lab.schedule_assistant import AGENTS, ScheduleBook, toolbox
 from kode_lab.sessions import AgentShelf, JsonStore, SessionManager, Store
+from kode_lab.targets.opening import open_target
 from kode_lab.targets.ours import ServerTarget
-from kode_lab.targets.target import Outcome
+from kode_lab.targets.target import Killable, Outcome, Startable, Target
 
-__all__ = ["MakeStore", "ask_script", "conduct", "in_process", "served"]
+__all__ = ["MakeStore", "ask_script", "conduct", "foreign", "in_process", "served"]
 
 MakeStore = Callable[[Path], Store]
 
@@ -54,36 +56,41 @@ PROBE_LIMIT_S = 60.0
 
 
 async def conduct(
-    scenario: Scenario, recorder: RunRecorder, progress: Progress, make_store: MakeStore | None
+    scenario: Scenario,
+    recorder: RunRecorder,
+    progress: Progress,
+    make_store: MakeStore | None,
+    target: Target | str | None = None,
 ) -> Run:
     """Do it, judge it, and leave a whole record behind however it ends."""
-    status = "crashed"
+    status, promises = "crashed", None
     progress.status = "running"
     row = progress.rows[0]
     row.began_ns = time.monotonic_ns()
     try:
-        await _done(scenario, recorder, row, make_store)
+        promises = await _done(scenario, recorder, row, make_store, target)
         status = "complete"
     except asyncio.CancelledError:
         status = "interrupted"
         raise
     finally:
         row.ended_ns = time.monotonic_ns()
-        run = _judged(recorder, status)
+        run = _judged(recorder, status, promises)
         progress.status = status
     return run
 
 
-def _judged(recorder: RunRecorder, status: str) -> Run:
+def _judged(recorder: RunRecorder, status: str, promises: Sequence[str] | None) -> Run:
     """Judge what was recorded, and close the record, whatever happens to its judge."""
     run = recorder.close()
     verdict: Verdict | None = None
     try:
-        verdict = check(run.operations(), run.spans() or None)
+        verdict = check(run.operations(), run.spans() or None, promises)
         recorder.write_json("verdict.json", verdict.to_json())
         export(run)
     finally:
-        said = {} if verdict is None else {"finding": headline(verdict)}
+        said: dict[str, Any] = {} if verdict is None else {"finding": headline(verdict)}
+        said |= {} if promises is None else {"promises": list(promises)}
         word = "unknown" if verdict is None else verdict.status
         run = recorder.finish(status, verdict=word, **said)
     return run
@@ -122,17 +129,29 @@ class _Trial:
 
 
 async def _done(
-    scenario: Scenario, recorder: RunRecorder, row: Row, make_store: MakeStore | None
-) -> None:
+    scenario: Scenario,
+    recorder: RunRecorder,
+    row: Row,
+    make_store: MakeStore | None,
+    target: Target | str | None,
+) -> Sequence[str] | None:
+    """Do it; return what the target promises, None for our own sessions."""
     history, loop = recorder.history, asyncio.get_running_loop()
     async with AsyncExitStack() as stack:
-        server: ServerTarget | None = None
-        if scenario.kills:
-            server = await stack.enter_async_context(served(scenario, recorder.path))
-            client = TurnClient(server, history)
+        server: Killable | None = None
+        promises: Sequence[str] | None = None
+        if target is not None:
+            log = recorder.path / "target.log"
+            opened, reads = await stack.enter_async_context(foreign(target, scenario, log))
+            client = TurnClient(opened, history, witness=reads)
+            promises = opened.declaration.promises
+            server = opened if scenario.kills and isinstance(opened, Killable) else None
+        elif scenario.kills:
+            child = await stack.enter_async_context(served(scenario, recorder.path))
+            client, server = TurnClient(child, history), child
         else:
-            opened = in_process(scenario, recorder.path, recorder.trace, make_store)
-            manager, witness = await stack.enter_async_context(opened)
+            ours = in_process(scenario, recorder.path, recorder.trace, make_store)
+            manager, witness = await stack.enter_async_context(ours)
             client = TurnClient(manager, history, witness=witness)
         script = scenario.script()
         total = sum(len(one.asks) for one in script)
@@ -147,6 +166,7 @@ async def _done(
         history.fault("quiet", time.monotonic_ns())
         if scenario.is_probed:
             await _probe(trial)
+        return promises
 
 
 async def ask_script(
@@ -167,6 +187,24 @@ async def ask_script(
     async with asyncio.TaskGroup() as clients:
         for one in script:
             clients.create_task(_ask_all(trial, one, is_killed=False))
+
+
+@asynccontextmanager
+async def foreign(
+    target: Target | str, scenario: Scenario, log: Path
+) -> AsyncIterator[tuple[Target, Callable[[str], Read | None]]]:
+    """Start a target with the simulated model as its model."""
+    profile = scenario.profile.at(scenario.profile.speed * scenario.speed)
+    async with SimulatedClaude(profile) as simulated:
+        url = simulated.base_url
+        opened = open_target(target, model_url=url, log=log) if isinstance(target, str) else target
+        try:
+            if isinstance(opened, Startable):
+                await opened.start(url)
+            yield opened, simulated.read
+        finally:
+            if isinstance(opened, Startable):
+                await opened.stop()
 
 
 @asynccontextmanager
@@ -273,7 +311,7 @@ async def _ask_all(trial: _Trial, client: Client, *, is_killed: bool) -> None:
             await trial.is_up.wait()
 
 
-async def _kill(trial: _Trial, server: ServerTarget, recorder: RunRecorder) -> None:
+async def _kill(trial: _Trial, server: Killable, recorder: RunRecorder) -> None:
     """Kill the service whenever one more share of the turns has ended, and start it again."""
     scenario, history = trial.scenario, recorder.history
     for number in range(1, scenario.kills + 1):

@@ -7,7 +7,8 @@ alone, because it runs in the environment of a framework, where kode_lab is not 
 has an async function ``turn(user, session, prompt)`` that returns the reply's text and may have
 ``history(user, session)`` (a list of what the user said, or None), ``setup()`` (called once) and a
 table ``DECLARES`` (see ``Declaration``). ``Refused`` in the file's namespace, where it has one, is
-the exception for a turn that was definitely not accepted.
+the exception for a turn that was definitely not accepted. With ``KODE_LAB_HOLD`` set, turns run
+behind ``kode_lab.hold`` with that store.
 
     -> {"id": 1, "op": "turn", "user": "ada", "session": "x", "prompt": "...", "turn_id": "..."}
     <- {"id": 1, "reply": "..."}    or {"id": 1, "refused": "..."} or {"id": 1, "error": "..."}
@@ -54,6 +55,19 @@ async def _called(function: Any, *words: Any) -> Any:
     return await answer if inspect.isawaitable(answer) else answer
 
 
+def _held(turn: Any, store: str) -> Any:
+    """Return ``turn`` behind ``kode_lab.hold``: one turn of a session at a time."""
+    # Last, so that the environment's own packages come first.
+    sys.path.append(str(Path(__file__).parents[2]))
+    from kode_lab.sessions.guard import hold  # noqa: PLC0415 - only where it is asked for
+
+    async def held(user: str, session: str, prompt: str) -> Any:
+        async with hold(user, session, store=None if store == "process" else store):
+            return await _called(turn, user, session, prompt)
+
+    return held
+
+
 async def _answer(module: Any, turn: Any, asked: dict[str, Any]) -> dict[str, Any]:
     refused = getattr(module, "Refused", ())
     session = asked["user"], asked["session"]
@@ -77,6 +91,8 @@ async def _serve(name: str, output: Any) -> None:
     place, _, function = name.rpartition(":") if ":" in name[2:] else (name, "", "")
     module = _loaded(place)
     turn = getattr(module, function or "turn")
+    if store := os.environ.get("KODE_LAB_HOLD"):
+        turn = _held(turn, store)
     if (setup := getattr(module, "setup", None)) is not None:
         await _called(setup)
 

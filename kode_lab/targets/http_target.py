@@ -23,7 +23,7 @@ from kode_lab.errors import KodeLabError
 from kode_lab.history.operation import without_echoes
 from kode_lab.key import SessionKey
 from kode_lab.targets.description import Condition, Description, Later, Reading, Request, Stream
-from kode_lab.targets.target import Answer, History, refused_or_unknown
+from kode_lab.targets.target import Answer, History, model_environment, refused_or_unknown
 from kode_lab.targets.template import JsonPath, filled, in_json, in_url, text_in
 
 if TYPE_CHECKING:
@@ -134,7 +134,8 @@ class HttpTarget:
     async def _begin(self) -> None:
         assert self._scratch is not None
         words = [word.fill(self._surroundings) for word in self._it.start]
-        env = {name: value.fill(self._surroundings) for name, value in self._it.env.items()}
+        env = model_environment(self._surroundings["model_url"])
+        env |= {name: value.fill(self._surroundings) for name, value in self._it.env.items()}
         log = self._log or Path(self._scratch.name) / "service.log"
         try:
             self._child = Child(words, log=log, env=env, cwd=self._it.directory)

@@ -4,6 +4,7 @@
     agent.py:chat, module:chat  a function (user, session, prompt) that returns the reply
     lines:node target.js        a program that speaks JSON by the line
     langgraph-sqlite            a shipped target, in an environment of its own
+    langgraph-sqlite@hold       the same behind kode_lab.hold; @hold:DIRECTORY guards over files
 
 It owns the names and the environments of shipped targets. It starts and asks nothing.
 """
@@ -24,8 +25,9 @@ from kode_lab.errors import InvalidScenario
 from kode_lab.targets.description import read_description
 from kode_lab.targets.http_target import HttpTarget
 from kode_lab.targets.lines import LinesTarget
+from kode_lab.targets.target import model_environment
 
-__all__ = ["environment_of", "install", "model_environment", "open_target", "shipped"]
+__all__ = ["environment_of", "install", "open_target", "shipped"]
 
 FRAMEWORKS = Path(__file__).parent / "frameworks"
 _HOST = Path(__file__).parent / "host.py"
@@ -41,26 +43,30 @@ def open_target(
     Raises:
         InvalidScenario: it names none, or its file is wrong; names line and field.
     """
-    if spec.endswith(".toml"):
-        return HttpTarget(read_description(Path(spec)), log=log)
-    if spec.startswith("lines:"):
-        words = shlex.split(spec.removeprefix("lines:"))
-        return LinesTarget(
-            words,
-            name=Path(words[-1]).stem,
-            env=model_environment(model_url),
-            log=log,
-            is_silent=True,
-        )
-    if spec in shipped():
-        return _framework(spec, model_url, log)
-    if ":" in spec or spec.endswith(".py"):
-        command = [sys.executable, str(_HOST), spec]
-        name = spec.rpartition(":")[2] if ":" in spec else Path(spec).stem
-        return LinesTarget(command, name=name, env=model_environment(model_url), log=log)
+    name, is_held, store = spec.partition("@hold")
+    env = model_environment(model_url)
+    if is_held:
+        env["KODE_LAB_HOLD"] = store.removeprefix(":") or "process"
+    if name.endswith(".toml") and not is_held:
+        return HttpTarget(read_description(Path(name)), log=log)
+    if name.startswith("lines:") and not is_held:
+        words = shlex.split(name.removeprefix("lines:"))
+        title = Path(words[-1]).stem if words else ""
+        return LinesTarget(words, name=title, env=env, log=log, is_silent=True)
+    if name in shipped():
+        python = environment_of(name) / "bin" / "python"
+        if not python.exists():
+            raise InvalidScenario(f"{name} is not installed: kode-lab judge {name} --install")
+        path = FRAMEWORKS / f"{name.replace('-', '_')}.py"
+        command = [str(python), "-P", str(_HOST), str(path)]
+        return LinesTarget(command, name=spec, env=env, log=log)
+    if (":" in name or name.endswith(".py")) and not name.endswith(".toml"):
+        command = [sys.executable, str(_HOST), name]
+        title = name.rpartition(":")[2] if ":" in name else Path(name).stem
+        return LinesTarget(command, name=f"{title}{is_held}{store}", env=env, log=log)
     raise InvalidScenario(
         f"no target {spec!r:.80}: give a TOML file, FILE.py:FUNCTION, 'lines:COMMAND', or one of "
-        f"{', '.join(shipped())}"
+        f"{', '.join(shipped())}; a function and a shipped target may end with @hold"
     )
 
 
@@ -69,33 +75,6 @@ def shipped() -> tuple[str, ...]:
     return tuple(
         sorted(p.stem.replace("_", "-") for p in FRAMEWORKS.glob("*.py") if p.stem != "__init__")
     )
-
-
-def model_environment(model_url: str) -> dict[str, str]:
-    """Return the variables that point common model clients at the simulated model."""
-    if not model_url:
-        return {}
-    return {
-        "ANTHROPIC_BASE_URL": model_url,
-        "ANTHROPIC_API_KEY": "simulated",
-        "OPENAI_BASE_URL": f"{model_url}/v1",
-        "OPENAI_API_BASE": f"{model_url}/v1",
-        "OPENAI_API_KEY": "simulated",
-        "GOOGLE_GEMINI_BASE_URL": model_url,
-        "GOOGLE_API_KEY": "simulated",
-        "GEMINI_API_KEY": "simulated",
-        # A framework's own reports to the outside would be measured, and delay its end by 30 s.
-        "LANGSMITH_TRACING": "false",
-        "LANGCHAIN_TRACING_V2": "false",
-        "OPENAI_AGENTS_DISABLE_TRACING": "1",
-        "AGNO_TELEMETRY": "false",
-        "MASTRA_TELEMETRY_DISABLED": "1",
-        "DISABLE_TELEMETRY": "1",
-        "OTEL_SDK_DISABLED": "true",
-        "DO_NOT_TRACK": "1",
-        "NO_PROXY": "127.0.0.1,localhost",
-        "no_proxy": "127.0.0.1,localhost",
-    }
 
 
 def environment_of(name: str) -> Path:
@@ -126,15 +105,6 @@ def install(name: str) -> Path:
     if ended.returncode:
         raise InvalidScenario(f"{name} cannot be installed: {ended.stderr.strip()[-300:]}")
     return path
-
-
-def _framework(name: str, model_url: str, log: Path | None) -> LinesTarget:
-    path = FRAMEWORKS / f"{name.replace('-', '_')}.py"
-    python = environment_of(name) / "bin" / "python"
-    if not python.exists():
-        raise InvalidScenario(f"{name} is not installed: kode-lab judge {name} --install")
-    command = [str(python), "-P", str(_HOST), str(path)]
-    return LinesTarget(command, name=name, env=model_environment(model_url), log=log)
 
 
 def _facts(name: str) -> dict[str, Any]:

@@ -30,6 +30,8 @@ __all__ = [
     "Outcome",
     "Startable",
     "Target",
+    "Worldly",
+    "model_environment",
     "outcome_of",
     "refused_or_unknown",
 ]
@@ -254,3 +256,30 @@ def refused_or_unknown(
     error = f"{status} {' '.join(said.split())[:200]}".strip()
     is_final = 400 <= status < 500 and status not in TRY_AGAIN
     return Answer(kind, error=error, is_final=is_final, retry_after_s=seconds)
+
+
+def model_environment(model_url: str) -> dict[str, str]:
+    """Return the variables that point common model clients at the simulated model."""
+    if not model_url:
+        return {}
+    return {
+        "ANTHROPIC_BASE_URL": model_url,
+        "ANTHROPIC_API_KEY": "simulated",
+        "OPENAI_BASE_URL": f"{model_url}/v1",
+        "OPENAI_API_BASE": f"{model_url}/v1",
+        "OPENAI_API_KEY": "simulated",
+        "GOOGLE_GEMINI_BASE_URL": model_url,
+        "GOOGLE_API_KEY": "simulated",
+        "GEMINI_API_KEY": "simulated",
+        # A framework's own reports to the outside would be measured, and delay its end by 30 s.
+        "LANGSMITH_TRACING": "false",
+        "LANGCHAIN_TRACING_V2": "false",
+        "OPENAI_AGENTS_DISABLE_TRACING": "1",
+        "AGNO_TELEMETRY": "false",
+        "MASTRA_TELEMETRY_DISABLED": "1",
+        "DISABLE_TELEMETRY": "1",
+        "OTEL_SDK_DISABLED": "true",
+        "DO_NOT_TRACK": "1",
+        "NO_PROXY": "127.0.0.1,localhost",
+        "no_proxy": "127.0.0.1,localhost",
+    }

@@ -1,0 +1,198 @@
+"""Targets in the hands of others: functions, programs, pytest, the laboratory, ``hold``."""
+
+import asyncio
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import kode_lab
+from kode_lab import lab
+from kode_lab.claude import SimulatedClaude
+from kode_lab.cli import main
+from kode_lab.errors import InvalidScenario, WaitingRoomFull
+from kode_lab.lab.scenario import Scenario
+from kode_lab.targets.opening import open_target, shipped
+from kode_lab.testing.target_lint import target_gaps
+
+CHAT = """
+import asyncio, json, os, urllib.request
+sessions = {}
+HEADERS = {"content-type": "application/json", "x-api-key": "k", "anthropic-version": "2023-06-01"}
+
+def model(messages):
+    body = {"model": "claude-sonnet-4-5", "max_tokens": 1000, "messages": messages}
+    url = os.environ["ANTHROPIC_BASE_URL"] + "/v1/messages"
+    asked = urllib.request.Request(url, json.dumps(body).encode(), HEADERS)
+    with urllib.request.urlopen(asked) as answer:
+        return json.load(answer)["content"][0]["text"]
+
+async def chat(user, session, prompt):
+    before = sessions.get((user, session), [])
+    messages = [*before, {"role": "user", "content": prompt}]
+    reply = await asyncio.to_thread(model, messages)
+    sessions[user, session] = [*messages, {"role": "assistant", "content": reply}]
+    print("a careless log line")
+    return reply
+
+def history(user, session):
+    return [m["content"] for m in sessions.get((user, session), []) if m["role"] == "user"]
+"""
+QUICK = ["--rounds", "1", "--loads", "together,same name", "--model-s", "0.01"]
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory):
+    path = tmp_path_factory.mktemp("agent") / "agent.py"
+    path.write_text(CHAT)
+    return path
+
+
+def judged(capsys, tmp_path, *words):
+    status = main(["judge", *words, *QUICK, "--results", str(tmp_path / "results")])
+    return status, capsys.readouterr().out
+
+
+def test_a_function_is_judged_and_behind_hold_it_is_right(agent, tmp_path, capsys):
+    status, said = judged(capsys, tmp_path, f"{agent}:chat")
+    assert status == 1, said
+    assert "lost update" in said
+    assert (tmp_path / "results" / "latest" / "report.html").exists()
+    status, said = judged(capsys, tmp_path, f"{agent}:chat@hold:{tmp_path / 'locks'}")
+    assert status == 0, said
+
+
+def test_a_comparison_is_one_table_with_witnesses(agent, tmp_path, capsys):
+    status, said = judged(capsys, tmp_path, f"{agent}:chat", f"{agent}:chat@hold", "--compare")
+    assert status == 1
+    rows = [line for line in said.splitlines() if line.startswith("| chat")]
+    assert "FAIL" in rows[0]
+    assert "PASS" in rows[1]
+    page = Path(said.split()[-1]).read_text()
+    assert "However, both stand at position" in page
+
+
+LINES = r"""
+while read line; do
+  id=$(echo "$line" | sed 's/.*"id": *\([0-9]*\).*/\1/')
+  marker=$(echo "$line" | grep -o '#m[0-9a-f-]*' | tail -1)
+  case "$line" in
+    *'"history"'*) echo "{\"id\": $id, \"prompts\": null}";;
+    *) echo "{\"id\": $id, \"reply\": \"ok $marker\"}";;
+  esac
+done
+"""
+
+
+def test_a_program_in_any_language_is_asked_by_the_line(tmp_path, capsys):
+    (tmp_path / "agent.sh").write_text(LINES)
+    words = [f"lines:bash {tmp_path / 'agent.sh'}", "--loads", "together", "--no-page"]
+    status, said = judged(capsys, tmp_path, *words)
+    assert status == 2, said
+    assert "acknowledged" in said
+    assert "the simulated model was never asked" in said
+
+
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        ("nothing", "no target 'nothing': give a TOML file"),
+        ("no/such.toml", "no/such.toml: cannot be read"),
+        ("langgraph-memory", "is not installed: kode-lab judge langgraph-memory --install"),
+    ],
+)
+def test_what_is_no_target_says_what_is(spec, told, tmp_path, monkeypatch):
+    monkeypatch.setenv("KODE_LAB_TARGETS", str(tmp_path))
+    with pytest.raises(InvalidScenario, match=re.escape(told)):
+        open_target(spec)
+
+
+def test_the_shipped_targets_are_pinned_as_their_extras_are():
+    project = (Path(__file__).parent.parent / "pyproject.toml").read_text()
+    for name in shipped():
+        path = Path(kode_lab.__file__).parent / "targets" / "frameworks"
+        text = (path / f"{name.replace('-', '_')}.py").read_text()
+        required = re.search(r"REQUIRES = \(([^)]*)\)", text)[1]
+        pins = re.findall(r'"([^"]+)"', required)
+        assert any("==" in pin for pin in pins), name
+        assert ", ".join(f'"{pin}"' for pin in pins) in project, name
+
+
+def test_an_author_is_told_what_a_target_lacks(agent):
+    async def gaps(spec):
+        async with SimulatedClaude() as model:
+            target = open_target(spec, model_url=model.base_url)
+            return await target_gaps(target, model_url=model.base_url)
+
+    found = asyncio.run(gaps(f"{agent}:chat"))
+    assert [gap.partition(":")[0] for gap in found] == [
+        "it does not promise durable",
+        "a second delivery is not promised to be harmless",
+    ]
+
+
+def test_the_laboratory_runs_a_scenario_on_a_target(agent, tmp_path):
+    scenario = Scenario(users=2, sessions=1, clients=2, turns=2)
+    run = lab.run(scenario, target=f"{agent}:chat", results=tmp_path).result()
+    verdict = run.verdict()
+    assert verdict.status == "invalid"
+    assert {f.name for f in verdict.findings if f.status != "not claimed"} == set(run.claimed)
+
+
+def test_pytest_is_a_gate(agent, tmp_path):
+    (tmp_path / "test_it.py").write_text(
+        "def test_sessions(judge):\n"
+        f"    judge('{agent}:chat', rounds=1, loads=('together',))\n"
+        "def test_held_sessions(judge):\n"
+        f"    judge('{agent}:chat@hold', rounds=1, loads=('together',))\n"
+    )
+    words = ["-p", "kode_lab.pytest_plugin", "-p", "no:cacheprovider", "-q", "test_it.py"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "pytest", *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 1, ended.stdout + ended.stderr
+    assert "1 failed, 1 passed" in ended.stdout
+    assert "lost update" in ended.stdout
+
+
+# --- hold ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["process", "files"])
+def test_a_held_session_runs_one_block_at_a_time_in_order(where, tmp_path):
+    store = None if where == "process" else tmp_path / "locks"
+    order, inside = [], []
+
+    async def block(number):
+        async with kode_lab.hold("ada", "x", store=store) as lease:
+            assert not inside
+            inside.append(number)
+            await asyncio.sleep(0)
+            order.append((number, lease.fence))
+            inside.clear()
+
+    async def all_of_them():
+        await asyncio.gather(*map(block, range(5)))
+
+    asyncio.run(all_of_them())
+    assert [number for number, _ in order] == list(range(5))
+    fences = [fence for _, fence in order]
+    assert fences == sorted(set(fences))
+
+
+def test_another_session_is_not_waited_for_and_a_full_queue_refuses():
+    async def play():
+        async with kode_lab.hold("ada", "x"):
+            async with kode_lab.hold("ada", "y"), kode_lab.hold("bob", "x"):
+                pass
+            with pytest.raises(WaitingRoomFull):
+                async with kode_lab.hold("ada", "x", queue_limit=0):
+                    pass
+
+    asyncio.run(play())
