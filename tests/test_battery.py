@@ -13,7 +13,12 @@ from kode_lab.lab.battery import Battery, Settings
 from kode_lab.targets.target import Answer, Declaration
 
 QUICK = Settings(rounds=2, timeout_s=0.3, limit_s=20.0, long_turns=13)
-MODEL_S = 0.002
+
+
+async def others():
+    """Let every other task run a few times, as a model's latency would."""
+    for _ in range(8):
+        await asyncio.sleep(0)
 
 
 class Service:
@@ -36,7 +41,7 @@ class Service:
         return before
 
     async def model(self, prompt, before):
-        await asyncio.sleep(MODEL_S)
+        await others()
         own = markers_in(prompt)[-1]
         shown = [marker for one in self.shown(before) for marker in markers_in(one)]
         return f"Noted. {echo_of(own, read_of(own, [*shown, own]))}"
@@ -199,7 +204,7 @@ class NoWitness(Service):
     """Its own model, which quotes the prompt and tells nothing of what it was shown."""
 
     async def model(self, prompt, before):  # noqa: ARG002 - its model is elsewhere
-        await asyncio.sleep(MODEL_S)
+        await others()
         return f"You said: {prompt}"
 
 

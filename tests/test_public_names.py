@@ -15,7 +15,8 @@ import kode_lab
 NAMES = sorted(
     module.name
     for module in pkgutil.walk_packages(kode_lab.__path__, "kode_lab.")
-    if not module.name.endswith("__main__")
+    # Targets of frameworks are imported where these are installed.
+    if not module.name.endswith("__main__") and ".frameworks." not in module.name
 )
 # Importing Locust patches the sockets of the whole process: these are imported in a child.
 LOCUST = [name for name in NAMES if name.startswith("kode_lab.load")]
