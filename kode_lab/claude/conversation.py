@@ -61,6 +61,7 @@ class Conversation:
         results: what the tool calls of the turn gave, in order.
         calls: names by id of the turn's tool calls.
         called: names of the tools that the turn called, in order.
+        added: definitions of tools that messages brought.
         thoughts: how many blocks of signed thinking came back.
         schedule_id: the last schedule that an earlier turn's tool result named, or None.
         pairs: what the wire format remembers of tool calls without a result; only it looks in.
@@ -79,6 +80,7 @@ class Conversation:
         "_shown",
         "_tail",
         "_unanswered",
+        "added",
         "call",
         "called",
         "calls",
@@ -98,6 +100,7 @@ class Conversation:
         self.count = self.size_chars = self.prompts = self.call = self.thoughts = 0
         self.prompt = ""
         self.results: tuple[ToolAnswer, ...] = ()
+        self.added: tuple[Mapping[str, Any], ...] = ()
         self.calls: dict[str, str] = {}
         self.called: tuple[str, ...] = ()
         self.schedule_id: int | None = None
@@ -250,7 +253,7 @@ def conversation_of(
     """Fold messages in the shape of the Messages API, after those of ``conversation``."""
     fold = conversation or Conversation()
     for message in messages:
-        role, content = message["role"], message["content"]
+        role, content = message["role"], message.get("content", "")
         texts: list[str] = []
         results: list[tuple[str, str, bool]] = []
         calls: list[tuple[str, str]] = []
@@ -268,6 +271,9 @@ def conversation_of(
                     calls.append((block["id"], block["name"]))
                 elif kind in ("thinking", "redacted_thinking"):
                     fold.thoughts += 1
+                elif kind == "tool_addition":
+                    definition = (block.get("tool") or {}).get("definition")
+                    fold.added += (definition,) if isinstance(definition, dict) else ()
                 elif kind == "compaction":
                     fold.mention(block.get("content") or "")
         if role == "user":

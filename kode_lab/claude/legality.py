@@ -55,6 +55,8 @@ _BETA_FIELDS: Mapping[str, tuple[str, ...]] = {
 MESSAGES_LIMIT = 100_000
 _TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,128}")
 _ROLES = ("user", "assistant", "system")
+# What a system message within the conversation may have besides its content.
+_SYSTEM_FIELDS = ("clear_at", "output_config")
 _CHOICES = ("auto", "any", "tool", "none")
 _THINKING = ("enabled", "disabled", "adaptive", "between_tools")
 _MIN_THINKING_TOKENS = 1_024
@@ -300,15 +302,17 @@ def _message_complaints(messages: Any, pairs: Pairing) -> Iterator[str]:
 def _shape_complaints(where: str, message: Any) -> Iterator[str]:
     if not isinstance(message, dict):
         yield f"{where}: Input should be an object"
-    for name in message:
-        if name not in ("role", "content"):
-            yield f"{where}.{name}: Extra inputs are not permitted"
     role, content = message.get("role"), message.get("content")
+    for name in message:
+        if name not in ("role", "content") and (role != "system" or name not in _SYSTEM_FIELDS):
+            yield f"{where}.{name}: Extra inputs are not permitted"
     if role not in _ROLES:
         yield f"{where}.role: Input should be 'user' or 'assistant'"
+    if content is None and message.get("output_config"):
+        content = ""
     if not isinstance(content, (str, list)):
         yield f"{where}.content: Input should be a string or a list of blocks"
-    if not content:
+    if not content and not message.get("output_config"):
         yield f"{where}: all messages must have non-empty content"
     if isinstance(content, list):
         for at, block in enumerate(content):

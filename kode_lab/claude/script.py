@@ -38,6 +38,9 @@ _USE = re.compile(
     r"\b(?:use|call|invoke|run)\s+(?:the\s+|both\s+)?(tools?\b)?|(使用|调用)(?:工具)?",
     re.IGNORECASE,
 )
+_NAMED = re.compile(r"\b(?:use|call)\s+(?:the\s+)?tool\s+[`'\"]?([\w-]{2,64})", re.IGNORECASE)
+# A client with many tools offers one that finds the others.
+_SEARCH_TOOLS = ("ToolSearch", "tool_search")
 _TIMES = re.compile(r"\W*(\d{1,2})\s+times", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[\n;]|[.。](?:\s|$)")
 
@@ -77,7 +80,10 @@ def plan_of(request: GenerationRequest, today: date) -> Planned:
     plan = _demanded(request, offers, prompt, today)
     if plan is None:
         plan = _assistance(request, offers, intent, prompt, today)
-    if request.choice in ("any", "tool") and not plan.calls:
+    is_forced = request.choice in ("any", "tool") or (
+        plan.intent == "chat" and _is_shape(request, offers)
+    )
+    if is_forced and not plan.calls:
         plan = _forced(request, offers, plan)
     if not request.is_parallel and len(plan.calls) > 1:
         plan = plan._replace(calls=plan.calls[:1])
@@ -101,16 +107,19 @@ def _demanded(
     request: GenerationRequest, offers: Mapping[str, ToolOffer], prompt: str, today: date
 ) -> Planned | None:
     """What follows from a prompt that names tools: their calls, then a word about the results."""
-    wanted = list(_tools_named(prompt, tuple(offers)))
+    conversation = request.conversation
+    wanted = list(_tools_named(prompt, tuple(offers))) or _searched(prompt, offers, conversation)
     if not wanted:
         return None
-    conversation = request.conversation
     done = list(conversation.called)
     open_ = [name for name in wanted if not _took(done, name)]
     plan = Planned("tool", conversation.call, conversation.prompt, "")
     if open_:
         hints = _hints(prompt, conversation, today)
         said = _said(conversation.prompt)
+        named = _NAMED.search(prompt)
+        if named and open_[0] in _SEARCH_TOOLS:
+            said = named[1]
         calls = tuple((name, _arguments(offers[name], hints, said)) for name in open_)
         return plan._replace(calls=calls)
     failed = next((result for result in conversation.results if result.is_error), None)
@@ -118,6 +127,14 @@ def _demanded(
         return plan._replace(text=_failure(prompt, failed))
     told = "; ".join(result.text for result in conversation.results)
     return plan._replace(text=_say(prompt, f"The tools answered: {told}", f"工具的结果：{told}"))
+
+
+def _searched(
+    prompt: str, offers: Mapping[str, ToolOffer], conversation: Conversation
+) -> list[str]:
+    """The tool that finds others, when the prompt names one that is not offered yet."""
+    search = next((name for name in _SEARCH_TOOLS if name in offers), None)
+    return [search] if search and _NAMED.search(prompt) and not conversation.called else []
 
 
 def _forced(request: GenerationRequest, offers: Mapping[str, ToolOffer], plan: Planned) -> Planned:
@@ -133,6 +150,16 @@ def _forced(request: GenerationRequest, offers: Mapping[str, ToolOffer], plan: P
     arguments = _arguments(offers[name], {}, said, is_full=True)
     intent = plan.intent if plan.intent != "chat" else "tool"
     return plan._replace(intent=intent, text="", calls=((name, arguments),))
+
+
+def _is_shape(request: GenerationRequest, offers: Mapping[str, ToolOffer]) -> bool:
+    """Whether the only tool is the shape of the answer: named like a class, and not yet called.
+
+    Frameworks that may not force a tool offer such a one and rely on the model to call it.
+    """
+    name = next(iter(offers), "")
+    is_class = name[:1].isupper() and name.isalnum() and not name.isupper()
+    return len(offers) == 1 and is_class and not request.conversation.called
 
 
 def _tools_named(prompt: str, offered: Sequence[str]) -> Iterator[str]:

@@ -56,7 +56,7 @@ _FINISH = {
     "refusal": "SAFETY",
 }
 # Placeholders that the API documents for calls that it did not make itself.
-_UNCHECKED = (b"skip_thought_signature_validator", b"context_engineering_is_the_way_to_go")
+_UNCHECKED = ("skip_thought_signature_validator", "context_engineering_is_the_way_to_go")
 _METHODS = (":generateContent", ":streamGenerateContent", ":countTokens")
 _ONE_TURN = (
     "Please ensure that function call turn comes immediately after a user turn or after a "
@@ -378,17 +378,16 @@ def _signature_problem(
 ) -> ApiError | None:
     for part in parts:
         signature = _get(part, "thoughtSignature")
-        if not signature:
+        if not signature or signature in _UNCHECKED:
             continue
         conversation.thoughts += 1
         try:
             raw = base64.b64decode(str(signature).replace("-", "+").replace("_", "/") + "==")
         except (binascii.Error, ValueError):
             return _bad_signature()
-        item, _, signed = raw.partition(b".")
-        if raw not in _UNCHECKED and not is_signed(
-            model, item.decode("latin-1"), signed.decode("latin-1")
-        ):
+        text = raw.decode("latin-1")
+        item, _, signed = text.partition(".")
+        if text not in _UNCHECKED and not is_signed(model, item, signed):
             return _bad_signature()
     return None
 

@@ -313,7 +313,7 @@ class MessagesFormat:
             _with_system(conversation, whole.get("system")),
             body,
             _input_tokens(conversation, whole.get("system"), whole.get("tools")),
-            tuple(_offers(whole.get("tools") or ())),
+            tuple(_offers([*(whole.get("tools") or ()), *conversation.added])),
             kind,
             choice.get("name", "") if kind == "tool" else "",
             not choice.get("disable_parallel_tool_use", False),
@@ -322,7 +322,7 @@ class MessagesFormat:
             body.get("stop_sequences") or (),
             thinking in ("enabled", "adaptive") and kind not in ("any", "tool"),
             bool(body.get("stream")),
-            held.root if held else (body.get("metadata") or {}).get("user_id") or "",
+            held.root if held else _session_of(body.get("metadata") or {}),
             thread.get("previous_message_id", ""),
             held,
         )
@@ -477,6 +477,17 @@ def _signature_problem(model: str, at: int, message: Mapping[str, Any]) -> ApiEr
 
 def _bad_signature(at: int, place: int) -> ApiError:
     return ApiError(400, f"messages.{at}.content.{place}: Invalid `signature` in `thinking` block")
+
+
+def _session_of(metadata: Mapping[str, Any]) -> str:
+    """The session that a client names: Claude Code puts a JSON object into the user's id."""
+    named = str(metadata.get("user_id") or "")
+    if named.startswith("{"):
+        try:
+            return str(orjson.loads(named)["session_id"])
+        except (ValueError, KeyError, TypeError):
+            return named
+    return named
 
 
 def _thread_error(sentence: str, code: str, **details: Any) -> ApiError:
