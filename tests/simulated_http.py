@@ -30,7 +30,7 @@ async def http(simulated, method, path, body=None, headers=None):
     content = (
         body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
     )
-    lines = [f"{method} {path} HTTP/1.1", "host: x", "connection: close"]
+    lines = [f"{method} {path} HTTP/1.1", "host: localhost", "connection: close"]
     lines += [
         f"{name}: {value}" for name, value in (HEADERS if headers is None else headers).items()
     ]

@@ -226,7 +226,7 @@ def test_a_port_is_free_again_at_once_even_if_a_call_was_under_way():
         async with SimulatedClaude(faults=[Fault("hang")]) as simulated:
             _, writer = await asyncio.open_connection("127.0.0.1", simulated.port)
             body = json.dumps(asked(user("hello"))).encode()
-            head = f"POST /v1/messages HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n"
+            head = f"POST /v1/messages HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n"
             keys = "".join(f"{name}: {value}\r\n" for name, value in HEADERS.items())
             writer.write(f"{head}{keys}\r\n".encode() + body)
             await until(lambda: simulated.statistics().in_flight == 1)
@@ -258,7 +258,7 @@ def test_as_a_command_it_says_where_it_listens_serves_and_ends_on_a_signal():
         line = running.stdout.readline()
         port = int(line.split("http://127.0.0.1:")[1].split()[0])
         with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
-            connection.sendall(b"GET /lab/statistics HTTP/1.1\r\nhost: x\r\n\r\n")
+            connection.sendall(b"GET /lab/statistics HTTP/1.1\r\nhost: localhost\r\n\r\n")
             assert connection.recv(100).startswith(b"HTTP/1.1 200")
         running.send_signal(signal.SIGTERM)
         assert running.wait(timeout=30) == 0

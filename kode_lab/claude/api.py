@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, unquote
 import orjson
 
 from kode_lab.claude import script
-from kode_lab.claude.exchange import BREAKING, Dropped, Exchange, Receive, Scope, Send
+from kode_lab.claude.exchange import BREAKING, Exchange
 from kode_lab.claude.fault import Fault, FaultPlan, fault_of
 from kode_lab.claude.formats.chat import ChatFormat
 from kode_lab.claude.formats.gemini import GeminiFormat
@@ -36,6 +36,7 @@ from kode_lab.claude.profile import Latency, Profile
 from kode_lab.claude.records import ModelCall, Records
 from kode_lab.errors import InvalidScenario
 from kode_lab.history.operation import echo_of
+from kode_lab.http import DropConnection, Receive, Scope, Send, check_local_access
 
 __all__ = ["CONTEXT_LIMIT_TOKENS", "SimulatedApi", "answer_lab", "formats", "noted", "routed"]
 
@@ -109,7 +110,7 @@ def noted(call: ModelCall, format_name: str, request: GenerationRequest) -> None
 
 
 class SimulatedApi:
-    """The application: ``await api(scope, receive, send)``; ``Dropped`` means: drop the connection.
+    """The application: ``await api(scope, receive, send)``; ``DropConnection`` ends a connection.
 
     Attributes:
         profile: may be exchanged while it runs; requests that have come keep theirs.
@@ -155,11 +156,15 @@ class SimulatedApi:
         request_id = f"req_sim{self._salt}{self._count:08d}"
         exchange = Exchange(request_id, self._formats[0], scope, receive, send)
         query = scope["query_string"].decode("latin-1")
+        speaks, operation = routed(self._formats, method, path, exchange.headers)
+        exchange.format = speaks
+        refusal = check_local_access(scope["headers"])
+        if refusal is not None:
+            await exchange.refuse(ApiError(refusal.status, refusal.message))
+            return
         if path.startswith("/lab/"):
             await answer_lab(exchange, method, path, query, self._records, self._faults)
             return
-        speaks, operation = routed(self._formats, method, path, exchange.headers)
-        exchange.format = speaks
         problem = speaks.key_problem(exchange.headers, query, self._api_key)
         if problem is not None:
             await exchange.refuse(problem)
@@ -253,7 +258,7 @@ class SimulatedApi:
         speaks = exchange.format
         kind = fault.kind if fault else ""
         if kind == "reset":
-            raise Dropped
+            raise DropConnection
         if kind == "hang":
             await exchange.leave()
         if fault and (kind == "status" or (kind == "error_event" and not request.is_stream)):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import zlib
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
@@ -23,12 +23,9 @@ from kode_lab.claude.formats.seam import (
     WireFormat,
 )
 from kode_lab.claude.profile import Latency
+from kode_lab.http import DropConnection, Receive, Scope, Send
 
-__all__ = ["Dropped", "Exchange", "Receive", "Scope", "Send"]
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+__all__ = ["BREAKING", "Exchange"]
 
 _JSON = b"application/json"
 _EVENTS = b"text/event-stream; charset=utf-8"
@@ -36,10 +33,6 @@ _GARBAGE = b"<html><body>This is not the page you are looking for.</body></html>
 # Shorter bodies gain nothing by it.
 _WORTH_COMPRESSING_BYTES = 1_024
 BREAKING = ("cut", "end_early", "error_event")
-
-
-class Dropped(Exception):
-    """The connection is to be dropped, with whatever was written so far."""
 
 
 class Exchange:
@@ -79,16 +72,21 @@ class Exchange:
         """Return the decoded body, or the error that an API answers such a body with."""
         pieces: list[bytes] = []
         size_bytes = 0
-        while True:
+        is_last = False
+        while not is_last:
             event = await self._receive()
             if event["type"] == "http.disconnect":
-                raise Dropped
-            pieces.append(event.get("body", b""))
-            size_bytes += len(pieces[-1])
-            if size_bytes > REQUEST_LIMIT_BYTES:
-                return ApiError(413, "Request exceeds the maximum size")
-            if not event.get("more_body", False):
-                break
+                raise DropConnection
+            piece = event.get("body", b"")
+            size_bytes += len(piece)
+            is_last = not event.get("more_body", False)
+            if size_bytes <= REQUEST_LIMIT_BYTES:
+                pieces.append(piece)
+            else:
+                # Read on without keeping it: a client that still sends would not see the answer.
+                pieces.clear()
+        if size_bytes > REQUEST_LIMIT_BYTES:
+            return ApiError(413, "Request exceeds the maximum size")
         whole = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         encoding = self.headers.get(b"content-encoding", b"").strip().lower()
         return whole if encoding in (b"", b"identity") else _decoded(whole, encoding)
@@ -122,16 +120,13 @@ class Exchange:
         """Wait until the client has gone, and drop the connection."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        raise Dropped
+        raise DropConnection
 
     async def refuse(self, error: ApiError) -> None:
         """Answer with an error in the documented shape."""
         extra = [(name.encode(), value.encode()) for name, value in error.headers]
         if error.retry_after is not None:
             extra.append((b"retry-after", error.retry_after.encode()))
-        if error.status == 413:
-            # The rest of the body is not read: nothing may follow on this connection.
-            extra.append((b"connection", b"close"))
         body = orjson.dumps(self.format.error_body(error, self.request_id))
         await self.body(error.status, _JSON, body, extra)
 
@@ -169,7 +164,7 @@ class Exchange:
         """Answer with a whole reply when it is due, or as the fault wants it.
 
         Raises:
-            Dropped: the connection is to be dropped now.
+            DropConnection: the connection is to be dropped now.
         """
         await self.until(latency.total_s)
         if fault and fault.kind == "garbage":
@@ -177,7 +172,7 @@ class Exchange:
         elif fault and fault.kind in BREAKING:
             await self.begin(200, _JSON, [(b"content-length", str(len(body)).encode())])
             await self.write(body[: len(body) // 2])
-            raise Dropped
+            raise DropConnection
         else:
             await self.body(200, _JSON, body)
 
@@ -193,7 +188,7 @@ class Exchange:
             error: what an error event says.
 
         Raises:
-            Dropped: the connection is to be dropped now.
+            DropConnection: the connection is to be dropped now.
         """
         first_s, total_s = latency
         await self.until(first_s)
@@ -230,7 +225,7 @@ class Exchange:
     async def _break_off(self, ready: bytes, fault: Fault, error: ApiError) -> None:
         if fault.kind == "cut":
             await self.write(ready)
-            raise Dropped
+            raise DropConnection
         if fault.kind == "error_event":
             ready += self.format.error_event(error, self.request_id)
         await self.write(ready, is_last=True)

@@ -1,5 +1,7 @@
 """The OpenAI SDK for Python: Chat Completions, Responses, Conversations."""
 
+import asyncio
+
 import openai
 from harness import URL, Session, arm, check, positions, run, witnessed
 from pydantic import BaseModel
@@ -149,8 +151,6 @@ async def _():
     third = session()
     arm(kind="hang", word=third)
     async with other:
-        import asyncio
-
         asked = {"model": MODEL, "conversation": conversation.id}
         hanging = asyncio.create_task(other.responses.create(**asked, input=third))
         for _ in range(500):
