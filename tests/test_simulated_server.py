@@ -226,7 +226,8 @@ def test_a_port_is_free_again_at_once_even_if_a_call_was_under_way():
         async with SimulatedClaude(faults=[Fault("hang")]) as simulated:
             _, writer = await asyncio.open_connection("127.0.0.1", simulated.port)
             body = json.dumps(asked(user("hello"))).encode()
-            lines = ["POST /v1/messages HTTP/1.1", "host: localhost", f"content-length: {len(body)}"]
+            lines = ["POST /v1/messages HTTP/1.1", "host: localhost"]
+            lines.append(f"content-length: {len(body)}")
             head = "\r\n".join([*lines, ""])
             keys = "".join(f"{name}: {value}\r\n" for name, value in HEADERS.items())
             writer.write(f"{head}{keys}\r\n".encode() + body)

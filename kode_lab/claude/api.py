@@ -69,9 +69,14 @@ _NOT_SIMULATED = (
 )
 
 
-def formats() -> tuple[WireFormat, ...]:
+def formats(*, is_strict: bool = True) -> tuple[WireFormat, ...]:
     """Return the wire formats, each with a state of its own; the first answers what none knows."""
-    return MessagesFormat(), ChatFormat(), ResponsesFormat(), GeminiFormat()
+    return (
+        MessagesFormat(is_strict=is_strict),
+        ChatFormat(is_strict=is_strict),
+        ResponsesFormat(is_strict=is_strict),
+        GeminiFormat(is_strict=is_strict),
+    )
 
 
 def routed(

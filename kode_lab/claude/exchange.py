@@ -68,8 +68,12 @@ class Exchange:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.status = 0
 
-    async def data(self) -> bytes | ApiError:
-        """Return the decoded body, or the error that an API answers such a body with."""
+    async def data(self, *, is_raw: bool = False) -> bytes | ApiError:
+        """Return the body, or the error that an API answers such a body with.
+
+        Args:
+            is_raw: leave it compressed as it came.
+        """
         pieces: list[bytes] = []
         size_bytes = 0
         is_last = False
@@ -88,8 +92,12 @@ class Exchange:
         if size_bytes > REQUEST_LIMIT_BYTES:
             return ApiError(413, "Request exceeds the maximum size")
         whole = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return whole if is_raw else self.decoded(whole)
+
+    def decoded(self, data: bytes) -> bytes | ApiError:
+        """Return a body without the compression that the headers name."""
         encoding = self.headers.get(b"content-encoding", b"").strip().lower()
-        return whole if encoding in (b"", b"identity") else _decoded(whole, encoding)
+        return data if encoding in (b"", b"identity") else _decoded(data, encoding)
 
     async def json(self) -> Any:
         """Return the parsed body, or the ``ApiError`` that such a body is answered with."""

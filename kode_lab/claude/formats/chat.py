@@ -40,11 +40,12 @@ _DONE = StreamEvent(b"data: [DONE]\n\n")
 
 
 class ChatFormat:
-    """``POST /v1/chat/completions``."""
+    """``POST /v1/chat/completions``; ``is_strict`` refuses what the API refuses."""
 
     name = "chat"
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_strict: bool = True) -> None:
+        self._is_strict = is_strict
         self._prefixes: Prefixes[Conversation] = Prefixes()
 
     def operation(self, method: str, path: str) -> str | None:
@@ -68,10 +69,10 @@ class ChatFormat:
         try:
             opened = self._prefixes.open(data, "messages")
             try:
-                request = _request(opened)
+                request = _request(opened, is_strict=self._is_strict)
             except Incomplete:
                 opened = self._prefixes.open(data, "messages", is_whole=True)
-                request = _request(opened)
+                request = _request(opened, is_strict=self._is_strict)
         except ValueError as error:
             return ApiError(400, f"We could not parse the JSON body of your request. ({error})")
         if isinstance(request, GenerationRequest):
@@ -84,6 +85,9 @@ class ChatFormat:
         return None
 
     def finish(self, request: GenerationRequest, reply: GenerationReply | None) -> None:
+        """Keep nothing."""
+
+    def learn(self, request: GenerationRequest, response_id: str) -> None:
         """Keep nothing."""
 
     def call_id(self, suffix: str, index: int) -> str:
@@ -175,15 +179,15 @@ class ChatFormat:
         return words.wrong("messages", "The reasoning of an assistant message is not valid.")
 
 
-def _request(opened: Opened[Conversation]) -> GenerationRequest | ApiError:
+def _request(opened: Opened[Conversation], *, is_strict: bool) -> GenerationRequest | ApiError:
     body = opened.body
     if not isinstance(body, dict):
         return ApiError(400, "The request body must be a JSON object")
-    problem = _plain_problem(body)
+    problem = _plain_problem(body) if is_strict else None
     if problem is not None:
         return problem
     conversation = Conversation() if opened.fold is None else opened.fold.copy()
-    problem = _fold(conversation, body["messages"])
+    problem = _fold(conversation, body["messages"], is_strict=is_strict)
     if problem is not None:
         return problem
     for text in _texts_beside(body):
@@ -259,7 +263,9 @@ def _is_tool(tool: Mapping[str, Any]) -> bool:
     return isinstance(function, dict) and isinstance(function.get("name"), str)
 
 
-def _fold(conversation: Conversation, messages: Sequence[Mapping[str, Any]]) -> ApiError | None:
+def _fold(
+    conversation: Conversation, messages: Sequence[Mapping[str, Any]], *, is_strict: bool
+) -> ApiError | None:
     """Add messages; each tool call of one must be answered before any other message."""
     if not messages and not conversation.count:
         return words.wrong("messages", "[] is too short - 'messages'", "array_below_min_length")
@@ -276,7 +282,7 @@ def _fold(conversation: Conversation, messages: Sequence[Mapping[str, Any]]) -> 
             )
         if role == "tool":
             call_id = message.get("tool_call_id")
-            if call_id not in open_calls:
+            if call_id not in open_calls and is_strict:
                 return words.wrong(
                     f"messages.[{at}].role",
                     "Invalid parameter: messages with role 'tool' must be a response to a "
@@ -286,28 +292,28 @@ def _fold(conversation: Conversation, messages: Sequence[Mapping[str, Any]]) -> 
             conversation.count += 1
             text = "\n".join(words.text_of_parts(content))
             conversation.add_result(conversation.calls.get(str(call_id), ""), text)
-        elif open_calls:
+        elif open_calls and is_strict:
             return _unanswered(at, open_calls)
         elif role == "assistant":
             calls = [
                 (str(call.get("id")), str((call.get("function") or {}).get("name")))
                 for call in message.get("tool_calls") or ()
             ]
-            if content is None and not calls and not message.get("refusal"):
+            if content is None and not calls and not message.get("refusal") and is_strict:
                 return words.wrong(
                     f"messages[{at}].content",
                     f"Invalid value for 'content': expected a string, got null. (messages[{at}])",
                 )
             open_calls = tuple(call_id for call_id, _ in calls)
             conversation.add_assistant(words.text_of_parts(content), calls)
-        elif content is None:
+        elif content is None and is_strict:
             return words.wrong(f"messages[{at}].content", "Invalid value for 'content': got null.")
         elif role == "user":
             conversation.add_user(words.text_of_parts(content))
         else:
             conversation.add_system(words.text_of_parts(content))
         conversation.size_chars += size_of(message)
-    if open_calls:
+    if open_calls and is_strict:
         return _unanswered(conversation.count, open_calls)
     conversation.pairs = open_calls
     return None

@@ -69,11 +69,15 @@ _ONE_EACH = (
 
 
 class GeminiFormat:
-    """``POST /v1beta/models/NAME:generateContent`` and what belongs to it."""
+    """``POST /v1beta/models/NAME:generateContent`` and what belongs to it.
+
+    ``is_strict`` refuses what the API refuses.
+    """
 
     name = "gemini"
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_strict: bool = True) -> None:
+        self._is_strict = is_strict
         self._prefixes: Prefixes[Conversation] = Prefixes()
 
     def operation(self, method: str, path: str) -> str | None:
@@ -106,16 +110,16 @@ class GeminiFormat:
         """Return a request in neutral words, or the error that the API answers it with."""
         del headers
         is_stream = path.endswith(":streamGenerateContent")
-        if is_stream and parse_qs(query).get("alt", [""])[-1] != "sse":
+        if is_stream and self._is_strict and parse_qs(query).get("alt", [""])[-1] != "sse":
             return ApiError(400, "streamGenerateContent is simulated with ?alt=sse only")
         model = unquote(path.rpartition("/")[2].rpartition(":")[0])
         try:
             opened = self._prefixes.open(data, "contents")
             try:
-                request = _request(opened, model, is_stream=is_stream)
+                request = _request(opened, model, is_stream=is_stream, is_strict=self._is_strict)
             except Incomplete:
                 opened = self._prefixes.open(data, "contents", is_whole=True)
-                request = _request(opened, model, is_stream=is_stream)
+                request = _request(opened, model, is_stream=is_stream, is_strict=self._is_strict)
         except ValueError as error:
             return ApiError(400, f"Invalid JSON payload received. {error}")
         if isinstance(request, GenerationRequest):
@@ -128,6 +132,9 @@ class GeminiFormat:
         return None
 
     def finish(self, request: GenerationRequest, reply: GenerationReply | None) -> None:
+        """Keep nothing."""
+
+    def learn(self, request: GenerationRequest, response_id: str) -> None:
         """Keep nothing."""
 
     def call_id(self, suffix: str, index: int) -> str:
@@ -231,7 +238,7 @@ def _get(value: Any, name: str) -> Any:
 
 
 def _request(
-    opened: Opened[Conversation], model: str, *, is_stream: bool
+    opened: Opened[Conversation], model: str, *, is_stream: bool, is_strict: bool
 ) -> GenerationRequest | ApiError:
     body = opened.body
     if not isinstance(body, dict):
@@ -244,7 +251,7 @@ def _request(
     conversation = Conversation() if opened.fold is None else opened.fold.copy()
     if not contents and not conversation.count:
         return ApiError(400, "* GenerateContentRequest.contents: contents is not specified")
-    problem = _fold(conversation, contents, model)
+    problem = _fold(conversation, contents, model, is_strict=is_strict)
     if problem is not None:
         return problem
     system = _get(body, "systemInstruction")
@@ -303,7 +310,11 @@ def _parts_of(content: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
 
 
 def _fold(
-    conversation: Conversation, contents: Sequence[Mapping[str, Any]], model: str
+    conversation: Conversation,
+    contents: Sequence[Mapping[str, Any]],
+    model: str,
+    *,
+    is_strict: bool,
 ) -> ApiError | None:
     """Add contents; a turn of function calls is followed by one of as many responses."""
     open_calls: tuple[tuple[str, str], ...] = conversation.pairs or ()
@@ -323,9 +334,9 @@ def _fold(
             str(part["text"]) for part in parts if part.get("text") and not part.get("thought")
         ]
         if role == "model":
-            if open_calls:
+            if open_calls and is_strict:
                 return ApiError(400, _ONE_EACH)
-            problem = _signature_problem(parts, model, conversation)
+            problem = _signature_problem(parts, model, conversation) if is_strict else None
             if problem is not None:
                 return problem
             calls = [call for part in parts if (call := _get(part, "functionCall"))]
@@ -337,18 +348,19 @@ def _fold(
             open_calls = tuple(known)
             continue
         answers = [one for part in parts if (one := _get(part, "functionResponse"))]
-        if open_calls and not answers:
+        if open_calls and not answers and is_strict:
             return ApiError(400, _ONE_TURN)
         results: list[tuple[str, str, bool]] = []
         for answer in answers:
             found = _call_for(answer, open_calls)
-            if found is None:
+            if found is None and is_strict:
                 return ApiError(400, _ONE_EACH)
+            found = found or ("", str(answer.get("name")))
             open_calls = tuple([one for one in open_calls if one is not found])
             text, is_error = _result_text(answer.get("response"))
             results.append((found[0], text, is_error))
         conversation.add_user(texts, results)
-    if open_calls:
+    if open_calls and is_strict:
         return ApiError(400, _ONE_TURN)
     conversation.pairs = open_calls
     return None

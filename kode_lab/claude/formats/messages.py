@@ -79,12 +79,14 @@ _CLIENT_TOOLS = ("bash_", "text_editor_", "memory_", "computer_")
 class MessagesFormat:
     """``POST /v1/messages`` and what belongs to it.
 
+    ``is_strict`` refuses what the API refuses; a proxy, whose upstream does that, only reads.
     ``thread_ttl_s`` is how long a thread is held after its last request.
     """
 
     name = "messages"
 
-    def __init__(self, thread_ttl_s: float = THREAD_TTL_S) -> None:
+    def __init__(self, *, is_strict: bool = True, thread_ttl_s: float = THREAD_TTL_S) -> None:
+        self._is_strict = is_strict
         self._prefixes: Prefixes[Conversation] = Prefixes()
         self._threads: HeldStates[Held] = HeldStates(ttl_s=thread_ttl_s)
         self._continuing: set[str] = set()
@@ -134,9 +136,10 @@ class MessagesFormat:
             held: Held | None = None
             if isinstance(thread, dict) and thread.get("type") == "continue":
                 found = self._held_for(thread)
-                if isinstance(found, ApiError):
+                if isinstance(found, Held):
+                    held = found
+                elif self._is_strict:
                     return found
-                held = found
             if held is not None and opened.fold is not None:
                 opened = self._prefixes.open(data, "messages", is_whole=True)
             try:
@@ -171,6 +174,16 @@ class MessagesFormat:
             self._continued.put(request.parent, True)
             self._threads.drop(request.parent)
         self._threads.put(f"msg_{reply.suffix}", self.hold(request, reply))
+
+    def learn(self, request: GenerationRequest, response_id: str) -> None:
+        """Keep the state of a thread whose reply another server wrote."""
+        if request.body.get("thread"):
+            held = request.base
+            conversation = request.conversation.copy()
+            conversation.add_assistant(())
+            root = held.root if held else response_id
+            body = held.body if held else {}
+            self._threads.put(response_id, Held(conversation, body, root))
 
     def other(
         self, operation: str, path: str, query: str, data: bytes, headers: Mapping[bytes, bytes]
@@ -283,22 +296,22 @@ class MessagesFormat:
         pairs = Pairing() if before is None else before.copy()
         problem = _continue_problem(body) if held is not None else None
         whole: Any = body if held is None else {**body, **held.body}
-        if problem is None:
+        if problem is None and self._is_strict:
             version = headers.get(b"anthropic-version", b"").decode("latin-1")
             betas = frozenset(_betas(headers))
             problem = problem_of(whole, version, is_count=is_count, betas=betas, pairs=pairs)
-        if problem is not None:
+        if problem is not None and self._is_strict:
             return problem
         messages, model = body["messages"], body["model"]
         for at, message in enumerate(messages, pairs.index - len(messages)):
-            problem = _signature_problem(model, at, message)
+            problem = _signature_problem(model, at, message) if self._is_strict else None
             if problem is not None:
                 return problem
         conversation = conversation_of(messages, fold.copy() if fold is not None else None)
         conversation.pairs = pairs
         conversation.size_chars += sum(map(size_of, messages))
         thread = body.get("thread") or {}
-        if thread and body.get("context_management") is not None:
+        if thread and body.get("context_management") is not None and self._is_strict:
             return _thread_error(
                 "thread: context_management is not supported with threads",
                 "thread_unsupported_request",

@@ -67,11 +67,15 @@ class _OpenConversation:
 
 
 class ResponsesFormat:
-    """``POST /v1/responses``, and ``/v1/conversations``."""
+    """``POST /v1/responses``, and ``/v1/conversations``.
+
+    ``is_strict`` refuses what the API refuses; a proxy, whose upstream does that, only reads.
+    """
 
     name = "responses"
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_strict: bool = True) -> None:
+        self._is_strict = is_strict
         self._prefixes: Prefixes[Conversation] = Prefixes()
         self._held: HeldStates[Held] = HeldStates()
         self._stored: HeldStates[_Stored] = HeldStates(_KEPT_LIMIT)
@@ -155,6 +159,30 @@ class ResponsesFormat:
         if conversation is not None:
             conversation.items += [*given, *made]
             conversation.fold = _after(request, reply)
+
+    def learn(self, request: GenerationRequest, response_id: str) -> None:
+        """Keep the fold of a response, or of its conversation, that another server wrote."""
+        fold = request.conversation.copy()
+        fold.add_assistant(())
+        fold.pairs = {}
+        root = request.base.root if request.base is not None else response_id
+        if request.body.get("store") is not False:
+            self._held.put(response_id, Held(fold, {}, root))
+        conversation = self._conversation(request)
+        if conversation is not None:
+            conversation.fold = fold
+
+    def learn_items(self, named: str, data: bytes) -> None:
+        """Add the items that a client gave to a conversation of another server."""
+        conversation = self._conversations.get(named)
+        if conversation is None:
+            conversation = _OpenConversation({})
+            self._conversations.put(named, conversation)
+        try:
+            items = orjson.loads(data).get("items") or []
+        except (orjson.JSONDecodeError, AttributeError):
+            return
+        _fold(conversation.fold, [item for item in items if isinstance(item, dict)], "", None)
 
     def call_id(self, suffix: str, index: int) -> str:
         """Return the id of a reply's tool call."""
@@ -271,6 +299,8 @@ class ResponsesFormat:
         if not previous:
             return None
         held = self._held.get(str(previous))
+        if held is None and not self._is_strict:
+            return None
         if held is None:
             return words.wrong(
                 "previous_response_id",
@@ -283,15 +313,16 @@ class ResponsesFormat:
         self, opened: Opened[Conversation], base: Held | None
     ) -> GenerationRequest | ApiError:
         body = opened.body
-        problem = _plain_problem(body)
+        problem = _plain_problem(body) if self._is_strict else None
         if problem is not None:
             return problem
         fold = opened.fold if base is None else base.conversation
         conversation = Conversation() if fold is None else fold.copy()
         given = body.get("input") or []
         items = [{"role": "user", "content": given}] if isinstance(given, str) else given
-        problem = _fold(conversation, items, body["model"], self._items)
-        if problem is None:
+        items_known = self._items if self._is_strict else None
+        problem = _fold(conversation, items, body["model"], items_known)
+        if problem is None and self._is_strict:
             problem = _open_calls_problem(conversation)
         if problem is not None:
             return problem
@@ -485,9 +516,12 @@ def _fold(
     conversation: Conversation,
     items: Sequence[Mapping[str, Any]],
     model: str,
-    known: HeldStates[Mapping[str, Any]],
+    known: HeldStates[Mapping[str, Any]] | None,
 ) -> ApiError | None:
-    """Add items; several of the assistant's in a row are one reply."""
+    """Add items; several of the assistant's in a row are one reply.
+
+    Without ``known`` nothing is refused: what refers to an unknown item is left out.
+    """
     open_calls: dict[str, str] = dict(conversation.pairs or {})
     texts: list[str] = []
     calls: list[tuple[str, str]] = []
@@ -507,6 +541,8 @@ def _fold(
         if given.get("type") == "item_reference" or (
             set(given) <= {"id", "type"} and "id" in given
         ):
+            if known is None:
+                continue
             item = known.get(str(given.get("id")))
             if item is None:
                 return ApiError(404, f"Item with id '{given.get('id')}' not found.", param="input")
@@ -522,18 +558,18 @@ def _fold(
         elif kind in _OUTPUT_ITEMS:
             reply()
             call_id = str(item.get("call_id"))
-            if call_id not in open_calls:
+            if call_id not in open_calls and known is not None:
                 return words.wrong(
                     "input", f"No tool call found for function call output with call_id {call_id}."
                 )
             text = "\n".join(words.text_of_parts(item.get("output")))
-            conversation.add_result(open_calls.pop(call_id), text)
+            conversation.add_result(open_calls.pop(call_id, ""), text)
         elif kind == "message" and item.get("role") == "assistant":
             texts += words.text_of_parts(item.get("content"))
             is_replying = True
         elif kind == "message":
             reply()
-            if item.get("role") not in ("user", "system", "developer"):
+            if item.get("role") not in ("user", "system", "developer") and known is not None:
                 return words.wrong(
                     f"input[{at}].role",
                     f"Invalid value: {item.get('role')!r}. Supported values are: 'assistant', "
@@ -542,7 +578,7 @@ def _fold(
                 )
             conversation.count -= 1
             said = words.text_of_parts(item.get("content"))
-            if item["role"] == "user":
+            if item.get("role") == "user":
                 conversation.add_user(said)
             else:
                 conversation.add_system(said)
@@ -550,9 +586,9 @@ def _fold(
             secret = item.get("encrypted_content")
             if secret is not None:
                 conversation.thoughts += 1
-                if model and not _is_reasoning(model, str(secret)):
+                if model and known is not None and not _is_reasoning(model, str(secret)):
                     return _bad_reasoning(str(item.get("id")))
-        elif not kind:
+        elif not kind and known is not None:
             return words.wrong(f"input[{at}]", "Invalid value: an item needs a type or a role.")
     reply()
     conversation.pairs = open_calls

@@ -175,6 +175,10 @@ class WireFormat(Protocol):
         """Release what was reserved; keep the reply, if it was sent whole."""
         ...
 
+    def learn(self, request: GenerationRequest, response_id: str) -> None:
+        """Keep what a later request may refer to, when another server wrote the reply."""
+        ...
+
     def call_id(self, suffix: str, index: int) -> str:
         """Return the id of a reply's tool call."""
         ...
