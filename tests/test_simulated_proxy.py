@@ -190,7 +190,7 @@ def test_pieces_pass_as_they_come_and_a_client_that_leaves_ends_the_upstream():
             await second.wait()
             await response.write(b"data: two\n\n")
             try:
-                while True:
+                while request.transport is not None:
                     await response.write(b": still here\n\n")
                     await asyncio.sleep(0.01)
             finally:

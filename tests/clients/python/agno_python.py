@@ -1,4 +1,4 @@
-"""Agno, over three formats."""
+"""Agno over three wire formats, with history and a tool."""
 
 from agno.agent import Agent
 from agno.db.in_memory import InMemoryDb

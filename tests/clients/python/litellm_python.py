@@ -1,4 +1,4 @@
-"""LiteLLM, over three formats."""
+"""LiteLLM over three wire formats and Responses."""
 
 import litellm
 from harness import URL, Session, check, positions, run

@@ -1,6 +1,7 @@
 """The OpenAI SDK for Python: Chat Completions, Responses, Conversations."""
 
 import asyncio
+import time
 
 import openai
 from harness import URL, Session, arm, check, positions, run, witnessed
@@ -16,6 +17,14 @@ PARAMETERS = {
 }
 CHAT_TOOL = {"type": "function", "function": {"name": "look_up", "parameters": PARAMETERS}}
 TOOL = {"type": "function", "name": "look_up", "parameters": PARAMETERS, "strict": True}
+
+
+def is_seen(marker):
+    """Whether the model was asked for this turn."""
+    try:
+        return bool(witnessed(marker))
+    except OSError:
+        return False
 
 
 class Answer(BaseModel):
@@ -153,12 +162,9 @@ async def _():
     async with other:
         asked = {"model": MODEL, "conversation": conversation.id}
         hanging = asyncio.create_task(other.responses.create(**asked, input=third))
-        for _ in range(500):
-            try:
-                if witnessed(third):
-                    break
-            except OSError:
-                await asyncio.sleep(0.01)
+        until = time.monotonic() + 30
+        while not is_seen(third) and time.monotonic() < until:
+            await asyncio.sleep(0.01)
         try:
             await other.responses.create(**asked, input=session())
         except openai.BadRequestError as error:

@@ -1,4 +1,4 @@
-"""pydantic-ai, over four formats."""
+"""pydantic-ai over four wire formats, with tools and output types."""
 
 from harness import PROMPT, URL, Session, check, positions, run
 from pydantic import BaseModel

@@ -1,4 +1,4 @@
-"""Strands, over two formats."""
+"""Strands over two wire formats, with a tool and structured output."""
 
 from harness import PROMPT, URL, Session, check, positions, run
 from pydantic import BaseModel
