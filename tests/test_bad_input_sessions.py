@@ -241,7 +241,7 @@ def test_a_file_cut_short_at_any_byte_is_mended_or_refused_and_never_shortens_th
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{}", b"null", b'"text"', b"[1]", b'[{"role":"system","content":"x"}]', b"\0" * 500],
+    [b"", b"{}", b"null", b'"text"', b"[1]", b'[{"role":"owner","content":"x"}]', b"\0" * 500],
 )
 def test_a_messages_file_that_is_no_conversation_is_refused_and_left_as_it_is(tmp_path, content):
     async def scenario():

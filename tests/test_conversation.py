@@ -1,6 +1,7 @@
 """The conversation in memory: what a model is shown, and what it cannot reach."""
 
 import json
+import subprocess
 import sys
 import time
 
@@ -51,18 +52,18 @@ def test_what_a_model_changes_is_in_its_own_request_only():
     assert conversation.messages() == said(4)
 
 
-def test_a_request_made_before_a_turn_or_a_rewind_shows_what_it_showed():
+def test_a_request_made_before_a_turn_shows_what_it_showed():
     conversation = Conversation(said(4))
     shown = conversation.shown()
     conversation.extend([orjson.dumps(user("later"))])
-    conversation.rewind(1)
-    conversation.extend([orjson.dumps(user("other"))])
     assert list(shown) == said(4)
-    assert conversation.messages() == [*said(1), user("other")]
+    assert conversation.messages() == [*said(4), user("later")]
 
 
 def test_the_size_of_a_conversation_is_the_memory_that_it_takes():
-    conversation = Conversation(user("é" * n) for n in range(0, 3000, 7))
+    conversation = Conversation(
+        [message for n in range(0, 3000, 7) for message in (user("é" * n or "-"), assistant("a"))]
+    )
     lines = conversation._lines
     rounded = sum((sys.getsizeof(line) + 15) // 16 * 16 for line in lines)
     assert conversation.size_bytes == rounded + 8 * len(lines)
@@ -124,3 +125,53 @@ def test_showing_a_long_conversation_costs_as_much_as_showing_a_short_one():
         return best_s
 
     assert cost_s(60_000) < 10 * cost_s(20)
+
+
+GROWING = """
+import gc, os, sys
+from kode_lab.key import SessionKey
+from kode_lab.message import Usage, assistant, user
+from kode_lab.sessions.open_turn import OpenTurn
+from kode_lab.sessions.residents import Agent, Residents
+from kode_lab.sessions.store import Lease, Stored
+
+LIMIT = 60_000_000
+
+
+def resident_bytes():
+    gc.collect()
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+def agent(number, turns, text):
+    made = Agent(Lease(SessionKey(f"u{number}", f"s{number}", "a"), 1), Stored([], {}, None))
+    for at in range(turns):
+        turn = OpenTurn(os.urandom(12).hex(), user("q" * text), "v1")
+        turn.add_reply(assistant("a" * text), Usage(1200, 400))
+        made.took(turn, turn.finished(2 * at))
+    return made
+
+
+turns, text = map(int, sys.argv[1:])
+residents = Residents(limit=10**6, limit_bytes=LIMIT, idle_limit_s=1e9)
+residents.keep(agent(0, turns, text))
+before, number, kept = resident_bytes() - residents.size_bytes, 0, 0
+while len(residents) > kept:
+    kept, number = len(residents), number + 1
+    residents.keep(agent(number, turns, text))
+assert residents.size_bytes <= LIMIT
+print((resident_bytes() - before) / LIMIT)
+"""
+
+
+@pytest.mark.parametrize(("turns", "text"), [(0, 0), (10, 50), (400, 1000)])
+def test_the_limit_of_the_residents_bytes_is_the_memory_of_the_process(turns, text):
+    """Within ten per cent, allocator and containers included, whatever the sessions look like."""
+    done = subprocess.run(
+        [sys.executable, "-c", GROWING, str(turns), str(text)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert 0.9 < float(done.stdout) < 1.1

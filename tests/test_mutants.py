@@ -848,7 +848,7 @@ MUTANTS = [
         "a finished turn answers any prompt",
         prompts_of_ids,
         "manager",
-        "_check_prompt(ticket, agent.messages[saved.first])",
+        "_check_prompt(ticket, agent.conversation.messages(saved.first, saved.first + 1)[0])",
         "pass",
     ),
     Mutant(
@@ -982,7 +982,7 @@ MUTANTS = [
         "an interrupted turn is not sealed",
         interrupts,
         "manager",
-        "entries = turn.seal(_INTERRUPTED)",
+        "entries = turn.seal(_STOPPED if ticket.is_stopped else _INTERRUPTED)",
         "entries = []",
     ),
     Mutant(
@@ -992,7 +992,13 @@ MUTANTS = [
         "[t for t in line if t.turn_id != ticket.turn_id]",
         "list(line)",
     ),
-    Mutant("rollback keeps", rollbacks, "manager", 'if strategy == "rollback":', "if False:"),
+    Mutant(
+        "rollback keeps",
+        rollbacks,
+        "manager",
+        'if ticket.superseded_by == "rollback":',
+        "if False:",
+    ),
     Mutant(
         "taken back too late",
         rollbacks,
@@ -1014,7 +1020,7 @@ MUTANTS = [
         "any header will do",
         owner,
         "files/format",
-        'fence >= 0 and header_of(key, fence) == line + b"\\n"',
+        'fence >= 0 and header_of(key, fence, number) == line + b"\\n"',
         "fence >= 0",
     ),
     Mutant("newer files are read", files, "files/format", 'header["kode_lab"] > FORMAT', "False"),
@@ -1062,7 +1068,7 @@ MUTANTS = [
         "closes under a deletion",
         deletions,
         "manager",
-        "while self._deletions or self._in_flight():",
+        "while self._others or self._in_flight():",
         "while self._in_flight():",
     ),
     Mutant(

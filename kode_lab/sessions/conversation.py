@@ -17,6 +17,7 @@ from typing import Any, overload
 import orjson
 
 from kode_lab.message import Message
+from kode_lab.sessions.adoption import request_form
 
 __all__ = ["Conversation", "Shown", "decode", "encode"]
 
@@ -56,20 +57,32 @@ class Conversation:
         size_bytes: the memory that they take.
     """
 
-    __slots__ = ("_lines", "size_bytes")
+    __slots__ = ("_lines", "_shown", "size_bytes")
 
-    def __init__(self, messages: Iterable[Message] = ()) -> None:
+    def __init__(self, messages: Sequence[Message] = ()) -> None:
         self._lines: list[bytes] = []
         self.size_bytes = 0
+        # What requests show; another list only where others wrote messages that cannot be shown.
+        self._shown = self._lines
         self.extend(map(encode, messages))
+        if (form := request_form(messages)) is not None:
+            self._shown = []
+            self._add(self._shown, map(encode, form))
 
     def __len__(self) -> int:
         return len(self._lines)
 
     def extend(self, lines: Iterable[bytes]) -> None:
         """Add messages that are encoded already."""
+        if self._shown is not self._lines:
+            lines = list(lines)
+            self._add(self._shown, lines)
+        self._add(self._lines, lines)
+
+    def _add(self, to: list[bytes], lines: Iterable[bytes]) -> None:
         for line in lines:
-            self._lines.append(line)
+            # A copy: what orjson returns holds a buffer of 4 KB, however short the text is.
+            to.append(bytes(memoryview(line)))
             self.size_bytes += (len(line) + _OBJECT_BYTES + 15 & ~15) + _PLACE_BYTES
 
     def messages(self, start: int = 0, end: int | None = None) -> list[Message]:
@@ -80,13 +93,7 @@ class Conversation:
         self, tail: Sequence[bytes] = (), *, head: Sequence[bytes] = (), start: int = 0
     ) -> Shown:
         """Return what a request shows: ``head``, the messages from ``start`` on, and ``tail``."""
-        return Shown(head, self._lines, start, len(self._lines), tail)
-
-    def rewind(self, count: int) -> None:
-        """Keep the first ``count`` messages. Requests that were made before still show all."""
-        kept = self._lines[:count]
-        self._lines, self.size_bytes = [], 0
-        self.extend(kept)
+        return Shown(head, self._shown, start, len(self._shown), tail)
 
 
 class Shown(MutableSequence[Message]):

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from kode_lab.errors import NewerFormat, SessionDamaged, WrongOwner
 from kode_lab.key import SessionKey
 from kode_lab.message import Message, Usage
+from kode_lab.sessions.adoption import invalid_place
 from kode_lab.sessions.conversation import decode, encode
 from kode_lab.sessions.open_turn import Finished, OpenTurn
 
@@ -224,20 +225,22 @@ def ending_of(done: bytes) -> bytes:
     return b'{"ending":%b}\n' % done[:-1]
 
 
-def messages_of(data: bytes) -> list[Message] | None:
-    """Return the conversation that these bytes are, or None."""
+def messages_of(key: SessionKey, data: bytes) -> list[Message] | None:
+    """Return the conversation that these bytes are, or None if they are not JSON.
+
+    Raises:
+        SessionDamaged: they are JSON and not a conversation; the error names the place.
+    """
     try:
-        value = decode(data)
+        value: list[Message] = decode(data)
     except ValueError:
         return None
-    if isinstance(value, list) and all(
-        isinstance(m, dict)
-        and m.get("role") in ("user", "assistant")
-        and isinstance(m.get("content"), str | list)
-        for m in value
-    ):
-        return value
-    return None
+    if (why := invalid_place(value)) is not None:
+        raise SessionDamaged(
+            f"{key}: messages.json cannot be read: {why}; nothing was changed: correct it, or let "
+            "kode-lab doctor leave it out"
+        )
+    return value
 
 
 def _refuse_lost_lines(key: SessionKey, rest: Sequence[bytes]) -> None:

@@ -22,8 +22,14 @@ _LOOKS = 200
 _PAUSE_S = 0.001
 
 
-async def peek(key: SessionKey, directory: Path) -> list[Message]:
+async def peek(key: SessionKey, directory: Path, *, is_owner_known: bool) -> list[Message]:
     """Return the conversation in a session's directory; an empty one where there is none.
+
+    Args:
+        key: the session.
+        directory: its directory.
+        is_owner_known: whether the directory's name alone says whose it is, so that messages that
+            another tool put there are the session's.
 
     Raises:
         WrongOwner: the directory is another session's.
@@ -33,7 +39,7 @@ async def peek(key: SessionKey, directory: Path) -> list[Message]:
     """
     for _ in range(_LOOKS):
         try:
-            messages = _look(key, directory)
+            messages = _look(key, directory, is_owner_known=is_owner_known)
         except OSError as error:
             raise explained(str(key), error) from error
         if messages is not None:
@@ -45,12 +51,12 @@ async def peek(key: SessionKey, directory: Path) -> list[Message]:
     )
 
 
-def _look(key: SessionKey, directory: Path) -> list[Message] | None:
+def _look(key: SessionKey, directory: Path, *, is_owner_known: bool) -> list[Message] | None:
     """Return the conversation, or None where what is there now is none."""
     try:
         header, is_whole, turns = (directory / "turns.jsonl").read_bytes().partition(b"\n")
     except FileNotFoundError:
-        return []
+        header, is_whole, turns = b"", b"", b""
     try:
         data = (directory / "messages.json").read_bytes()
     except FileNotFoundError:
@@ -61,7 +67,9 @@ def _look(key: SessionKey, directory: Path) -> list[Message] | None:
             return []
     if not data:  # none yet, unless the turns say that there were some
         return None if turns.startswith(b'{"done"') else []
-    return messages_of(data) if is_whole else None
+    if not is_whole and (header or not is_owner_known):
+        return None
+    return messages_of(key, data)
 
 
 def sessions_in(root: Path, pattern: str) -> Iterator[SessionKey]:

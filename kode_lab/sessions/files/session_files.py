@@ -75,6 +75,7 @@ class SessionFiles:
     __slots__ = (
         "_delayed",
         "_is_alone",
+        "_is_owner_known",
         "count",
         "disk",
         "done_bytes",
@@ -87,7 +88,15 @@ class SessionFiles:
         "turns_bytes",
     )
 
-    def __init__(self, key: SessionKey, directory: str, disk: Disk, *, is_alone: bool) -> None:
+    def __init__(
+        self,
+        key: SessionKey,
+        directory: str,
+        disk: Disk,
+        *,
+        is_alone: bool,
+        is_owner_known: bool = True,
+    ) -> None:
         self.key = key
         self.place = SessionDirectory(directory, disk)
         self.disk = disk
@@ -96,6 +105,8 @@ class SessionFiles:
         self.is_settled = False
         self.messages_bytes = self.count = self.done_bytes = self.turns_bytes = 0
         self._is_alone = is_alone
+        # Whether the directory's name alone says whose it is.
+        self._is_owner_known = is_owner_known
         # What is not yet in the files: for each, where it begins.
         self._delayed: dict[str, tuple[int, bytearray]] = {}
 
@@ -155,12 +166,28 @@ class SessionFiles:
             fence = read_header(self.key, line)
             self.header = line + b"\n"
             return fence
+        if self._is_owner_known and not line:
+            return self._adopt(fd)
         if self.place.messages_size():
             raise SessionDamaged(
                 f"{self.key}: turns.jsonl does not say whose messages.json is; nothing was "
                 "changed: restore it, or move the session's directory away to begin anew"
             )
         # It is new, or its maker died in the middle of this very line.
+        return self._write_header(fd, line)
+
+    def _adopt(self, fd: int) -> int:
+        """Begin the session, with the messages that another tool put there, if there are any."""
+        if size := self.place.messages_size():
+            data = self.disk.read(self.place.messages(), size, 0)
+            if messages_of(self.key, data) is None:
+                raise SessionDamaged(
+                    f"{self.key}: messages.json is not JSON, and there is no turns.jsonl; nothing "
+                    "was changed: restore it, or move the session's directory away to begin anew"
+                )
+        return self._write_header(fd, b"")
+
+    def _write_header(self, fd: int, line: bytes) -> int:
         header = header_of(self.key, 0)
         if line:
             self.disk.truncate(fd, 0)
@@ -233,12 +260,12 @@ class SessionFiles:
         size = self.place.messages_size()
         data = self.disk.read(self.place.messages(), size, 0) if size else b""
         self.messages_bytes = end_bytes
-        whole = messages_of(data) if data else []
-        if size == end_bytes and whole is not None:
+        whole = messages_of(self.key, data) if data else []
+        if size == end_bytes and whole is not None and (not size or data.endswith(CLOSING)):
             return whole
         # A new turn begins over the closing bracket, so even that may be torn.
         body_bytes = max(end_bytes - len(CLOSING), 0)
-        cut = messages_of(data[:body_bytes] + CLOSING) if end_bytes else []
+        cut = messages_of(self.key, data[:body_bytes] + CLOSING) if end_bytes else []
         if size >= body_bytes and cut is not None and (is_open or whole is None):
             # Our own append did not finish. Without an open turn no crash of ours explains it:
             # then the rest is kept aside, for a person to look at.
@@ -331,7 +358,7 @@ class SessionFiles:
         data = self.disk.read(self.place.messages(), self.messages_bytes, 0)
         lines = data.split(b"\n")
         kept = b"\n".join(lines[: count + 1])[:-1] + CLOSING
-        if len(lines) != self.count + 3 or messages_of(kept) is None:
+        if len(lines) != self.count + 3 or messages_of(self.key, kept) is None:
             raise SessionDamaged(
                 f"{self.key}: messages.json is not one message a line, so it cannot be cut; "
                 "nothing was changed: run kode-lab doctor with --repair"

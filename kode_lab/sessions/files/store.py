@@ -157,7 +157,13 @@ class JsonStore:
             files = self._open.get(key)
             if files is None:
                 directory = f"{self._root}/{self._directory(key)}"
-                files = SessionFiles(key, directory, self._disk, is_alone=place is None)
+                files = SessionFiles(
+                    key,
+                    directory,
+                    self._disk,
+                    is_alone=place is None,
+                    is_owner_known=self._layout == "user",
+                )
             self._open.keep(files)
             lease = Lease(key, files.next_fence())
         except BaseException:
@@ -292,7 +298,9 @@ class JsonStore:
             except OSError as error:
                 raise explained(str(key), error) from error
         try:
-            return await peek(key, self.root / self._directory(key))
+            return await peek(
+                key, self.root / self._directory(key), is_owner_known=self._layout == "user"
+            )
         except SessionDamaged:
             return await self._mended(key)
 
