@@ -1,7 +1,7 @@
 """Histories in EDN are read as Jepsen writes them, written to read the same, and judged."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from judge_spec import SPECS
 
@@ -262,7 +262,7 @@ EVENTS = st.lists(
 
 
 @given(EVENTS)
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 def test_no_events_whatever_do_more_than_to_be_refused(events):
     text = "\n".join(map(write_edn, events))
     for read in (operations_of, lambda text: linearizable(REGISTER)(calls_of(text))):
@@ -275,7 +275,7 @@ def test_no_events_whatever_do_more_than_to_be_refused(events):
 
 
 @given(st.text(alphabet='[](){}#_":\\ nil1a\n', max_size=40))
-@settings(max_examples=200)
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 def test_no_text_whatever_does_more_than_to_be_refused(text):
     try:
         calls_of(text)

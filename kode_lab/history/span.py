@@ -13,7 +13,9 @@ Source: https://opentelemetry.io/docs/specs/semconv/gen-ai/
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
@@ -64,17 +66,34 @@ def span_line(span: Span) -> str:
         attributes["gen_ai.operation.name"] = operation
     if span.error is not None:
         attributes["error.type"] = span.error
-    return json.dumps(
-        {
-            "turn_id": span.turn_id,
-            "step": span.step,
-            "start_ns": span.start_ns,
-            "end_ns": span.end_ns,
-            "attributes": attributes | dict(span.attributes),
-        },
-        ensure_ascii=False,
-        separators=(",", ":"),
-    )
+    fields = {
+        "turn_id": span.turn_id,
+        "step": span.step,
+        "start_ns": span.start_ns,
+        "end_ns": span.end_ns,
+        "attributes": attributes | dict(span.attributes),
+    }
+    try:
+        return _dumps(fields)
+    except ValueError:  # an attribute is NaN or infinite: JSON has no number for it
+        return _dumps(_finite(fields))
+
+
+_dumps = functools.partial(json.dumps, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def _finite(value: Any) -> Any:
+    """Return a JSON value with ``"NaN"``, ``"Infinity"`` and ``"-Infinity"`` as texts.
+
+    Source: the JSON form of proto3, which OTLP's JSON uses too.
+    """
+    if isinstance(value, Mapping):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return list(map(_finite, value))
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
 
 
 _OWN = (
