@@ -9,7 +9,7 @@ from judge_spec import SPECS
 
 from kode_lab.check import check
 from kode_lab.check.ascii_history import drawn
-from kode_lab.check.guarantee import ANOMALIES, Anomaly
+from kode_lab.check.verdict import ANOMALIES, Anomaly
 from kode_lab.history.operation import Operation, marker_of, read_of
 from kode_lab.history.span import Span
 from kode_lab.key import SessionKey

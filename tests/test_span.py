@@ -35,7 +35,7 @@ spans = st.builds(
 
 
 def as_written(value):
-    """Return what a reader finds where a writer had ``value``: texts for what JSON has no number."""
+    """Return what a reader finds where a writer had ``value``: a text where JSON has no number."""
     if isinstance(value, dict):
         return {name: as_written(inner) for name, inner in value.items()}
     if isinstance(value, list):

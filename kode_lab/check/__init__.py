@@ -4,9 +4,10 @@
     print(verdict)
 
 ``valid`` means that no guarantee was broken in what was seen, ``invalid`` that one was, with the
-fewest operations that prove it, ``unknown`` that there is not enough evidence to say either. The
-judge reads the clients' history and never the system's stores or logs; it imports neither the
-system nor the model, so it cannot be persuaded by them.
+fewest operations that prove it, ``unknown`` that the run shows nothing. Each guarantee has a
+finding of its own: valid, invalid, or not judged, with the evidence that it needs. The judge reads
+the clients' history and never the system's stores or logs; it imports neither the system nor the
+model, so it cannot be persuaded by them.
 """
 
 from __future__ import annotations
@@ -15,11 +16,19 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from kode_lab.check.columns import History, history_of
-from kode_lab.check.guarantee import ANOMALIES, GUARANTEES, SAFETY, Anomaly, Guarantee, breaks
-from kode_lab.check.judge import check
-from kode_lab.check.stream import check_path, main
-from kode_lab.check.verdict import Evidence, Finding, Verdict, worst
+from kode_lab.check.judge import check, check_path, main
+from kode_lab.check.verdict import (
+    ANOMALIES,
+    GUARANTEES,
+    SAFETY,
+    Anomaly,
+    Evidence,
+    Finding,
+    Guarantee,
+    Verdict,
+    breaks,
+    worst,
+)
 from kode_lab.check.witness import explain, reads_of, sentences
 
 __all__ = [
@@ -30,13 +39,11 @@ __all__ = [
     "Evidence",
     "Finding",
     "Guarantee",
-    "History",
     "Verdict",
     "breaks",
     "check",
     "check_path",
     "explain",
-    "history_of",
     "main",
     "reads_of",
     "sentences",

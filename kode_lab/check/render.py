@@ -12,8 +12,7 @@ from html import escape
 from typing import Any
 
 from kode_lab.check.ascii_history import draw
-from kode_lab.check.guarantee import ANOMALIES, GUARANTEES, Anomaly
-from kode_lab.check.verdict import Evidence, Verdict
+from kode_lab.check.verdict import ANOMALIES, GUARANTEES, Anomaly, Evidence, Verdict
 from kode_lab.check.witness import ReadRow, explain, reads_of, sentences
 from kode_lab.history.operation import Operation
 from kode_lab.history.span import Span
@@ -49,8 +48,12 @@ def headline(verdict: Verdict) -> str:
     """Return the verdict in one sentence, with its evidence and the share of turns accepted."""
     evidence = verdict.evidence
     if verdict.status == "invalid":
-        found = ", ".join(f"{count} {name}" for name, count in verdict.counts.items() if count)
-        said = f"FAIL: {found} in {_counted(evidence)}"
+        roots = {n: c - verdict.follow.get(n, 0) for n, c in verdict.counts.items()}
+        found = ", ".join(f"{count} {name}" for name, count in roots.items() if count)
+        after = ", ".join(f"{count} {name}" for name, count in verdict.follow.items() if count)
+        said = f"FAIL: {found} in {_counted(evidence)}" + (
+            f" (and what follows: {after})" * bool(after)
+        )
     elif verdict.status == "unknown":
         said = f"UNKNOWN: {verdict.reason}; {_counted(evidence)}"
     else:
@@ -80,6 +83,7 @@ def json_of(verdict: Verdict) -> dict[str, Any]:
         "guarantees": [finding._asdict() for finding in verdict.findings],
         "evidence": evidence._asdict(),
         "counts": dict(verdict.counts),
+        "follow": dict(verdict.follow),
         "overtaking_limit": verdict.overtaking_limit,
         "anomalies": [_anomaly_json(anomaly) for anomaly in verdict.anomalies],
     }
@@ -156,7 +160,7 @@ def _counted(evidence: Evidence) -> str:
 
 def _admitted(evidence: Evidence) -> str:
     if not evidence.turns:
-        return "Nobody asked for a turn."
+        return "No turn was asked for."
     share = 100 * evidence.acknowledged / evidence.turns
     return (
         f"Accepted: {evidence.acknowledged:,} of {evidence.turns:,} turns asked ({share:.3g} %); "

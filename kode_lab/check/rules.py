@@ -1,4 +1,4 @@
-"""The rules for one session: each takes its case and gives the anomalies it finds, and no more.
+"""The rules for one session: each takes its case and returns the anomalies it finds, and no more.
 
 With the order L of the case:
 
@@ -13,6 +13,10 @@ These are sound and complete: an order of moments exists if and only if no pair 
 contradicts L, because choosing for each operation the latest invoke before it in L either works
 or exhibits the pair. Intervals are closed; what never completed ends at infinity.
 
+A session in which the service declares that it removed, compacted, edited or forked something has
+no single order L. There ``declared`` asks the search whether any order of the turns and the
+declarations explains what was shown. Only if none does, the same rules name what is wrong.
+
 Source: Herlihy and Wing's linearizability, decided as Gibbons and Korach do for known write orders.
 """
 
@@ -20,40 +24,58 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
+from typing import Any
 
-from kode_lab.check.case import Case
-from kode_lab.check.guarantee import Anomaly
+from kode_lab.check.evidence import CUT_SHORT, Case, case_of
+from kode_lab.check.search import session_outcome
+from kode_lab.check.verdict import Anomaly
 from kode_lab.history.operation import Operation
 
-__all__ = ["RULES", "Rule"]
+__all__ = ["RULES", "Rule", "Undecided", "declared", "followers", "is_declared"]
 
 Rule = Callable[[Case, Sequence[float]], Iterator[Anomaly]]
+# How many steps the search may take for one session with declarations: about a second.
+SEARCH_LIMIT_STEPS = 200_000
+
+
+def is_declared(case: Case) -> bool:
+    """Whether the service declares that it did more to the session than append turns."""
+    return bool(
+        case.declared
+        or any(turn.details.replaces for turn in case.turns.values())
+        or any(read.is_suffix for read in case.reads)
+    )
 
 
 def apart(case: Case, _crashes: Sequence[float]) -> Iterator[Anomaly]:
     """Return markers of others that the session was shown or holds, and replies to other prompts.
 
-    Whether a stranger is somebody's or nobody's needs all sessions: until that is settled it is
-    called a garbage read.
+    Whose marker it is needs all sessions: until that is settled it is called a garbage read.
     """
     told: set[str] = set()
     for operation, marker in _strangers(case):
         if marker not in told:
             told.add(marker)
             yield Anomaly("garbage read", case.key, (operation,), marker)
-    for turn in case.odd:
-        if turn.answered not in ("", turn.marker) and turn.answered not in told:
-            told.add(turn.answered)
-            yield Anomaly("foreign reply", case.key, (turn,), turn.answered)
+    for turn in case.tellers:
+        answered = turn.answered
+        allowed = ("", turn.marker, turn.details.into, *turn.details.merged)
+        if answered not in allowed and answered not in told:
+            told.add(answered)
+            yield Anomaly("foreign reply", case.key, (turn,), answered)
 
 
 def _strangers(case: Case) -> Iterator[tuple[Operation, str]]:
     turns = case.turns
-    for operation in case.odd:
-        yield from ((operation, m) for m in (operation.read.foreign if operation.read else ()))
+    for operation in case.tellers:
+        if operation.read is not None and operation.read.foreign:
+            yield from ((operation, marker) for marker in operation.read.foreign)
+        streamed = operation.details.streamed
+        if streamed:
+            yield from ((operation, marker) for marker in streamed if marker not in turns)
     for read in case.reads:
         if not turns.keys() >= set(read.markers or ()):
             yield from ((read, m) for m in read.markers or () if m not in turns)
@@ -76,7 +98,8 @@ def kept(case: Case, crashes: Sequence[float]) -> Iterator[Anomaly]:
             facts = {"crash_ns": crashes[at]}
             yield Anomaly("lost after acknowledgement", case.key, (turn, case.final), marker, facts)
         else:
-            yield Anomaly("lost write", case.key, (turn, case.final), marker)
+            facts = _removal_hint(case, case.final.markers or ())
+            yield Anomaly("lost write", case.key, (turn, case.final), marker, facts)
     told: set[str] = set()
     for read in reversed(case.reads):
         markers = read.markers or ()
@@ -94,32 +117,57 @@ def kept(case: Case, crashes: Sequence[float]) -> Iterator[Anomaly]:
 def whole(case: Case, _crashes: Sequence[float]) -> Iterator[Anomaly]:
     """Return refused turns that took effect all the same, and turns that show by halves."""
     refused = {marker for marker, turn in case.turns.items() if turn.type == "fail"}
-    readers = (*reversed(case.reads), *case.turns.values(), *case.attempts) if refused else ()
-    for reader in readers:
-        shown = reader.markers or (reader.read.tail if reader.read is not None else ())
-        for marker in refused.intersection(shown):
-            refused.discard(marker)
-            witness = (case.turns[marker], reader)
-            yield Anomaly("aborted read", case.key, witness, marker)
+    if refused:
+        # Reads first, and the last of them first: they are the strongest evidence.
+        for reader in (*reversed(case.reads), *case.tellers):
+            shown = reader.markers or (reader.read.tail if reader.read is not None else ())
+            if reader.marker in case.place and _is_confirmed(case, reader):
+                continue  # what it was shown are elements of the order, which a read shows
+            for marker in refused.intersection(shown):
+                refused.discard(marker)
+                turn = case.turns[marker]
+                is_undone = turn.details.is_rolled_back
+                name = "rolled-back turn" if is_undone else "aborted read"
+                yield Anomaly(name, case.key, (turn, reader), marker)
     seen_half: dict[str, Operation] = {}
-    for operation in sorted(case.odd, key=lambda operation: operation is not case.final):
+    last = case.reads[-1] if case.reads else None
+    halving = [one for one in case.tellers if one.read is not None and one.read.half]
+    for operation in sorted(halving, key=lambda operation: operation is not last):
         for marker in operation.read.half if operation.read is not None else ():
             seen_half.setdefault(marker, operation)
     for marker, operation in seen_half.items():
-        name = "torn turn" if operation is case.final else "intermediate read"
+        name = "torn turn" if operation is last else "intermediate read"
         turn = case.turns.get(marker, operation)
         yield Anomaly(name, case.key, tuple(dict.fromkeys((turn, operation))), marker)
+    yield from _cut_replies(case)
+
+
+def _cut_replies(case: Case) -> Iterator[Anomaly]:
+    for turn in case.tellers:
+        model, told = turn.details.model, turn.details.stop_reason
+        is_cut = model is not None and model.stop_reason in CUT_SHORT
+        if turn.type == "ok" and model is not None and is_cut and told not in CUT_SHORT:
+            facts = {"model": model.stop_reason, "told": told or "nothing"}
+            yield Anomaly("cut reply", case.key, (turn,), turn.marker, facts)
+
+
+def _is_confirmed(case: Case, turn: Operation) -> bool:
+    read = case.turns[turn.marker].read
+    return read is not None and turn.type == "ok" and case.fits(read, case.place[turn.marker])
 
 
 def ordered(case: Case, _crashes: Sequence[float]) -> Iterator[Anomaly]:
     """Return turns that were not shown exactly what stands before them, and orders against time."""
-    digests, place = case.digests, case.place
     for marker, turn in case.turns.items():
         read = turn.read
         if read is None:
             continue
-        at = place.get(marker)
-        if at == read.position and digests[at] == read.digest:
+        if turn.type == "ok" and read.after:
+            other = case.turns.get(read.after[0], turn)
+            witness = tuple(dict.fromkeys((turn, other)))
+            yield Anomaly("interleaved turn", case.key, witness, read.after[0])
+        at = case.place.get(marker)
+        if at is not None and case.fits(read, at):
             continue
         if turn.type == "fail" or (at is None and turn.type == "info"):
             continue  # it never happened, or may never have
@@ -132,10 +180,9 @@ RULES: Mapping[str, Rule] = {"apart": apart, "kept": kept, "whole": whole, "orde
 
 
 def _is_prefix(case: Case, turn: Operation) -> bool:
-    """Tell whether what a turn says it was shown is a prefix of the order."""
+    """Whether what a turn says it was shown is a prefix of the order."""
     assert turn.read is not None
-    position = turn.read.position
-    return position < len(case.digests) and case.digests[position] == turn.read.digest
+    return case.fits(turn.read, turn.read.position)
 
 
 def _rival(case: Case, turn: Operation) -> Operation | None:
@@ -156,16 +203,20 @@ def _rival(case: Case, turn: Operation) -> Operation | None:
 def _misplaced(case: Case, turn: Operation, at: int | None) -> Iterator[Anomaly]:
     """Name what is wrong with a turn whose own account of its place does not hold.
 
-    If it is only gone, ``kept`` tells; if only its place contradicts the time, ``_against_time``;
-    if what stands in its place was sent by nobody, ``apart``.
+    If it is only gone, ``kept`` names it; if only its place contradicts the time,
+    ``_against_time``; if what stands in its place was never sent, ``apart``.
     """
     assert turn.read is not None
     position = turn.read.position
     facts = {"position": position, "place": at, "saw": list(turn.read.tail)}
     if not _is_prefix(case, turn):
         facts["stands"] = list(case.order[max(0, position - len(turn.read.tail)) : position])
+        if at is not None and _is_window(case, turn, at):
+            facts["hint"] = 'read: {"suffix": true}, if the service shows its model a window'
         if at is not None or position <= len(case.order) or case.is_before_final(turn):
             yield Anomaly("fork", case.key, _parting(case, turn), turn.marker, facts)
+        else:
+            yield from _unconnected(case, turn)
         yield from _impossibly_shown(case, turn, turn.read.tail)
         return
     if at is not None and at < position:
@@ -184,19 +235,27 @@ def _misplaced(case: Case, turn: Operation, at: int | None) -> Iterator[Anomaly]
         yield Anomaly("fork", case.key, (turn,), turn.marker, facts)
 
 
+def _is_window(case: Case, turn: Operation, at: int) -> bool:
+    """Whether a turn was shown the last turns before it, but not all of them."""
+    assert turn.read is not None
+    shown = turn.read.tail
+    return 0 < len(shown) < at and tuple(case.order[at - len(shown) : at]) == shown
+
+
 def _parting(case: Case, turn: Operation) -> tuple[Operation, ...]:
     """Return a turn that was shown no prefix, and the turn that shows where they differ."""
     assert turn.read is not None
     tail = turn.read.tail
     first = turn.read.position - len(tail)
-    listed = 0 if case.final is None else len(case.own(case.final.markers or ()))
+    last = case.reads[-1] if case.reads else None
+    listed = 0 if last is None else len(case.own(last.markers or ()))
     for at, marker in enumerate(tail, first):
         if at >= len(case.order) or case.order[at] != marker:
             other = case.turns.get(case.order[at]) if listed <= at < len(case.order) else None
             if other is not None:
                 return turn, other
             break
-    return (turn,) if case.final is None else (turn, case.final)
+    return (turn,) if last is None else (turn, last)
 
 
 def _impossibly_shown(case: Case, turn: Operation, markers: Sequence[str]) -> Iterator[Anomaly]:
@@ -227,7 +286,8 @@ def _against_time(case: Case) -> Iterator[Anomaly]:
         if complete_ns < latest_ns and case.place[marker] == at:
             turn, later = case.turns[marker], _latest_before(case, at)
             yield Anomaly("real-time reorder", case.key, (turn, later), marker)
-            if turn.read is not None and turn.read[:2] == (at, case.digests[at]):
+            is_told = turn.read is not None and turn.read.digest is not None
+            if is_told and turn.read is not None and case.fits(turn.read, at):
                 yield Anomaly("future read", case.key, (turn, later), later.marker)
         latest_ns = case.latest_invoke[at]
 
@@ -261,15 +321,199 @@ def _wrong_reads(case: Case) -> Iterator[Anomaly]:
 
 
 def _diverging(case: Case, read: Operation, shown: list[str]) -> Iterator[Anomaly]:
-    assert case.final is not None
+    final = case.reads[-1]
     gone = shown[len(case.order) :]
     if shown[: len(case.order)] != case.order:
         facts = {"saw": shown[-8:], "stands": list(case.order[: len(shown)][-8:])}
-        yield Anomaly("fork", case.key, (read, case.final), "", facts)
+        facts |= _removal_hint(case, shown)
+        yield Anomaly("fork", case.key, (read, final), "", facts)
         return
     # The final list only lacks the end of this one. What was acknowledged, ``kept`` tells.
     for marker in gone:
         turn = case.turns.get(marker)
         if turn is None or turn.type != "ok" or not case.is_before_final(turn):
-            yield Anomaly("stale read", case.key, (case.final, read), marker)
+            yield Anomaly("stale read", case.key, (final, read), marker)
             return
+
+
+def _removal_hint(case: Case, shown: Sequence[str]) -> dict[str, Any]:
+    """Return the declaration that would explain a list from which turns are gone, if one would."""
+    acknowledged = sum(turn.type == "ok" for turn in case.turns.values())
+    if not shown and acknowledged > 1:
+        return {"hint": '"f": "reset" or "delete", if the service emptied the session'}
+    final = list(case.reads[-1].markers or ()) if case.reads else []
+    is_end = bool(final) and 0 < len(final) < len(shown) and list(shown[-len(final) :]) == final
+    sent = sorted(case.turns.values(), key=lambda turn: turn.invoke_ns)
+    newest = {turn.marker for turn in sent[len(sent) - len(shown) :]}
+    if is_end or (acknowledged > len(shown) > 0 and newest == set(shown)):
+        return {"hint": '"f": "compact" with "upto", if the service shortened the session'}
+    return {}
+
+
+def _unconnected(case: Case, turn: Operation) -> Iterator[Anomaly]:
+    """Return what contradicts a turn beyond all that is known of the order.
+
+    No read reaches it. Another acknowledged turn may still claim its position, or one that was
+    acknowledged before it was sent may stand behind it; or its own words contradict the order.
+    """
+    assert turn.read is not None
+    position = turn.read.position
+    facts = {"position": position, "place": None, "saw": list(turn.read.tail), "lost": []}
+    first = position - len(turn.read.tail)
+    known = case.order[first : first + len(turn.read.tail)]
+    if known and list(turn.read.tail[: len(known)]) != list(known):
+        facts["stands"] = list(known)
+        yield Anomaly("fork", case.key, _parting(case, turn), turn.marker, facts)
+        return
+    for other in case.turns.values():
+        read = other.read
+        if read is None or other.type != "ok" or other is turn or read.is_suffix:
+            continue
+        if other.complete_ns < turn.invoke_ns and read.position >= position:
+            yield Anomaly("stale read", case.key, (turn, other), other.marker, facts)
+            return
+        is_first = (other.invoke_ns, other.marker) < (turn.invoke_ns, turn.marker)
+        if read.position == position and is_first and turn.complete_ns >= other.invoke_ns:
+            yield Anomaly("lost update", case.key, (turn, other), turn.marker, facts)
+            return
+
+
+# ---- sessions with declarations
+
+
+class Undecided(Exception):
+    """Raised when the search did not end within its limit; its text says what would help."""
+
+
+def declared(case: Case, crashes: Sequence[float]) -> Iterator[Anomaly]:
+    """Return why no order of the turns and the declarations explains what was shown.
+
+    Raises:
+        Undecided: the search did not end within ``SEARCH_LIMIT_STEPS``.
+    """
+    outcome = session_outcome(case, limit_steps=SEARCH_LIMIT_STEPS)
+    if outcome.status == "unknown":
+        raise Undecided(f"needs fewer turns at once in {case.key}: {outcome.reason}")
+    if outcome.status == "valid":
+        return
+    found = [*_resurrected(case), *_of_last_epoch(case, crashes)]
+    yield from found
+    if not found:
+        witness = (*case.declared[-1:], *([] if case.final is None else [case.final]))
+        witness = witness or tuple(case.turns.values())[-1:]
+        yield Anomaly("fork", case.key, witness, "", {"saw": "a list that no order explains"})
+
+
+def _resurrected(case: Case) -> Iterator[Anomaly]:
+    """Return the turns that a deletion, a reset or an edit removed, and that are shown again."""
+    edits = [turn for turn in case.turns.values() if turn.details.replaces]
+    for removal in (*case.declared, *edits):
+        if removal.type != "ok" or removal.f in ("compact", "fork"):
+            continue
+        gone = {removal.details.replaces} - {""}
+        if not gone:
+            gone = {m for m, t in case.turns.items() if t.complete_ns < removal.invoke_ns}
+            for read in case.reads:
+                if read.complete_ns < removal.invoke_ns:
+                    gone.update(read.markers or ())
+        for teller in sorted(case.tellers, key=lambda one: one.invoke_ns):
+            shown = teller.markers or (teller.read.tail if teller.read is not None else ())
+            back = [marker for marker in shown if marker in gone]
+            if back and teller.invoke_ns > removal.complete_ns:
+                turn = case.turns.get(back[0], teller)
+                witness = tuple(dict.fromkeys((turn, removal, teller)))
+                facts = {"count": len(back), "by": removal.f}
+                yield Anomaly("resurrected", case.key, witness, back[0], facts)
+                break
+
+
+def _of_last_epoch(case: Case, crashes: Sequence[float]) -> Iterator[Anomaly]:
+    """Return what the plain rules say of the session as it is after the last removal."""
+    begun_ns = max(
+        (d.complete_ns for d in case.declared if d.f in ("delete", "reset") and d.type == "ok"),
+        default=-math.inf,
+    )
+    final = set(case.reads[-1].markers or ()) if case.reads else set()
+    excusing = [d for d in case.declared if d.f == "compact"]
+    excusing += [turn for turn in case.turns.values() if turn.details.replaces]
+    until_ns = max((e.complete_ns for e in excusing), default=-math.inf)
+    rest: list[Operation] = [r for r in case.reads if r.invoke_ns > begun_ns]
+    inherited: list[Operation] = []
+    for marker, turn in case.turns.items():
+        is_excused = turn.invoke_ns <= until_ns and not _must_stay(case, turn, excusing)
+        if marker in final or (turn.invoke_ns > begun_ns and not is_excused):
+            is_shown_before = turn.invoke_ns <= max(begun_ns, until_ns)
+            one = turn._replace(read=None) if is_shown_before else turn
+            (inherited if turn.details.source is not None else rest).append(one)
+    epoch = case_of(case.key, rest, inherited)
+    for rule in (kept, ordered):
+        for anomaly in rule(epoch, crashes):
+            accused = anomaly.witness[0]
+            is_inherited = isinstance(accused, Operation) and accused.details.source is not None
+            yield anomaly._replace(name="broken fork") if is_inherited else anomaly
+
+
+def _must_stay(case: Case, turn: Operation, excusing: Sequence[Operation]) -> bool:
+    """Whether no compaction and no edit can have removed a turn, by what it says of its place."""
+    if turn.read is None or turn.read.is_suffix:
+        return False
+    for one in excusing:
+        spoken_of = case.turns.get(one.details.upto or one.details.replaces)
+        read = one.read if one.f == "turn" else (spoken_of.read if spoken_of is not None else None)
+        if read is None:
+            return False
+        is_behind = turn.read.position > read.position
+        if is_behind != (one.f == "compact"):
+            return False
+    return True
+
+
+# ---- which anomaly follows from which
+
+_CAUSES = ("lost update", "stale read", "fork", "lost write")
+
+
+def followers(found: Iterable[Anomaly]) -> tuple[list[Anomaly], Counter[str]]:
+    """Return a session's anomalies without those that follow from others, and how many follow.
+
+    A turn that was shown a branch which the session lost is a fork as well, and the next one is
+    again; each of them is a lost write, too. One cause is one anomaly, and counts what follows.
+    """
+    listed = list(found)
+    worst: dict[str, Anomaly] = {}
+    for name in _CAUSES:
+        for anomaly in listed:
+            if anomaly.name == name:
+                worst.setdefault(anomaly.witness[0].marker, anomaly)  # type: ignore[union-attr]
+    roots: list[Anomaly] = []
+    follow: Counter[str] = Counter()
+    caused: dict[int, Counter[str]] = defaultdict(Counter)
+    for anomaly in listed:
+        cause = _cause(anomaly, worst)
+        if cause is anomaly:
+            roots.append(anomaly)
+        else:
+            follow[anomaly.name] += 1
+            caused[id(cause)][anomaly.name] += 1
+    return [
+        root._replace(facts={**root.facts, "follow": dict(caused[id(root)])})
+        if id(root) in caused
+        else root
+        for root in roots
+    ], follow
+
+
+def _cause(anomaly: Anomaly, worst: Mapping[str, Anomaly]) -> Anomaly:
+    """Return the first anomaly of the branch on which the accused turn stands."""
+    seen: set[int] = set()
+    while anomaly.name in _CAUSES and id(anomaly) not in seen:
+        seen.add(id(anomaly))
+        turn = anomaly.witness[0]
+        assert isinstance(turn, Operation)
+        above = worst.get(turn.marker, anomaly)
+        if above is anomaly and anomaly.name == "fork" and turn.read is not None and turn.read.tail:
+            above = worst.get(turn.read.tail[-1], anomaly)
+        if above is anomaly:
+            break
+        anomaly = above
+    return anomaly

@@ -1,10 +1,13 @@
 """The slow reference: is there any order of these calls that the model allows?
 
-A depth-first search over all linearizations, with memory of what was tried. It knows nothing of
-markers, digests or lists: whoever doubts the rules for sessions asks here. It is also the judge of
-other objects, whose writes do not make their order evident (registers, key-value stores), at a
-price that grows exponentially with how many calls overlap; so it has a limit, and past it says
-"unknown".
+A depth-first search over all linearizations, with memory of what was tried. It is the reference
+that the rules for sessions are tested against, and the judge of what the rules cannot order:
+sessions in which turns were removed, compacted, edited or forked, and objects whose writes do not
+make their order evident (registers, key-value stores, mutexes). Its price grows exponentially with
+how many calls overlap; so it has a limit, and past it the answer is "unknown".
+
+``SessionState`` is what a session is: a list to which every turn appends itself after it was shown
+all of it, or its end where the service declares a window, or what follows a compaction.
 
 Source: Wing and Gong's search; the memory of (set of calls done, state) is Lowe's; checking each
 key alone is Herlihy and Wing's locality, used so by Horn and Kroening and by porcupine.
@@ -18,15 +21,22 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from kode_lab.check.evidence import Case, case_of, undone, window_digest
+from kode_lab.history.digest import digest_of
+from kode_lab.history.operation import Operation, Read
+
 __all__ = [
     "BUDGET_S",
     "KEY_VALUE",
+    "MODELS",
+    "MUTEX",
     "REGISTER",
     "Call",
     "Model",
     "Outcome",
     "linearizable",
     "search",
+    "session_outcome",
 ]
 
 # What one key may cost; the registers of public histories need milliseconds.
@@ -111,6 +121,7 @@ def search(
     calls: Sequence[Any],
     *,
     budget_s: float = BUDGET_S,
+    limit_steps: float = math.inf,
     clock: Callable[[], float] = time.monotonic,
 ) -> Outcome:
     """Return an order of ``calls`` that the model allows, or say that there is none.
@@ -137,6 +148,8 @@ def search(
             steps += 1
             if steps % _STEPS_A_LOOK == 0 and clock() > deadline_s:
                 return Outcome("unknown", reason=f"not decided within budget_s={budget_s}")
+            if steps > limit_steps:
+                return Outcome("unknown", reason=f"not decided within limit_steps={limit_steps}")
             allowed, following = model.step(state, calls[at])
             entry = (*_done(first, done | 1 << at - first), following)
             if allowed and entry not in tried:
@@ -177,26 +190,219 @@ def _candidates(
     return iter([one for one in range(first, at) if not done >> one - first & 1])
 
 
+# ---- registers, key-value stores, mutexes
+
+
 def _register(state: Any, call: Call) -> tuple[bool, Any]:
     if call.f == "read":
         return call.type != "ok" or call.value == state, state
     if call.f == "write":
         return True, call.value
-    if call.f == "cas":
-        expected, new = call.value
-        return state == expected, new
-    raise ValueError(f"a register knows read, write and cas, not {call.f!r}")
-
-
-_KV_NAMES: Mapping[str, str] = {"get": "read", "put": "write", "r": "read", "w": "write"}
+    expected, new = call.value
+    return state == expected, new
 
 
 def _key_value(state: Any, call: Call) -> tuple[bool, Any]:
+    if call.f in ("get", "r"):
+        # Nothing was put yet: some stores answer nil, others the empty text.
+        return call.type != "ok" or (call.value or None) == state, state
     if call.f == "append":
         return True, f"{state or ''}{call.value}"
-    return _register(state, call._replace(f=_KV_NAMES.get(call.f, call.f)))
+    if call.f in ("put", "w"):
+        return True, call.value or None
+    return _register(state, call)
+
+
+def _mutex(state: bool, call: Call) -> tuple[bool, bool]:
+    return state == (call.f == "release"), call.f == "acquire"
 
 
 REGISTER = Model("register", None, _register)
 # One key of a store: get, put, cas, and append to a text; ``linearizable`` takes the keys apart.
 KEY_VALUE = Model("key-value", None, _key_value)
+MUTEX = Model("mutex", False, _mutex)
+# Which calls each model knows.
+MODELS: Mapping[frozenset[str], Model] = {
+    frozenset(("read", "write", "cas")): REGISTER,
+    frozenset(("get", "put", "append", "r", "w", "cas")): KEY_VALUE,
+    frozenset(("acquire", "release")): MUTEX,
+}
+
+
+# ---- sessions
+
+
+class SessionState:
+    """A session's list; equal to another one if the digests, and what may be left out, are.
+
+    Attributes:
+        markers: the list.
+        digests: the digest of each of its prefixes.
+        starts: where a list that was compacted may begin.
+    """
+
+    __slots__ = ("digests", "markers", "starts")
+
+    def __init__(
+        self,
+        markers: tuple[str, ...] = (),
+        digests: tuple[int, ...] = (0,),
+        starts: frozenset[int] = frozenset((0,)),
+    ) -> None:
+        self.markers, self.digests, self.starts = markers, digests, starts
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, SessionState)
+            and self.digests[-1] == other.digests[-1]
+            and len(self.markers) == len(other.markers)
+            and self.starts == other.starts
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.digests[-1], self.starts))
+
+    def added(self, markers: Sequence[str]) -> SessionState:
+        """Return the list with these markers behind it."""
+        digests = list(self.digests)
+        for marker in markers:
+            digests.append(digest_of((marker,), digests[-1]))
+        return SessionState((*self.markers, *markers), tuple(digests), self.starts)
+
+    def until(self, length: int) -> SessionState:
+        """Return the first ``length`` of the list."""
+        starts = frozenset(start for start in self.starts if start <= length)
+        return SessionState(self.markers[:length], self.digests[: length + 1], starts)
+
+    def shows(self, read: Read) -> bool:
+        """Whether a turn can be shown this."""
+        length = len(self.markers)
+        if read.is_suffix:
+            starts = {length - read.position} if read.position <= length else set()
+        else:
+            starts = {start for start in self.starts if length - start == read.position}
+        return any(
+            read.digest in (None, window_digest(self.digests, start, length)) for start in starts
+        )
+
+    def lists(self, markers: Sequence[str], *, is_suffix: bool) -> bool:
+        """Whether a read can list these markers."""
+        start = len(self.markers) - len(markers)
+        return (
+            (is_suffix or start in self.starts)
+            and start >= 0
+            and self.markers[start:] == tuple(markers)
+        )
+
+
+class _Step(NamedTuple):
+    """One operation on a session, as the search needs it."""
+
+    f: str
+    type: str
+    invoke_ns: float
+    complete_ns: float
+    markers: tuple[str, ...] = ()
+    read: Read | None = None
+    spoken_of: str = ""
+    is_suffix: bool = False
+
+
+def _session_step(state: SessionState, step: _Step) -> tuple[bool, SessionState]:
+    if step.f == "turn":
+        base = state
+        if step.spoken_of:  # an edit
+            if step.spoken_of not in state.markers:
+                return False, state
+            base = state.until(state.markers.index(step.spoken_of))
+        is_allowed = step.read is None or base.shows(step.read)
+        return is_allowed, base.added(step.markers)
+    if step.f == "read":
+        return state.lists(step.markers, is_suffix=step.is_suffix), state
+    if step.f == "compact":
+        places = [at + 1 for at, marker in enumerate(state.markers) if marker == step.spoken_of]
+        return True, SessionState(state.markers, state.digests, state.starts.union(places))
+    if step.f == "fork":
+        return not state.markers, SessionState().added(step.markers)
+    return True, SessionState()  # deleted, or reset
+
+
+SESSION = Model("session", SessionState(), _session_step)
+
+
+def session_outcome(
+    history: Case | Iterable[Operation],
+    *,
+    limit_steps: float = math.inf,
+    budget_s: float = BUDGET_S,
+) -> Outcome:
+    """Return whether an order of one session's operations explains all that was shown.
+
+    Refused operations are left out. What is in a list though it was refused, or never sent, counts
+    as a turn at any time: that it is there is for other rules to name.
+    """
+    case = history
+    if not isinstance(case, Case):
+        listed = list(history)
+        case = case_of(listed[0].key, listed)
+    return search(SESSION, list(_steps(case)), budget_s=budget_s, limit_steps=limit_steps)
+
+
+def _steps(case: Case) -> Iterator[_Step]:
+    turns = [t for t in case.turns.values() if t.details.source is None and t.type != "fail"]
+    grouped: dict[tuple[str, ...], list[Operation]] = defaultdict(list)
+    for turn in turns:
+        group = turn.details.merged
+        if group and turn.type == "ok":
+            grouped[group].append(turn)
+    merged = {marker for group in grouped for marker in group}
+    for turn in turns:
+        if turn.marker not in merged:
+            yield _Step(
+                "turn", turn.type, turn.invoke_ns, turn.complete_ns, (turn.marker,),
+                turn.read, turn.details.replaces,
+            )  # fmt: skip
+    for group, members in grouped.items():
+        yield _together(case, group, members)
+    for read in case.reads:
+        shown = tuple(case.own(read.markers or ()))
+        yield _Step("read", "ok", read.invoke_ns, read.complete_ns, shown, is_suffix=read.is_suffix)
+    for one in case.declared:
+        inherited = tuple(m for m, t in case.turns.items() if t.details.source is not None)
+        yield _Step(
+            one.f, one.type, one.invoke_ns, one.complete_ns,
+            inherited if one.f == "fork" else (), spoken_of=one.details.upto,
+        )  # fmt: skip
+    known = {turn.marker for turn in turns} | {
+        m for m, t in case.turns.items() if t.details.source is not None
+    }
+    shown_at_all = {m for read in case.reads for m in case.own(read.markers or ())}
+    shown_at_all |= {m for turn in turns if turn.read is not None for m in turn.read.tail}
+    for marker in shown_at_all - known:
+        yield _Step("turn", "info", -math.inf, math.inf, (marker,))
+
+
+def _together(case: Case, group: Sequence[str], members: Sequence[Operation]) -> _Step:
+    """Return the one step that prompts are which were answered together."""
+    all_of = [case.turns[marker] for marker in group if marker in case.turns]
+    first = next((m for m in members if m.read is not None), None)
+    read = first.read if first is not None else None
+    if first is not None and read is not None:
+        # A member's view was restated as if the prompts had come one by one.
+        ahead = list(group[: group.index(first.marker)])
+        tail = list(read.tail)
+        position, digest = read.position, read.digest
+        for marker in reversed(ahead):
+            if tail and tail[-1] == marker:
+                tail.pop()
+            position -= 1
+            digest = None if digest is None else undone(digest, marker)
+        read = read._replace(position=position, digest=digest, tail=tuple(tail))
+    return _Step(
+        "turn",
+        "ok",
+        max(turn.invoke_ns for turn in all_of),
+        min(turn.complete_ns if turn.type == "ok" else math.inf for turn in all_of),
+        tuple(group),
+        read,
+    )

@@ -13,13 +13,15 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from kode_lab.check.guarantee import Anomaly
-from kode_lab.history.operation import Operation
+from kode_lab.check.verdict import Anomaly
+from kode_lab.history.operation import DECLARATIONS, NEMESIS, Operation
 from kode_lab.history.span import Span
 from kode_lab.key import SessionKey, shown
 
 __all__ = ["ReadRow", "explain", "reads_of", "sentences"]
 
+_LETTERS = {"turn": "T", "read": "R", "effects": "R"}
+_LETTERS |= dict.fromkeys(DECLARATIONS, "D")
 _ENDED = {"ok": "acknowledged", "fail": "refused", "info": "never answered"}
 # Facts that are moments; other nanoseconds are durations.
 _MOMENTS = ("crash_ns",)
@@ -32,13 +34,18 @@ def explain(anomaly: Anomaly) -> str:
 
 
 def sentences(anomaly: Anomaly) -> tuple[str, ...]:
-    """Return the argument: a *Let* for each operation, then *Then* and *However*."""
-    origin_ns = min(_began(one) for one in anomaly.witness)
-    numbers = {"T": 0, "R": 0, "S": 0}
+    """Return the argument: a *Let* for each operation, then *Then* and *However*.
+
+    Behind these may stand the declaration that would explain the anomaly, and what follows from it.
+    """
+    origin_ns = anomaly.origin_ns
+    if origin_ns is None:
+        origin_ns = min(_began(one) for one in anomaly.witness)
+    numbers = {"T": 0, "R": 0, "S": 0, "D": 0, "F": 0}
     names: list[str] = []
     lets: list[str] = []
     for one in anomaly.witness:
-        letter = "S" if isinstance(one, Span) else "T" if one.f == "turn" else "R"
+        letter = "S" if isinstance(one, Span) else _LETTERS.get(one.f, "F")
         numbers[letter] += 1
         names.append(f"{letter}{numbers[letter]}")
         lets.append(f"Let {names[-1]} = {_described(one, origin_ns)}.")
@@ -46,7 +53,14 @@ def sentences(anomaly: Anomaly) -> tuple[str, ...]:
     padded = [*names, *names[-1:] * 2]
     facts = _facts(anomaly, origin_ns)
     then, however = _TELLINGS[anomaly.name](padded, shown(anomaly.element), facts)
-    return (*lets, f"Then {then}.", f"However, {however}: a contradiction.")
+    told = [*lets, f"Then {then}.", f"However, {however}: a contradiction."]
+    follow = anomaly.facts.get("follow")
+    if follow:
+        counts = ", ".join(f"{count} {name}" for name, count in follow.items())
+        told.append(f"From this follow, in the same session: {counts}.")
+    if "hint" in anomaly.facts:
+        told.append(f"The service may mean it: then declare it ({anomaly.facts['hint']}).")
+    return tuple(told)
 
 
 class ReadRow(NamedTuple):
@@ -102,11 +116,13 @@ def _described(one: Operation | Span, origin_ns: int) -> str:
         ended = _ms(one.end_ns, origin_ns)
         what = f"{one.step} of {shown(one.turn_id)} in {one.key}"
         return f"{what}, at work {_ms(one.start_ns, origin_ns):.3f}-{ended:.3f} ms"
+    if one.process == NEMESIS:
+        return f"the fault {one.f} at {_ms(one.invoke_ns, origin_ns):.3f} ms{_line(one)}"
     nouns = {
         "turn": f"turn {shown(one.marker)}",
         "read": "the read",
         "effects": "the list of effects",
-    }
+    } | {name: f"the declared {name}" for name in DECLARATIONS}
     times = f"sent at {_ms(one.invoke_ns, origin_ns):.3f} ms, {_ENDED[one.type]}"
     if one.complete_ns != math.inf and one.type != "info":
         times += f" at {_ms(one.complete_ns, origin_ns):.3f} ms"
@@ -115,7 +131,12 @@ def _described(one: Operation | Span, origin_ns: int) -> str:
         seen = f", showing {_list(one.markers)}"
     elif one.f == "turn" and one.read is not None:
         seen = f", shown {_list(one.read.tail, one.read.position)}"
-    return f"{nouns.get(one.f, one.f)} of {one.key} ({shown(one.process)}), {times}{seen}"
+    name = nouns.get(one.f, one.f)
+    return f"{name} of {one.key} ({shown(one.process)}{_line(one)}), {times}{seen}"
+
+
+def _line(one: Operation) -> str:
+    return f", line {one.line}" if one.line else ""
 
 
 def _list(markers: Sequence[str], length: int | None = None) -> str:
@@ -166,7 +187,7 @@ _TELLINGS: Mapping[str, _Telling] = {
     ),
     "garbage read": lambda t, e, _: (
         "all that a session shows was sent in it",
-        f"{t[0]} shows {e}, which nobody in this history ever sent",
+        f"{t[0]} shows {e}, which was never sent in this history",
     ),
     "foreign reply": lambda t, e, _: (f"the reply to {t[0]} answers it", f"it answers {e}"),
     "lost write": lambda t, e, _: (
@@ -182,6 +203,35 @@ _TELLINGS: Mapping[str, _Telling] = {
         f"{t[1]} shows that it happened {f['times']} times",
     ),
     "aborted read": lambda t, e, _: (f"{t[0]} never happened", f"{t[1]} shows {e}"),
+    "rolled-back turn": lambda t, e, _: (f"{t[0]} was rolled back", f"{t[1]} shows {e}"),
+    "resurrected": lambda t, e, f: (
+        f"{e} was removed by {t[1]} before {t[2]} was sent",
+        f"{t[2]} shows {f['count']} of the removed turns, {e} among them",
+    ),
+    "broken fork": lambda t, e, f: (
+        f"{f['session']} takes over {e} by {t[0]}",
+        f"{t[1]} does not show it so",
+    ),
+    "cut reply": lambda t, _, f: (
+        f"the reply to {t[0]} is whole, as its client was told {f['told']}",
+        f"the model ended it with {f['model']}",
+    ),
+    "interleaved turn": lambda t, e, _: (
+        f"{t[0]} is the last prompt that its model is shown",
+        f"it was shown {e} after it, whose answer is then not its own",
+    ),
+    "lost effect": lambda t, e, f: (
+        f"the client of {t[0]} was told of {f['tool']}, so {t[1]} lists its effect",
+        f"{f['calls']} of the tool calls of {e} have none there",
+    ),
+    "crossed tool answers": lambda t, e, f: (
+        f"the model of {t[0]} is given the answer to {e} as the answer to {e}",
+        f"it was given that of {f['answers']}",
+    ),
+    "mixed configuration": lambda t, _, f: (
+        f"{t[0]} runs with one configuration",
+        f"it ran with {f['configs']}",
+    ),
     "intermediate read": lambda t, e, _: (
         f"{t[1]} is shown {e} whole or not at all",
         f"{t[1]} was shown its prompt without a final reply",
@@ -230,7 +280,7 @@ _TELLINGS: Mapping[str, _Telling] = {
         f"of {f['asked']} turns asked since, none was answered",
     ),
     "configuration drift": lambda t, _, f: (
-        f"{t[0]} and {t[1]} ran with the same configuration, which nobody changed between them",
+        f"{t[0]} and {t[1]} ran with the same configuration, which did not change between them",
         f"one ran with {f['one']}, the other with {f['other']}",
     ),
 }

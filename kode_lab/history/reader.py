@@ -1,9 +1,9 @@
 """A history's lines as operations: which event completes which, and what contradicts itself.
 
 A line is accepted only if it fits the others (``kode_lab.history.event`` checked its fields):
-a process does one thing at a time and on one clock, a completion is its own invoke's, and what a
-turn says it was shown agrees with itself. What does not is refused with its line, because a judge
-that guessed would give a verdict on another history.
+a process does one thing at a time and on one clock, a completion belongs to its own invoke, and
+what a turn says it was shown agrees with itself. A line that does not fit is refused by its number,
+because a judge that guessed would give a verdict on another history.
 """
 
 from __future__ import annotations
@@ -15,20 +15,39 @@ from typing import Any
 from kode_lab.errors import InvalidKey, InvalidRecord
 from kode_lab.history.digest import digest_of
 from kode_lab.history.event import event_of
-from kode_lab.history.operation import EFFECT_FIELDS, NEMESIS, Effect, Operation, Read
+from kode_lab.history.operation import (
+    DECLARATIONS,
+    EFFECT_FIELDS,
+    NEMESIS,
+    NO_DETAILS,
+    Details,
+    Effect,
+    ModelCalls,
+    Operation,
+    Read,
+)
 from kode_lab.key import SessionKey
 
-__all__ = ["CLOCK_SKEW_LIMIT_S", "numbered_operations", "read_operations"]
+__all__ = ["CLOCK_SKEW_LIMIT_S", "DEFAULT_AGENT", "operations_in", "read_operations"]
 
 # Lines are written as things happen, so times of one clock fall back only by what threads race.
 CLOCK_SKEW_LIMIT_S = 60
-_NOBODY = SessionKey("", "", "")
+# The agent of a session whose lines do not name one.
+DEFAULT_AGENT = "agent"
+_NO_KEY = SessionKey("", "", "")
 # The ends of so many processes are remembered at once: names must not fill the memory.
 _ENDS_LIMIT = 65_536
 # What only the answer can tell, and what a completion can only repeat.
-_OF_COMPLETIONS = frozenset(("read", "markers", "effects", "error", "answered", "config"))
-_OF_INVOKES = frozenset(("f", "marker", "turn_id", "userId", "sessionId", "agentId"))
-_KINDS = ("turn", "read", "effects")
+_OF_COMPLETIONS = frozenset(
+    ("read", "markers", "effects", "error", "answered", "config", "suffix", "merged", "into")
+) | {"streamed", "tools", "stop_reason", "rolled_back", "model"}
+_OF_INVOKES = frozenset(
+    ("f", "marker", "turn_id", "userId", "sessionId", "agentId", "upto", "replaces", "from")
+)
+_KINDS = ("turn", "read", "effects", *DECLARATIONS, "edit")
+_DETAILS = frozenset(
+    ("merged", "into", "streamed", "tools", "stop_reason", "rolled_back", "model", "upto")
+) | {"replaces", "from"}
 
 
 def read_operations(lines: Iterable[str]) -> Iterator[Operation]:
@@ -39,44 +58,48 @@ def read_operations(lines: Iterable[str]) -> Iterator[Operation]:
     Raises:
         InvalidRecord: a line is not an event, completes nothing, or invokes twice; names the line.
     """
-    return (operation for _, operation in numbered_operations(lines))
+    return operations_in(enumerate(lines, 1))
 
 
-def numbered_operations(lines: Iterable[str]) -> Iterator[tuple[int, Operation]]:
-    """Return each operation with the number of the line that began it.
+def operations_in(numbered: Iterable[tuple[int, str]]) -> Iterator[Operation]:
+    """Return the operations of lines that carry their numbers; they need not be all of a file's.
 
     Raises:
         InvalidRecord: as ``read_operations``.
     """
-    open_by_process: dict[str, tuple[int, Operation]] = {}
-    ends: dict[str, tuple[int, str]] = {}
+    open_by_process: dict[str, Operation] = {}
+    ends: dict[str, int] = {}
     latest_ns, clock = 0, None
-    for number, line in enumerate(lines, 1):
+    for number, line in numbered:
         if not line.strip():
             continue
         event = event_of(line, number)
         process, time_ns = event["process"], event["time_ns"]
         clock = _same_clock(clock, event.get("clock"), number)
         if process == NEMESIS:
-            yield number, _fault(event, number)
+            yield _fault(event, number)
         elif event["type"] == "invoke":
             if process in open_by_process:
                 raise InvalidRecord(
                     f"process {process!r:.60} invokes again before its last one ended", line=number
                 )
-            if process in ends:
-                _check_again(process, time_ns, *ends.pop(process), number)
-            open_by_process[process] = number, _invoked(event, number)
+            if time_ns < ends.pop(process, 0):
+                raise InvalidRecord(
+                    f"process {process!r:.60} invokes before its last one ended: one monotonic "
+                    "clock is needed",
+                    line=number,
+                )
+            open_by_process[process] = _invoked(event, number)
         else:
-            begun_line, begun = open_by_process.pop(process, (0, None))
+            begun = open_by_process.pop(process, None)
             if begun is None:
                 raise InvalidRecord(
                     f"process {process!r:.60} completes what it never invoked", line=number
                 )
             if len(ends) >= _ENDS_LIMIT:
                 ends.clear()
-            ends[process] = time_ns, event["type"]
-            yield begun_line, _completed(begun, event, number)
+            ends[process] = time_ns
+            yield _completed(begun, event, number)
         if time_ns < latest_ns - CLOCK_SKEW_LIMIT_S * 1_000_000_000:
             raise InvalidRecord(
                 f"time_ns is more than CLOCK_SKEW_LIMIT_S={CLOCK_SKEW_LIMIT_S} before an earlier "
@@ -85,22 +108,6 @@ def numbered_operations(lines: Iterable[str]) -> Iterator[tuple[int, Operation]]
             )
         latest_ns = max(latest_ns, time_ns)
     yield from open_by_process.values()
-
-
-def _check_again(process: str, time_ns: int, ended_ns: int, ended: str, number: int) -> None:
-    """A process does one thing at a time, and is another one when nobody knows what it did."""
-    if ended == "info":
-        raise InvalidRecord(
-            f"process {process!r:.60} invokes after info: what it sent may still come, so the next "
-            "turn needs a new name",
-            line=number,
-        )
-    if time_ns < ended_ns:
-        raise InvalidRecord(
-            f"process {process!r:.60} invokes before its last one ended: one monotonic clock is "
-            "needed",
-            line=number,
-        )
 
 
 def _same_clock(clock: str | None, named: str | None, number: int) -> str | None:
@@ -116,14 +123,22 @@ def _fault(event: Mapping[str, Any], number: int) -> Operation:
     if event.get("f") in (None, "", *_KINDS):
         raise InvalidRecord(f"f {event.get('f')!r} names no fault", line=number)
     name, time_ns, detail = event.get("f") or "", event["time_ns"], event.get("error") or ""
-    return Operation(_NOBODY, name, NEMESIS, "info", time_ns, time_ns, error=detail)
+    return Operation(_NO_KEY, name, NEMESIS, "info", time_ns, time_ns, error=detail, line=number)
+
+
+def _key(fields: Mapping[str, Any], number: int) -> SessionKey:
+    if fields.get("userId") is None:
+        raise InvalidRecord("userId is missing: name the session's user", line=number)
+    try:
+        return SessionKey.of(
+            fields["userId"], fields.get("agentId") or DEFAULT_AGENT, fields.get("sessionId")
+        )
+    except InvalidKey as error:
+        raise InvalidRecord(str(error), line=number) from None
 
 
 def _invoked(event: Mapping[str, Any], number: int) -> Operation:
-    try:
-        key = SessionKey.from_json(event)
-    except InvalidKey as error:
-        raise InvalidRecord(str(error), line=number) from None
+    key = _key(event, number)
     if not _OF_COMPLETIONS.isdisjoint(event):
         for name in sorted(_OF_COMPLETIONS.intersection(event)):
             if event[name] is not None:
@@ -133,10 +148,28 @@ def _invoked(event: Mapping[str, Any], number: int) -> Operation:
     f, marker = event.get("f") or "turn", event.get("marker") or ""
     if f not in _KINDS:
         raise InvalidRecord(f"f {f!r:.60} is none of {', '.join(_KINDS)}", line=number)
-    if f == "turn" and not marker:
+    if f in ("turn", "edit") and not marker:
         raise InvalidRecord("a turn needs its marker", line=number)
     turn_id = event.get("turn_id") or ""
-    return Operation(key, f, event["process"], "info", event["time_ns"], math.inf, marker, turn_id)
+    details = NO_DETAILS if _DETAILS.isdisjoint(event) else _declared(event, f, number)
+    if f in ("compact", "fork", "edit") and details is NO_DETAILS:
+        details = _declared(event, f, number)
+    return Operation(
+        key, "turn" if f == "edit" else f, event["process"], "info", event["time_ns"], math.inf,
+        marker, turn_id, details=details, line=number,
+    )  # fmt: skip
+
+
+def _declared(event: Mapping[str, Any], f: str, number: int) -> Details:
+    """Return what an invoke declares, if it is complete."""
+    upto, replaces = event.get("upto") or "", event.get("replaces") or ""
+    needs = {"compact": ("upto",), "fork": ("upto", "from"), "edit": ("replaces",)}.get(f, ())
+    for name in ("upto", "replaces", "from"):
+        if (name in needs) != bool(event.get(name)):
+            told = "needs" if name in needs else "has no"
+            raise InvalidRecord(f"f {f!r} {told} {name!r}", line=number)
+    source = None if event.get("from") is None else _key(event["from"], number)
+    return Details(upto, source, replaces)
 
 
 def _completed(begun: Operation, event: Mapping[str, Any], number: int) -> Operation:
@@ -147,38 +180,88 @@ def _completed(begun: Operation, event: Mapping[str, Any], number: int) -> Opera
             line=number,
         )
     if not _OF_INVOKES.isdisjoint(event):
-        own = begun._asdict() | begun.key.to_json()
-        for name in sorted(_OF_INVOKES.intersection(event)):
-            if event[name] not in (None, own[name]):
-                raise InvalidRecord(
-                    f"{name} {event[name]!r:.60} is not that of the invoke which it completes",
-                    line=number,
-                )
+        _check_repeated(begun, event, number)
     read, markers, effects = (event.get(name) for name in ("read", "markers", "effects"))
     if markers is not None and begun.f != "read":
         raise InvalidRecord('markers are what a read tells: its f is "read"', line=number)
+    if event.get("suffix") and markers is None:
+        raise InvalidRecord("suffix belongs to a read's markers, or into read", line=number)
+    if event.get("rolled_back") and event["type"] != "fail":
+        raise InvalidRecord(
+            "rolled_back says that the turn is undone: its type is fail", line=number
+        )
+    details = begun.details if _DETAILS.isdisjoint(event) else _told(begun, event)
     return begun._replace(
         type=event["type"],
         complete_ns=event["time_ns"],
-        read=None if read is None else _read(read, number),
+        read=None if read is None else _read(read, begun.marker, number),
         markers=None if markers is None else tuple(markers),
         effects=None if effects is None else tuple(map(_effect, effects)),
         error=event.get("error") or "",
         answered=event.get("answered") or "",
         config=event.get("config") or "",
+        is_suffix=bool(event.get("suffix")),
+        details=details,
     )
 
 
-def _read(fields: Mapping[str, Any], number: int) -> Read:
-    tail, foreign, half = (tuple(fields.get(name) or ()) for name in ("tail", "foreign", "half"))
-    position, digest = fields["position"], int(fields["digest"], 16)
+def _check_repeated(begun: Operation, event: Mapping[str, Any], number: int) -> None:
+    source = begun.details.source
+    own: dict[str, Any] = begun._asdict() | begun.details._asdict() | begun.key.to_json()
+    own["from"] = None if source is None else source.to_json()
+    if begun.details.replaces:
+        own["f"] = "edit"
+    for name in sorted(_OF_INVOKES.intersection(event)):
+        if event[name] not in (None, own[name]):
+            raise InvalidRecord(
+                f"{name} {event[name]!r:.60} is not that of the invoke which it completes",
+                line=number,
+            )
+
+
+def _told(begun: Operation, event: Mapping[str, Any]) -> Details:
+    tools, model = event.get("tools"), event.get("model")
+    return begun.details._replace(
+        merged=tuple(event.get("merged") or ()),
+        into=event.get("into") or "",
+        streamed=tuple(event.get("streamed") or ()),
+        tools=None if tools is None else tuple(tools),
+        stop_reason=event.get("stop_reason") or "",
+        is_rolled_back=bool(event.get("rolled_back")),
+        model=None if model is None else _model(model),
+    )
+
+
+def _model(fields: Mapping[str, Any]) -> ModelCalls:
+    return ModelCalls(
+        tuple((start, end) for start, end in fields.get("calls") or ()),
+        fields.get("stop_reason") or "",
+        tuple(fields.get("configs") or ()),
+        tuple((asked, answers) for asked, answers in fields.get("tool_results") or ()),
+    )
+
+
+def _read(fields: Mapping[str, Any], own: str, number: int) -> Read:
+    foreign, half, is_suffix = (fields.get(name) for name in ("foreign", "half", "suffix"))
+    told: dict[str, Any] = {
+        "foreign": tuple(foreign or ()), "half": tuple(half or ()), "is_suffix": bool(is_suffix),
+    }  # fmt: skip
+    markers = fields.get("markers")
+    if markers is not None:
+        position = markers.index(own) if own in markers else len(markers)
+        return Read(position, None, markers=tuple(markers), **told)
+    tail, after = tuple(fields.get("tail") or ()), tuple(fields.get("after") or ())
+    position, digest = fields["position"], fields.get("digest")
     if len(tail) > position:
         raise InvalidRecord(
             f"read has {len(tail)} markers in its tail at position {position}", line=number
         )
-    if len(tail) == position and digest_of(tail) != digest:
-        raise InvalidRecord("read has a tail that is not what its digest says", line=number)
-    return Read(position, digest, tail, foreign, half)
+    value = None if digest is None else int(digest, 16)
+    if len(tail) == position:
+        if value not in (None, digest_of(tail)):
+            raise InvalidRecord("read has a tail that is not what its digest says", line=number)
+        value = digest_of(tail)
+    return Read(position, value, tail, after=after, **told)
 
 
 def _effect(fields: Mapping[str, Any]) -> Effect:

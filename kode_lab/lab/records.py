@@ -62,7 +62,7 @@ def _parsed(
     path: Path, reader: Callable[[Iterable[str]], Iterable[Any]], _mtime_ns: int, _size_bytes: int
 ) -> tuple[Any, ...]:
     """Return the records of a file; once, as long as it does not change."""
-    from kode_lab.check.stream import lines_of  # noqa: PLC0415 - a run can be kept without a judge
+    from kode_lab.check.judge import lines_of  # noqa: PLC0415 - a run can be kept without a judge
 
     return tuple(reader(lines_of(path)))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
-from kode_lab.check.guarantee import Anomaly
+from kode_lab.check.verdict import Anomaly
 from kode_lab.key import SessionKey
 from kode_lab.lab.turn_view import Recorded, turns_of
 from kode_lab.pictures.crash_bands import draw_crash_bands

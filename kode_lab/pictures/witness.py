@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from kode_lab.check.guarantee import ANOMALIES, Anomaly
+from kode_lab.check.verdict import ANOMALIES, Anomaly
 from kode_lab.check.witness import sentences
 from kode_lab.history.operation import Operation
 from kode_lab.history.span import Span

@@ -1,0 +1,403 @@
+"""The rules over all sessions: tools, configuration, service, and the lock.
+
+An id is unique in the whole world, a configuration is shared by all sessions of an agent, and a
+lock that is too coarse shows only between sessions.
+
+The lock's rules read *holds*: the times at which a turn was at work. They come from the system's
+own trace (from the first to the last of a turn's inner steps: load, ask, tool, commit; waiting is
+not holding), or from the model's side (from a turn's first model call to its last). A turn that was
+killed leaves steps without a turn around them; each of these is a hold of its own.
+
+Sessions are named here as the lock names them (``userId:sessionId``): two agents of one session
+share its lock, and should wait for each other.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from kode_lab.check.verdict import Anomaly
+from kode_lab.history.operation import HEALS, QUIET, Effect, Operation
+from kode_lab.history.span import Span
+from kode_lab.key import SessionKey
+
+__all__ = [
+    "Hold",
+    "configuration",
+    "epoch_of",
+    "holds_of",
+    "holds_of_turns",
+    "lost_effects",
+    "needless_serialisation",
+    "overlaps",
+    "quiet_ns",
+    "stuck",
+    "tools",
+    "within_turn",
+]
+
+# So many waits of a group of sessions must each have ended only when another session's turn did,
+# and none of its turns may ever have overlapped, before the lock is called too coarse: one such
+# wait may be chance.
+CHANCES_NEEDED = 3
+_GROUPS: tuple[Callable[[SessionKey], str], ...] = (
+    lambda _: "all sessions",
+    lambda key: f"sessions of user {key.user_id}",
+    lambda key: f"sessions named {key.session_id}",
+)
+
+
+class Hold(NamedTuple):
+    """One turn's hold of its session, and its wait for it.
+
+    Attributes:
+        wait_ns: when it began to wait, or ``start_ns`` when it did not.
+        turn: the turn's id.
+        one: the turn as an operation; or its span, or that of a step that has no turn around it.
+    """
+
+    start_ns: int
+    end_ns: int
+    wait_ns: int
+    turn: str
+    one: Operation | Span
+
+    @property
+    def is_step(self) -> bool:
+        """Whether it is a step of a turn that was killed."""
+        return isinstance(self.one, Span) and self.one.step != "turn"
+
+
+def tools(
+    told: Iterable[tuple[Effect, Operation]], owners: Mapping[str, Operation]
+) -> Iterator[Anomaly]:
+    """Return ids that two effects share, calls that acted twice, and effects that must not be.
+
+    One effect told twice, by its turn and by the world, is one effect; who tells of it first names
+    a session or not.
+
+    Args:
+        told: each effect, with the operation that told of it, in any order.
+        owners: the turn of each marker that an effect names; a refused one only where all attempts
+            at it were.
+    """
+    by_id: dict[str, tuple[Effect, Operation]] = {}
+    by_call: dict[tuple[str, str], tuple[Effect, Operation]] = {}
+    heard: set[tuple[str, ...]] = set()
+    for effect, operation in sorted(told, key=_by_time):
+        owner = owners.get(effect.marker)
+        if effect not in heard and owner is not None:
+            yield from _astray(effect, operation, owner)
+        first = by_id.setdefault(effect.id, (effect, operation))
+        is_known = effect in heard or effect[:3] in heard
+        heard.update((effect, effect[:3]))
+        if first[0][:3] != effect[:3] and not is_known:
+            witness = _both(first[1], operation)
+            both = _facts(first[0], effect)
+            yield Anomaly("duplicate id", operation.key, witness, effect.id, both)
+        elif effect.marker and not is_known:
+            earlier = by_call.setdefault((effect.marker, effect.name), (effect, operation))
+            if earlier[0].id != effect.id:
+                witness = _both(earlier[1], operation)
+                both = _facts(earlier[0], effect)
+                yield Anomaly("effect twice", operation.key, witness, effect.marker, both)
+
+
+def lost_effects(acting: Iterable[Operation], worlds: Sequence[Operation]) -> Iterator[Anomaly]:
+    """Return acknowledged turns whose client was told of a tool call that had no effect.
+
+    Args:
+        acting: turns that tell of effects or of tool calls, each of which has one effect.
+        worlds: lists of all effects; a list speaks for its user's sessions.
+    """
+    listed: dict[str, list[Operation]] = defaultdict(list)
+    ids: set[str] = set()
+    done: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for world in worlds:
+        listed[world.key.user_id].append(world)
+        for effect in world.effects or ():
+            ids.add(effect.id)
+            done[effect.marker, _tool(effect.name)].add(effect.id)
+    for turn in sorted(acting, key=lambda turn: (turn.invoke_ns, turn.key)):
+        after = [w for w in listed[turn.key.user_id] if w.invoke_ns > turn.complete_ns]
+        if not after:
+            continue
+        gone = [effect.name or effect.id for effect in turn.effects or () if effect.id not in ids]
+        for name, times in Counter(map(_tool, turn.details.tools or ())).items():
+            gone += [name] * (times - len(done[turn.marker, name]))
+        if gone:
+            facts = {"calls": len(gone), "tool": gone[0]}
+            yield Anomaly("lost effect", turn.key, (turn, after[-1]), turn.marker, facts)
+
+
+def _tool(name: str) -> str:
+    """Return the tool's own name: the second effect of a turn is ``create_schedule/2``."""
+    return name.partition("/")[0]
+
+
+def within_turn(turn: Operation) -> Iterator[Anomaly]:
+    """Return what the model's side recorded of one turn that no turn may show."""
+    model = turn.details.model
+    assert model is not None
+    if len(set(model.configs)) > 1:
+        facts = {"configs": list(dict.fromkeys(model.configs))}
+        yield Anomaly("mixed configuration", turn.key, (turn,), turn.marker, facts)
+    for asked, answers in model.tool_results:
+        if asked != answers:
+            facts = {"asked": asked, "answers": answers}
+            yield Anomaly("crossed tool answers", turn.key, (turn,), asked, facts)
+            return
+
+
+def _by_time(told: tuple[Effect, Operation]) -> tuple[int, float, SessionKey, Effect]:
+    effect, operation = told
+    return operation.invoke_ns, operation.complete_ns, operation.key, effect
+
+
+def _astray(effect: Effect, operation: Operation, owner: Operation) -> Iterator[Anomaly]:
+    """Return an effect for another session than its turn's, or of a turn that was refused."""
+    key = owner.key
+    if effect.user_id not in ("", key.user_id) or effect.session_id not in ("", key.session_id):
+        facts = {"owner": str(key), "ran_for": [effect.user_id, effect.session_id]}
+        yield Anomaly("tool misattributed", key, (operation,), effect.marker, facts)
+    if owner.type == "fail":
+        facts = {"effect": list(effect)}
+        yield Anomaly("aborted read", key, (owner, operation), effect.marker, facts)
+
+
+def _both(one: Operation, other: Operation) -> tuple[Operation, ...]:
+    return (one,) if one is other else (one, other)
+
+
+def _facts(one: Effect, other: Effect) -> dict[str, list[str]]:
+    return {"one": list(one), "other": list(other)}
+
+
+def epoch_of(turn: Operation, faults: Iterable[Operation]) -> int | None:
+    """Return after how many changes of the configuration a turn ran, or None when during one.
+
+    Changes are the faults ``configure`` (it begins) and ``configured`` (it has been made).
+    """
+    made = begun = 0
+    for fault in faults:
+        made += fault.f == HEALS["configure"] and fault.invoke_ns < turn.invoke_ns
+        begun += fault.f == "configure" and fault.invoke_ns <= turn.complete_ns
+    return made if begun <= made else None
+
+
+def configuration(seen: Mapping[tuple[str, int, str], Operation]) -> Iterator[Anomaly]:
+    """Return agents whose turns ran with different configurations between two changes of it.
+
+    Args:
+        seen: a turn for each agent, epoch and version.
+    """
+    first: dict[tuple[str, int], Operation] = {}
+    told: set[str] = set()
+    in_time = sorted(seen.items(), key=lambda one: (one[1].invoke_ns, one[0]))
+    for (agent_id, epoch, version), turn in in_time:
+        one = first.setdefault((agent_id, epoch), turn)
+        if one is not turn and agent_id not in told:
+            told.add(agent_id)
+            facts = {"one": one.config, "other": version}
+            yield Anomaly("configuration drift", turn.key, (one, turn), version, facts)
+
+
+def quiet_ns(faults: Iterable[Operation]) -> float:
+    """Return when the run declared all faults over, or infinity when it never did."""
+    return max((fault.invoke_ns for fault in faults if fault.f == QUIET), default=math.inf)
+
+
+def stuck(probes: Iterable[Operation]) -> Iterator[Anomaly]:
+    """Return sessions that were asked after all faults were over, and never answered."""
+    by_session: dict[SessionKey, list[Operation]] = defaultdict(list)
+    for probe in probes:
+        by_session[probe.key].append(probe)
+    for key, asked in by_session.items():
+        if all(probe.type != "ok" for probe in asked):
+            facts = {"asked": len(asked), "errors": sorted({p.error for p in asked})}
+            yield Anomaly("stuck session", key, (asked[-1],), asked[-1].marker, facts)
+
+
+# ---- the lock
+
+
+def holds_of_turns(turns: Iterable[Operation]) -> dict[str, list[Hold]]:
+    """Return each session's holds as the model's side shows them, by their start.
+
+    A turn holds its session at least from its first model call to its last; from when its client
+    sent it until then, it may have waited.
+    """
+    holds: dict[str, list[Hold]] = defaultdict(list)
+    for turn in turns:
+        assert turn.details.model is not None
+        start_ns = min(start for start, _ in turn.details.model.calls)
+        end_ns = max(end for _, end in turn.details.model.calls)
+        wait_ns = min(turn.invoke_ns, start_ns)
+        hold = Hold(start_ns, end_ns, wait_ns, turn.turn_id or turn.marker, turn)
+        holds[turn.key.lock_name].append(hold)
+    for session in holds.values():
+        session.sort(key=lambda hold: hold[:3])
+    return holds
+
+
+def holds_of(spans: Iterable[Span]) -> dict[str, list[Hold]]:
+    """Return each session's holds by their start; sessions by the names of their locks."""
+    by_turn: dict[tuple[str, str], list[Span]] = defaultdict(list)
+    for span in spans:
+        by_turn[span.key.lock_name, span.turn_id].append(span)
+    holds: dict[str, list[Hold]] = defaultdict(list)
+    for (lock_name, _), steps in by_turn.items():
+        holds[lock_name] += _holds(steps)
+    for session in holds.values():
+        session.sort(key=lambda hold: hold[:3])
+    return {lock_name: session for lock_name, session in holds.items() if session}
+
+
+def _holds(steps: list[Span]) -> Iterator[Hold]:
+    around = sorted((s for s in steps if s.step == "turn"), key=lambda s: s.start_ns)
+    waits = [step for step in steps if step.step == "wait"]
+    inner = [step for step in steps if step.step not in ("turn", "wait")]
+    for turn in around:
+        within = [s for s in inner if turn.start_ns <= s.start_ns and s.end_ns <= turn.end_ns]
+        inner = [step for step in inner if step not in within]
+        waited = [w for w in waits if turn.start_ns <= w.start_ns and w.end_ns <= turn.end_ns]
+        if within:
+            start_ns = min(step.start_ns for step in within)
+            wait_ns = min([start_ns, *(wait.start_ns for wait in waited)])
+            end_ns = max(step.end_ns for step in within)
+            yield Hold(start_ns, end_ns, wait_ns, turn.turn_id, turn)
+    for step in inner:
+        yield Hold(step.start_ns, step.end_ns, step.start_ns, step.turn_id, step)
+
+
+def overlaps(holds: Mapping[str, Sequence[Hold]]) -> Iterator[Anomaly]:
+    """Return for each session the first two turns that held it at once."""
+    for lock_name, session in holds.items():
+        longest = session[0]
+        for hold in session[1:]:
+            # Steps of one killed turn may overlap each other: tools run together.
+            is_other = hold.turn != longest.turn or not (hold.is_step or longest.is_step)
+            if hold.start_ns < longest.end_ns and is_other:
+                facts = {
+                    "lock": lock_name,
+                    "overlap_ns": min(hold.end_ns, longest.end_ns) - hold.start_ns,
+                }
+                witness = (longest.one, hold.one)
+                yield Anomaly("overlap", hold.one.key, witness, hold.turn, facts)
+                break
+            if hold.end_ns > longest.end_ns:
+                longest = hold
+
+
+def needless_serialisation(holds: Mapping[str, Sequence[Hold]]) -> Iterator[Anomaly]:
+    """Return groups of sessions that never work at once, although their turns wait for each other.
+
+    A wait counts when no turn of its own session held the lock meanwhile, while another session of
+    the group did, and gave it up just before. A right lock lets such turns overlap.
+    """
+    for group_of in _GROUPS:
+        groups: dict[str, dict[str, Sequence[Hold]]] = defaultdict(dict)
+        for lock_name, session in holds.items():
+            groups[group_of(session[0].one.key)][lock_name] = session
+        serial = [(name, _serial(sessions)) for name, sessions in groups.items()]
+        found = [(name, *waits) for name, waits in serial if waits is not None]
+        for name, count, waiting, working in found:
+            yield _needless(name, count, waiting, working)
+        if found:
+            return  # a smaller group would only say the same again
+    yield from _striped(holds)
+
+
+def _needless(group: str, count: int, waiting: Hold, working: Hold) -> Anomaly:
+    facts = {"group": group, "waits": count, "waited_ns": waiting.start_ns - waiting.wait_ns}
+    witness = (waiting.one, working.one)
+    return Anomaly("needless serialisation", waiting.one.key, witness, waiting.turn, facts)
+
+
+def _serial(sessions: Mapping[str, Sequence[Hold]]) -> tuple[int, Hold, Hold] | None:
+    """Return how many waits were needless, and the longest with the hold it waited for.
+
+    None, if turns of different sessions overlap, or if the waits are too few to tell.
+    """
+    ordered = [(hold, name) for name, session in sessions.items() for hold in session]
+    ordered.sort(key=lambda pair: pair[0][:3])
+    last_of: dict[str, int] = {}
+    chances: list[tuple[int, Hold, Hold]] = []
+    for at, (hold, name) in enumerate(ordered):
+        if at:
+            before, _ = ordered[at - 1]
+            if hold.start_ns < before.end_ns:
+                return None
+            if _is_needless(hold, before, last_of.get(name, -1)):
+                chances.append((hold.start_ns - hold.wait_ns, hold, before))
+        last_of[name] = hold.end_ns
+    if len(chances) < CHANCES_NEEDED:
+        return None
+    _, waiting, working = max(chances, key=lambda chance: chance[0])
+    return len(chances), waiting, working
+
+
+def _is_needless(hold: Hold, before: Hold, own_end_ns: int) -> bool:
+    """Whether a turn waited for another session's, and not for one of its own session."""
+    waited_ns = before.end_ns - hold.wait_ns
+    # A lock that is given up is taken soon; a grant that always takes its time is no cause.
+    is_soon = hold.start_ns - before.end_ns <= waited_ns
+    # Seen from outside, each turn takes its time on the way; to be a wait, it must be a long one.
+    is_seen = isinstance(hold.one, Span) or 4 * waited_ns >= before.end_ns - before.start_ns
+    return waited_ns > 0 and is_soon and is_seen and own_end_ns <= hold.wait_ns
+
+
+def _striped(holds: Mapping[str, Sequence[Hold]]) -> Iterator[Anomaly]:
+    """Return groups of sessions that share a lock by neither their user nor their name.
+
+    Two sessions belong together if one waited needlessly for the other and they never worked at
+    once. All sessions of such a group must never have worked at once, and there must be two such
+    waits for each of them: a service with a lock for each session lets some of them overlap.
+    """
+    ordered = sorted(
+        ((hold, name) for name, session in holds.items() for hold in session),
+        key=lambda pair: pair[0][:3],
+    )
+    met: set[frozenset[str]] = set()
+    waits: dict[frozenset[str], list[tuple[Hold, Hold]]] = defaultdict(list)
+    last_of: dict[str, int] = {}
+    active: list[tuple[int, int, str]] = []
+    latest: list[tuple[Hold, str]] = []  # the holds that ended last, of two sessions
+    for at, (hold, name) in enumerate(ordered):
+        while active and active[0][0] <= hold.start_ns:
+            _, ended, other = heapq.heappop(active)
+            latest = [(ordered[ended][0], other), *(pair for pair in latest if pair[1] != other)][
+                :2
+            ]
+        met.update(frozenset((name, other)) for _, _, other in active if other != name)
+        before = next((pair for pair in latest if pair[1] != name), None)
+        if before is not None and _is_needless(hold, before[0], last_of.get(name, -1)):
+            waits[frozenset((name, before[1]))].append((hold, before[0]))
+        last_of[name] = max(hold.end_ns, last_of.get(name, -1))
+        heapq.heappush(active, (hold.end_ns, at, name))
+    together = _components({pair for pair in waits if pair not in met})
+    for names in together:
+        pairs = [pair for pair in waits if pair <= names]
+        count = sum(len(waits[pair]) for pair in pairs)
+        if any(pair <= names for pair in met) or count < max(CHANCES_NEEDED, 2 * len(names)):
+            continue
+        waiting, working = max(
+            (wait for pair in pairs for wait in waits[pair]),
+            key=lambda wait: wait[0].start_ns - wait[0].wait_ns,
+        )
+        listed = ", ".join(sorted(names)[:4]) + (", ..." if len(names) > 4 else "")
+        group = f"{len(names)} sessions that share neither user nor name ({listed})"
+        yield _needless(group, count, waiting, working)
+
+
+def _components(pairs: Iterable[frozenset[str]]) -> list[frozenset[str]]:
+    """Return the sets of names that are connected by pairs."""
+    of: dict[str, set[str]] = {}
+    for pair in pairs:
+        joined = set().union(*(of.get(name, {name}) for name in pair))
+        of |= dict.fromkeys(joined, joined)
+    return [frozenset(one) for one in {id(names): names for names in of.values()}.values()]
