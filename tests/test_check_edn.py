@@ -1,5 +1,9 @@
 """Histories in EDN are read as Jepsen writes them, written to read the same, and judged."""
 
+from collections import defaultdict
+from itertools import combinations, permutations
+from random import Random
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -7,9 +11,19 @@ from judge_spec import SPECS
 
 from kode_lab.check import check
 from kode_lab.check.ascii_history import drawn
-from kode_lab.check.edn import calls_of, edn_of, operations_of
-from kode_lab.check.edn_text import Keyword, read_edn, write_edn
+from kode_lab.check.edn import (
+    Keyword,
+    calls_of,
+    edn_of,
+    operations_of,
+    read_edn,
+    transactions_of,
+    verdict_of,
+    write_edn,
+)
 from kode_lab.check.search import KEY_VALUE, REGISTER, Call, linearizable
+from kode_lab.check.transactions import judge_transactions
+from kode_lab.cli import main
 from kode_lab.errors import InvalidRecord
 
 # In the manner of the register histories that come with Knossos.
@@ -93,8 +107,6 @@ def test_a_key_value_store_knows_get_put_and_append():
         "valid", "valid", "valid", "invalid", "invalid",
     ]  # fmt: skip
     assert judge([]).status == "unknown"
-    with pytest.raises(ValueError, match="read, write and cas, not 'dequeue'"):
-        judge([Call(0, "dequeue", "ok", 0, 1)])
 
 
 def test_what_cannot_be_decided_in_time_is_unknown_but_a_wrong_key_is_still_wrong():
@@ -265,13 +277,11 @@ EVENTS = st.lists(
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 def test_no_events_whatever_do_more_than_to_be_refused(events):
     text = "\n".join(map(write_edn, events))
-    for read in (operations_of, lambda text: linearizable(REGISTER)(calls_of(text))):
+    for read in (operations_of, verdict_of, transactions_of):
         try:
-            read(text)
+            assert read(text) is not None
         except InvalidRecord as refused:
             assert str(refused)  # noqa: PT017 - either outcome is right
-        except ValueError as refused:
-            assert "a register knows" in str(refused)  # noqa: PT017
 
 
 @given(st.text(alphabet='[](){}#_":\\ nil1a\n', max_size=40))
@@ -281,3 +291,185 @@ def test_no_text_whatever_does_more_than_to_be_refused(text):
         calls_of(text)
     except InvalidRecord as refused:
         assert str(refused)  # noqa: PT017 - either outcome is right
+
+
+# ---- what a command says of a file
+
+
+def keyed(key, answer):
+    return f"""
+        {{:process 0, :type :invoke, :f :put, :key "0", :value "a"}}
+        {{:process 0, :type :ok, :f :put, :key "0", :value "a"}}
+        {{:process 0, :type :invoke, :f :get, :key "{key}", :value nil}}
+        {{:process 0, :type :ok, :f :get, :key "{key}", :value {answer}}}
+    """
+
+
+MUTEX = """
+{:process 0, :type :invoke, :f :acquire} {:process 0, :type :ok, :f :acquire}
+{:process 1, :type :invoke, :f :acquire} {:process 1, :type :KIND, :f :acquire}
+{:process 0, :type :invoke, :f :release} {:process 0, :type :ok, :f :release}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        (keyed("0", '"a"'), "valid"),
+        (keyed("1", '"a"'), "invalid"),
+        (keyed("1", "nil"), "valid"),
+        (keyed("1", '""'), "valid"),
+        (keyed("0", "nil"), "invalid"),
+        (MUTEX.replace("KIND", "ok"), "invalid"),
+        (MUTEX.replace("KIND", "fail"), "valid"),
+        (LIST_APPEND.replace("SEEN", "1"), "valid"),
+        (LIST_APPEND.replace("SEEN", ""), "invalid"),
+        ("", "unknown"),
+    ],
+)
+def test_the_command_judges_a_file_in_edn(tmp_path, capsys, text, status):
+    path = tmp_path / "history.edn"
+    path.write_text(text)
+    code = {"valid": 0, "invalid": 1, "unknown": 2}[status]
+    assert main(["check", str(path)]) == code
+    word = {"valid": "PASS", "invalid": "FAIL", "unknown": "UNKNOWN"}[status]
+    assert capsys.readouterr().out.startswith(f"{word}: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{:process 0 :type :invoke :f :enqueue :value 1}", "calls enqueue are of no known object"),
+        (
+            "{:process 0 :type :invoke :f :txn :value [[:w 1 2] [:r 3 nil]]}",
+            "only :r and :append leave lists",
+        ),
+        (
+            "{:process 0 :type :invoke :f :read :value nil} {:process 1 :type :invoke :f :acquire}",
+            "are of no known object",
+        ),
+        (
+            "{:process 0 :type :invoke :f :get :key 1} {:process 0 :type :ok :f :get :key 2}",
+            "answers for another :key",
+        ),
+    ],
+)
+def test_what_cannot_be_judged_is_refused_with_a_sentence(text, told):
+    with pytest.raises(InvalidRecord, match=told):
+        verdict_of(text)
+
+
+def transactions(*lines):
+    """Each line is ``process type invoke-complete: step, step``; a read is ``x=1 2``."""
+    events = []
+    for line in lines:
+        head, _, body = line.partition(": ")
+        process, kind, times = head.split()
+        begun, ended = map(int, times.split("-"))
+        steps, asked = [], []
+        for step in body.split(", "):
+            if "+" in step:
+                name, element = step.split("+")
+                steps.append(f"[:append {name} {element}]")
+                asked.append(steps[-1])
+            else:
+                name, shown = step.split("=")
+                steps.append(f"[:r {name} [{shown}]]")
+                asked.append(f"[:r {name} nil]")
+        told = f":process {process} :f :txn"
+        begin = f"{{:type :invoke {told} :time {begun} :value [{' '.join(asked)}]}}"
+        events += [(begun, 0, begin)]
+        events += [(ended, 1, f"{{:type :{kind} {told} :time {ended} :value [{' '.join(steps)}]}}")]
+    return "\n".join(text for _, _, text in sorted(events))
+
+
+@pytest.mark.parametrize(
+    ("lines", "found"),
+    [
+        (["0 ok 0-9: x+1, y+1", "1 ok 1-8: x=1, y=1"], ""),
+        (["0 ok 0-9: x+1, y+1", "1 ok 1-8: x=, y="], ""),
+        (["0 ok 0-9: x+1, y+1", "1 ok 1-8: x=1, y="], "G-single"),
+        (["0 ok 0-9: x+1, y=", "1 ok 1-8: y+1, x="], "G2"),
+        (["0 ok 0-9: x=1, y+1", "1 ok 1-8: y=1, x+1"], "G1c"),
+        (["0 ok 0-3: x+1", "1 ok 5-8: x="], "G-single-realtime"),
+        (["0 ok 0-6: x+1", "1 ok 5-8: x="], ""),
+        (["0 ok 0-3: x+1, y+1", "1 ok 5-8: x+2, y+2", "2 ok 9-10: x=2 1, y=1 2"], "G0"),
+        (["0 ok 0-3: x+1, x+2", "1 ok 1-8: x=1, y+1"], "intermediate read"),
+        (["0 fail 0-3: x+1, y+1", "1 ok 1-8: x=1, y="], "aborted read"),
+        (["0 info 0-3: x+1, y+1", "1 ok 5-8: x=1, y=1"], ""),
+        (["0 info 0-3: x+1, y+1", "1 ok 5-8: x=, y="], ""),
+        (["0 info 0-3: x+1, y+1", "1 ok 5-8: x=1, y="], "G-single"),
+        (["0 ok 0-3: x+1, y+1", "1 ok 1-8: x=1 1, y="], "duplicate"),
+        (["0 ok 0-3: x+1, y+1", "1 ok 1-8: x=9, y="], "garbage"),
+        (
+            ["0 ok 0-9: x+1", "1 ok 0-9: x+2", "2 ok 0-9: x=1 2", "3 ok 0-9: x=2, y="],
+            "incompatible",
+        ),
+        (["0 ok 0-9: x+1, x=1", "1 ok 0-9: x=, y="], ""),
+        (["0 ok 0-9: x+1, x=", "1 ok 0-9: x=, y="], "internal"),
+    ],
+)
+def test_transactions_on_several_lists_have_a_serial_order_or_a_named_cycle(lines, found):
+    outcome = judge_transactions(transactions_of(transactions(*lines)))
+    assert (outcome.status == "invalid") is bool(found), outcome.reason
+    assert found in outcome.reason
+    assert verdict_of(transactions(*lines)).status in (outcome.status, "unknown")
+
+
+def test_an_element_that_is_appended_twice_cannot_be_judged():
+    with pytest.raises(InvalidRecord, match="is appended to list 'x' twice"):
+        judge_transactions(transactions_of(transactions("0 ok 0-9: x+1, y+1", "1 ok 0-9: x+1")))
+
+
+@given(st.integers(0, 10**9))
+@settings(max_examples=150, deadline=None)
+def test_the_cycles_agree_with_a_search_of_serial_orders(seed):
+    random = Random(seed)
+    state, lines = {"x": [], "y": []}, []
+    for number in range(random.randint(2, 5)):
+        before = {name: list(shown) for name, shown in state.items()}
+        old = {name: shown[: random.randint(0, len(shown))] for name, shown in before.items()}
+        source = old if random.random() < 0.3 else before
+        steps = []
+        for name in random.sample("xy", 2):
+            if random.random() < 0.5:
+                steps.append(f"{name}+{number}")
+                state[name].append(number)
+            else:
+                steps.append(f"{name}={' '.join(map(str, source[name]))}")
+        begun = 3 * number - random.randrange(5) + 10
+        kind = random.choice(["ok", "ok", "ok", "info"])
+        lines.append(
+            f"{number} {kind} {begun}-{begun + random.randrange(1, 8)}: {', '.join(steps)}"
+        )
+    told = transactions_of(transactions(*lines))
+    outcome = judge_transactions(told)
+    if outcome.status != "unknown":
+        assert (outcome.status == "valid") is has_serial_order(told)
+
+
+def has_serial_order(told):
+    """Whether some order, each transaction at once, explains all reads within real time."""
+    acknowledged = [one for one in told if one.type == "ok"]
+    unknown = [one for one in told if one.type == "info"]
+    for count in range(len(unknown) + 1):
+        for some in combinations(unknown, count):
+            for order in permutations([*acknowledged, *some]):
+                if all(
+                    not later.complete_ns < one.invoke_ns
+                    for at, one in enumerate(order)
+                    for later in order[at + 1 :]
+                ) and explains(order):
+                    return True
+    return False
+
+
+def explains(order):
+    lists = defaultdict(tuple)
+    for one in order:
+        for f, name, value in one.steps:
+            if f == "append":
+                lists[name] += (value,)
+            elif one.type == "ok" and lists[name] != value:
+                return False
+    return True

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from judge_spec import SPECS
 
-from kode_lab.check import ANOMALIES, GUARANTEES, check, check_path
+from kode_lab.check import ANOMALIES, GUARANTEES, check, check_path, judge
 from kode_lab.check.ascii_history import drawn
-from kode_lab.check.generate import valid_run
-from kode_lab.check.stream import LINE_LIMIT_BYTES
+from kode_lab.check.columns import keep_columns, kept_columns, read_columns
+from kode_lab.check.generate import declared_run, valid_run
+from kode_lab.check.judge import LINE_LIMIT_BYTES
 from kode_lab.cli import main
 from kode_lab.errors import InvalidRecord
 from kode_lab.history.operation import (
@@ -55,9 +56,11 @@ def write(path, operations):
             writer.fault(op.f, time_ns)
         elif is_end:
             facts = {"answered": op.answered, "config": op.config, "effects": op.effects}
-            writer.complete(process, time_ns, op.type, read=op.read, markers=op.markers, **facts)
+            facts |= {"is_suffix": op.is_suffix, "details": op.details, "markers": op.markers}
+            writer.complete(process, time_ns, op.type, read=op.read, **facts)
         else:
-            writer.invoke(op.key, process, time_ns, f=op.f, marker=op.marker, turn_id=op.turn_id)
+            told = {"marker": op.marker, "turn_id": op.turn_id, "details": op.details}
+            writer.invoke(op.key, process, time_ns, f=op.f, **told)
     writer.close()
     return path
 
@@ -90,9 +93,13 @@ MINUTE_NS = 60 * 10**9
         ([INVOKE, OK | {"effects": [7]}], 2, "each with its id"),
         ([INVOKE, OK | {"effects": [{"id": "1", "user": "x"}]}], 2, "effects.user is no field"),
         ([INVOKE, OK | {"marker": "other"}], 2, "not that of the invoke"),
-        ([INVOKE, OK | {"read": READ | {"position": -1}}], 2, "read needs position"),
+        ([INVOKE, OK | {"read": READ | {"position": -1}}], 2, "read needs markers, or position"),
         ([INVOKE, OK | {"read": READ | {"position": True}}], 2, "position is a whole number"),
-        ([INVOKE, OK | {"read": READ | {"digest": "f" * 17}}], 2, "read needs position"),
+        (
+            [INVOKE, OK | {"read": READ | {"digest": "f" * 17}}],
+            2,
+            "read needs markers, or position",
+        ),
         ([INVOKE, OK | {"read": READ | {"tail": "m"}}], 2, "read.tail is a list of texts"),
         ([INVOKE, OK | {"time_ns": True}], 2, "needs time_ns"),
         ([INVOKE, OK | {"time_ns": 2**63}], 2, "TIME_LIMIT_NS"),
@@ -111,9 +118,9 @@ def test_what_is_wrong_with_a_history_is_told_by_its_line(tmp_path, lines, numbe
     path = tmp_path / "history.jsonl"
     text = [line if isinstance(line, str) else json.dumps(line) for line in lines]
     path.write_text("\n".join(text) + "\n", encoding="utf-8")
-    for limit in (10**9, 1):  # in memory, and in portions
+    for engine in ("rules", "columns"):
         with pytest.raises(InvalidRecord, match=re.escape(told)) as caught:
-            check_path(path, memory_limit_bytes=limit)
+            check_path(path, engine=engine)
         assert caught.value.line == number
         assert len(str(caught.value)) < 400
 
@@ -143,7 +150,7 @@ def test_a_last_line_that_was_cut_is_as_if_it_had_never_been_written(tmp_path):
     start = whole[:-1].rindex(b"\n") + 1
     for end in range(start, len(whole) - 1):
         path.write_bytes(whole[:end])
-        assert check_path(path).status == "unknown"  # the final read has not been answered
+        assert check_path(path).evidence.lists == 0  # the final read has not been answered
     path.write_bytes(whole[:-1])
     assert check_path(path).status == "valid"
 
@@ -162,7 +169,7 @@ def test_a_history_survives_its_file_with_all_its_evidence(tmp_path):
         again = {(o.f, o.marker or o.f): o for o in read_operations(lines)}
     for operation in history:
         copy = again[operation.f, operation.marker or operation.f]
-        assert copy == operation._replace(process=copy.process)
+        assert copy == operation._replace(process=copy.process, line=copy.line)
     assert check_path(path).counts == check(history).counts
 
 
@@ -179,7 +186,8 @@ def test_what_the_writer_writes_follows_the_schema(tmp_path):
     "line",
     [
         OK | {"reed": READ},
-        OK | {"read": {"position": 0}},
+        OK | {"read": {}},
+        OK | {"model": {"calls": [[1]]}},
         OK | {"read": READ | {"digest": "x"}},
         OK | {"type": "maybe"},
         OK | {"time_ns": -1},
@@ -219,26 +227,62 @@ def test_the_digests_of_the_format_s_page_are_right():
         assert digest_of(json.loads(markers)) == int(digest, 16)
 
 
-@given(st.integers(0, 10**6))
+@given(st.integers(0, 10**6), st.sampled_from([7, 40, 10**6]))
 @settings(max_examples=8, deadline=None)
-def test_a_file_heard_in_portions_gives_the_verdict_of_the_whole(tmp_path_factory, seed):
-    run = valid_run(seed, turns=30, sessions=5)
-    others = [o for o in run if o.marker and o.read is not None]
+def test_suspects_heard_in_portions_give_the_verdict_of_the_whole(tmp_path_factory, seed, portion):
+    run = [*valid_run(seed, turns=30, sessions=5), *(declared_run(seed) if seed % 2 else ())]
+    others = [o for o in run if o.marker and o.read is not None and o.read.markers is None]
     victim, owner = others[0], others[-1]
     at = run.index(victim)
     run[at] = victim._replace(read=victim.read._replace(foreign=(owner.marker,)))
     effects = tuple(Effect("7", "create", o.marker, "nobody") for o in (victim, owner))
     run.append(Operation(victim.key, "effects", "w", "ok", 10**12, 10**12 + 1, effects=effects))
     path = write(tmp_path_factory.mktemp("run") / "history.jsonl", run)
-    whole = check_path(path, engine="rules")
-    size = path.stat().st_size
-    for limit in (size // 9, size // 2):
-        claimed = check_path(path, overtaking_limit=1, memory_limit_bytes=limit)
-        assert claimed.counts == check_path(path, overtaking_limit=1, engine="rules").counts
-        portions = check_path(path, memory_limit_bytes=limit)
-        assert (portions.status, portions.counts) == (whole.status, whole.counts)
-        assert portions.evidence == whole.evidence._replace(unread_in=portions.evidence.unread_in)
-        assert portions.anomalies == whole.anomalies
+    judge.PORTION_OPERATIONS, whole = portion, judge.PORTION_OPERATIONS
+    try:
+        for limit in (None, 1):
+            rules = check_path(path, overtaking_limit=limit, engine="rules")
+            assert check_path(path, overtaking_limit=limit, engine="columns") == rules
+    finally:
+        judge.PORTION_OPERATIONS = whole
+
+
+def test_columns_that_are_kept_are_used_only_for_the_bytes_that_they_are_of(tmp_path):
+    path = write(tmp_path / "history.jsonl", [*FINE, *drawn("nemesis  !kill !restart")])
+    assert keep_columns(path).name == "history.jsonl.columns.npz"
+    assert kept_columns(path) is not None
+    first = check_path(path, engine="columns")
+    assert first == check_path(path, engine="rules")
+    text = path.read_text()
+    path.write_text(text.replace('"b"', '"c"'))
+    assert kept_columns(path) is None
+    path.write_text(text)
+    assert kept_columns(path) is not None
+    path.with_name("history.jsonl.columns.npz").write_bytes(b"PK")
+    assert check_path(path, engine="columns") == first
+
+
+@pytest.mark.parametrize("change", ["x_own", "null", "space", "blank", "repeated", "short digest"])
+def test_unusual_lines_are_read_as_carefully_by_columns_as_by_the_reader(tmp_path, change):
+    path = write(tmp_path / "history.jsonl", FINE)
+    events = [json.loads(line) for line in path.read_text().splitlines()]
+    for event in events:
+        if change == "x_own":
+            event["x_mine"] = {"type": [1]}
+            if "read" in event:
+                event["read"]["x_mine"] = 7
+        elif change == "null":
+            event["error" if event["type"] != "invoke" else "clock"] = None
+        elif change == "repeated" and event["type"] != "invoke" and "markers" not in event:
+            event["f"] = "turn"
+        elif change == "short digest" and "read" in event:
+            event["read"]["digest"] = event["read"]["digest"].lstrip("0") or "0x0"
+    separators = (" , ", " : ") if change == "space" else (",", ":")
+    lines = [json.dumps(event, separators=separators) for event in events]
+    path.write_text(("\n\n" if change == "blank" else "\n").join(lines) + "\n")
+    assert read_columns(path) is not None
+    assert check_path(path, engine="columns") == check_path(path, engine="rules")
+    assert check_path(path, engine="columns").status == "valid"
 
 
 # ---- the command

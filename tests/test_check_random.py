@@ -7,15 +7,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kode_lab.check import check, fast, plain
+from kode_lab.check import GUARANTEES, check
 from kode_lab.check.ascii_history import drawn
-from kode_lab.check.columns import history_of
-from kode_lab.check.generate import large_history, random_history, valid_run
+from kode_lab.check.columns import columns_of
+from kode_lab.check.columns import hashes_of as hashes_at_once
+from kode_lab.check.generate import (
+    declared_run,
+    large_history,
+    random_declared,
+    random_history,
+    valid_run,
+)
+from kode_lab.check.screen import screen
+from kode_lab.check.search import SESSION, search, session_outcome
 from kode_lab.check.selftest import (
-    SESSION,
     disagreements,
     false_alarms,
-    is_searchable,
+    is_explained,
     judge_figures,
     speed_figures,
 )
@@ -27,46 +35,81 @@ SEEDS = st.integers(0, 2**32)
 
 
 def test_the_judge_and_the_search_agree_on_random_histories_of_which_many_are_right_and_wrong():
-    wrong, valid = disagreements(1_500)
+    wrong, valid = disagreements(900)
     assert wrong == []
-    assert 300 < valid < 1_200
+    assert 180 < valid < 720
 
 
 def test_they_agree_on_larger_ones():
-    assert disagreements(150, seed=10**6, size=8)[0] == []
+    assert disagreements(90, seed=10**6, size=8)[0] == []
 
 
-def test_without_its_reads_a_history_is_never_valid_and_without_its_last_never_accused_wrongly():
+def test_the_search_of_the_judge_explains_what_the_reference_explains():
+    for seed in range(300):
+        history = random_declared(seed)
+        if not any(o.type == "fail" for o in history):
+            assert (session_outcome(history).status == "valid") is is_explained(history), seed
+
+
+def test_a_history_without_its_last_read_is_never_accused_wrongly():
     accused = 0
-    for seed in range(1_000):
+    for seed in range(600):
         history = random_history(seed)[:-1]
         turns = [operation for operation in history if operation.f == "turn"]
-        assert check(turns).status != "valid"
-        if check(history).status == "invalid":
-            accused += 1
-            assert is_searchable(history) is False, seed
+        for fewer in (history, turns):
+            if check(fewer).status == "invalid":
+                accused += 1
+                assert is_explained(fewer) is False, seed
     assert accused > 100
 
 
-def test_right_runs_with_time_outs_retries_refusals_and_crashes_raise_no_alarm():
-    assert false_alarms(60) == []
+def test_right_runs_with_all_that_may_happen_raise_no_alarm():
+    assert false_alarms(40) == []
     run = valid_run(1)
     assert {o.type for o in run} == {"ok", "fail", "info"}
     assert len({o.turn_id for o in run}) < len(run) - 20  # retries
     assert sum(o.f == "kill" for o in run) == 2
+    kinds = {o.f for seed in range(8) for o in declared_run(seed)}
+    assert kinds == {"turn", "read", "compact", "reset", "delete", "fork"}
 
 
 def engines_agree(history, trace=None, limit=None):
-    rules, python, numpy = (
+    rules, columns = (
         check(history, trace, overtaking_limit=limit, engine=engine)
-        for engine in ("rules", "python", "numpy")
+        for engine in ("rules", "columns")
     )
-    assert rules == python == numpy
-    return rules
+    assert rules == columns
+    for guarantee in (g.code for g in GUARANTEES):
+        rules, columns = (
+            check(history, trace, [guarantee], engine=engine) for engine in ("rules", "columns")
+        )
+        assert rules == columns
+    return check(history, trace, overtaking_limit=limit, engine="rules")
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_turn_that_stands_in_another_session_s_list_is_lost_however_much_is_beside_it(seed):
+    random = Random(seed)
+    history = large_history(400, sessions=4)
+    reads = [at for at, o in enumerate(history) if o.f == "read"]
+    source, target = random.sample(reads, 2)
+    moved = random.choice(history[source].markers)
+    for at, o in enumerate(history):  # nothing tells where it stood
+        if o.marker and o.key in (history[source].key, history[target].key):
+            history[at] = o._replace(read=None)
+    left = tuple(m for m in history[source].markers if m != moved)
+    where = random.randint(0, len(history[target].markers))
+    there = list(history[target].markers)
+    there.insert(where, moved)
+    history[source] = history[source]._replace(markers=left)
+    history[target] = history[target]._replace(markers=tuple(there))
+    counts = engines_agree(history).counts
+    assert (counts["lost write"], counts["cross-session leak"]) == (1, 1)
+    assert check(history, None, ["kept"], engine="columns").status == "invalid"
 
 
 @given(SEEDS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_both_engines_give_the_same_verdict_on_right_runs_with_one_thing_changed(seed):
     random = Random(seed)
     history = valid_run(seed, turns=24)
@@ -94,7 +137,7 @@ def test_both_engines_give_the_same_verdict_on_right_runs_with_one_thing_changed
 
 
 @given(SEEDS, st.integers(0, 8))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_both_engines_find_those_who_were_overtaken_and_count_them_as_one_by_one(seed, limit):
     history, overtook = [], []
     for session in range(2):
@@ -122,7 +165,7 @@ def test_both_engines_find_those_who_were_overtaken_and_count_them_as_one_by_one
 
 
 @given(st.lists(SEEDS, min_size=1, max_size=4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_both_engines_give_the_same_verdict_on_several_random_sessions_together(seeds):
     history = []
     for number, seed in enumerate(seeds):
@@ -162,23 +205,18 @@ def faults(random):
         yield Operation(nobody, name, NEMESIS, "info", at, at)
 
 
-def screens(history, limit=None):
-    columns = history_of(history).columns
-    found = [module.screen(columns, limit) for module in (plain, fast)]
-    assert found[0] == found[1]
-    return found[0]
-
-
 @pytest.mark.parametrize("sessions", [1, 20])
-def test_both_screens_clear_what_is_plain_and_hand_over_what_is_not(sessions):
+def test_the_screen_clears_what_is_plain_and_hands_over_what_is_not(sessions):
     history = large_history(2_100, sessions=sessions, indeterminate=0.2)
-    screened = screens(history)
-    assert screened.suspects == set()
-    assert screened.evidence == check(history, engine="rules").evidence
+    evidence, suspect = screen(columns_of(history))
+    assert not suspect.any()
+    assert evidence == check(history, engine="rules").evidence
     first = next(at for at, o in enumerate(history) if o.read is not None)
     read = history[first].read
     history[first] = history[first]._replace(read=read._replace(digest=read.digest ^ 1))
-    assert screens(history).suspects == {history[first].key}
+    columns = columns_of(history)
+    _, suspect = screen(columns)
+    assert [columns.keys[at] for at in suspect.nonzero()[0]] == [history[first].key]
     assert engines_agree(history).counts == {"fork": 1}
 
 
@@ -186,9 +224,9 @@ def test_values_that_no_column_holds_are_left_to_the_rules():
     fine = drawn("ada:1 |--a--| -> a\nada:1   |--b--| -> a b\nada:1           |-=-| -> a b")
     odd = [o._replace(invoke_ns=o.invoke_ns + 0.5, complete_ns=o.complete_ns + 0.5) for o in fine]
     for history in (odd, [o._replace(complete_ns=o.complete_ns + 2**70) for o in fine[:2]]):
-        assert history_of(history).columns is None
+        assert columns_of(history) is None
         engines_agree(history)
-    assert check(odd, engine="numpy").status == "valid"
+    assert check(odd, engine="columns").status == "valid"
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)))
@@ -199,14 +237,14 @@ def test_digests_at_once_are_digests_one_by_one(markers):
         same = [[f"{at:0{size}x}" for at in range(700)] for size in (7, 8, 18)]
         for listed in (names, *same, [f"{name}\0" for name in same[0]], ["a\0b", "c", "\0d\0"]):
             hashes = [hash_of(marker) for marker in listed]
-            assert fast.hashes_of(listed).tolist() == hashes_of(listed) == hashes
+            assert hashes_at_once(listed).tolist() == hashes_of(listed) == hashes
 
 
 # ---- what never turns a right history into a wrong one
 
 
 @given(SEEDS, st.integers(1, 10**9))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_a_longer_interval_accuses_nobody(seed, longer_ns):
     random = Random(seed)
     history = [
@@ -219,7 +257,7 @@ def test_a_longer_interval_accuses_nobody(seed, longer_ns):
 
 
 @given(SEEDS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_a_turn_that_nobody_saw_accuses_nobody(seed):
     history = valid_run(seed, turns=24)
     key = next(o.key for o in history if o.process != NEMESIS)
@@ -229,7 +267,7 @@ def test_a_turn_that_nobody_saw_accuses_nobody(seed):
 
 
 @given(SEEDS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_forgetting_that_a_turn_was_acknowledged_accuses_nobody(seed):
     random = Random(seed)
     history = [
@@ -242,7 +280,7 @@ def test_forgetting_that_a_turn_was_acknowledged_accuses_nobody(seed):
 
 
 @given(SEEDS, st.integers(0, 2**40))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_when_the_clock_started_and_in_which_order_lines_stand_changes_nothing(seed, later_ns):
     history = random_history(seed)
     moved = [
@@ -254,7 +292,7 @@ def test_when_the_clock_started_and_in_which_order_lines_stand_changes_nothing(s
 
 
 @given(SEEDS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_a_wrong_session_stays_wrong_beside_any_right_one(seed):
     history = random_history(seed)
     right = valid_run(seed, turns=9, has_crashes=False)
@@ -278,7 +316,8 @@ def test_a_wrong_session_stays_wrong_beside_any_right_one(seed):
     ],
 )
 def test_the_search_knows_small_histories_by_itself(picture, has_order):
-    assert is_searchable(drawn(picture)) is has_order
+    assert is_explained(drawn(picture)) is has_order
+    assert (session_outcome(drawn(picture)).status == "valid") is has_order
 
 
 def test_a_search_without_time_says_that_it_does_not_know():
@@ -286,8 +325,9 @@ def test_a_search_without_time_says_that_it_does_not_know():
         Operation(("u", "s", "a"), "turn", str(n), "ok", 0, 9, str(n), "", None) for n in range(12)
     ]
     impossible = Operation(("u", "s", "a"), "read", "r", "ok", 10, 11, markers=("x",))
-    assert is_searchable([*history, impossible], budget_s=0.0) is None
-    assert SESSION.initial == (0, 0)
+    for limit in ({"budget_s": 0.0}, {"limit_steps": 1_000}):
+        assert session_outcome([*history, impossible], **limit).status == "unknown"
+    assert search(SESSION, []).status == "valid"
 
 
 # ---- figures
@@ -297,7 +337,6 @@ def test_the_figures_of_the_judge_are_measured_and_carry_their_bars():
     figures = judge_figures(histories=200, runs=5)
     assert [f.value for f in figures if "search" in f.name or "alarms" in f.name] == [0, 0]
     speeds = speed_figures([500, 1_000], repeats=1)
-    barred = {f.bar for f in speeds if f.baseline is None} - {None}
-    assert barred == {"value >= 300000", "value >= 1500000"}
+    assert {f.bar for f in speeds} == {None, "ratio <= 1.5"}  # too small to be held to the others
     assert all(f.value > 0 for f in speeds)
-    assert len(speeds) == 15
+    assert len(speeds) == 10

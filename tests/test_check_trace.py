@@ -55,10 +55,10 @@ def test_a_lock_that_is_too_coarse_is_told_by_what_it_locks(name, group, waits):
     assert "never at once" in sentences(anomaly)[-1]
 
 
-def test_the_lock_is_unknown_without_a_trace_and_not_claimed_unless_there_is_one():
+def test_the_lock_is_unknown_without_a_trace_and_not_judged_unless_there_is_one():
     assert check(FINE, None, ["lock"]).status == "unknown"
-    assert check(FINE, [], ["lock"]).reason == "there is no trace"
+    assert check(FINE, [], ["lock"]).reason == "needs a trace, or the times of the model's calls"
     by_name = {finding.name: finding.status for finding in check(FINE).findings}
-    assert by_name["lock"] == "not claimed"
+    assert by_name["lock"] == "not judged"
     traced = check(FINE, spans_of(BOB, "t1", 0, 0, 20))
     assert {finding.name: finding.status for finding in traced.findings}["lock"] == "valid"

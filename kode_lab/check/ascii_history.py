@@ -5,14 +5,20 @@ right, a column a microsecond:
 
     ada:1   |--a--|                 -> a          acknowledged; it was shown nothing before itself
     ada:1       |----b----|         -> a b        shown a, then itself
-    ada:1         |--c--?                         given up: nobody knows whether it happens
+    ada:1         |--c--?                         given up: it may happen, or not
     ada:1         |--d--x                         refused: it did not happen
     ada:1   |--c--|                               the same turn again: a retry
     ada:1                     |--=--|  -> a b     an authoritative read: the whole list
+    ada:1                 |-e<b-|                 an edit: e replaces b and what follows it
+    ada:1                 |-reset-|               a declaration, as are delete, compact:b (up to b)
+    ada:2                 |-fork:ada/1@b-|        and fork (of ada:1, up to b)
     nemesis      !kill   !restart   !quiet        faults
 
 What was shown may hold other sessions' markers, and ``b/`` for half of ``b``. After the list may
-stand ``answers M``, ``config V``, and ``did ID NAME MARKER USER`` for an effect; ``world`` in a bar
+stand ``suffix`` (only the end was shown), ``undone`` (rolled back), ``did ID NAME MARKER USER`` for
+an effect, and words with one value: ``answers M``, ``config V``, ``at POSITION``, ``merged a,b``,
+``into M``, ``streamed a,b``, ``tools create,create``, ``stopped REASON``, ``model-stopped REASON``,
+``model-configs v1,v2``, ``model-results call>other``, ``model-calls 3-9``. ``world`` in a bar
 instead of a marker reads all effects.
 
 Idea: marble diagrams of reactive streams, and the lanes in which linearizability is always drawn.
@@ -22,10 +28,22 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from kode_lab.errors import InvalidRecord
-from kode_lab.history.operation import NEMESIS, TAIL_LIMIT, Effect, Operation, Read, digest_of
+from kode_lab.history.operation import (
+    DECLARATIONS,
+    NEMESIS,
+    NO_DETAILS,
+    TAIL_LIMIT,
+    Details,
+    Effect,
+    ModelCalls,
+    Operation,
+    Read,
+    digest_of,
+)
 from kode_lab.key import SessionKey, shown
 
 __all__ = ["draw", "drawn"]
@@ -72,38 +90,100 @@ def _operation(found: re.Match[str], start: int, number: int) -> Operation:
     invoke_ns = start * COLUMN_NS
     # A column is a whole microsecond: where one bar ends and another begins is the same moment.
     complete_ns = (start + len(found["bar"]) - 1) * COLUMN_NS
-    words = found["rest"].split()
-    facts = {"answers": "", "config": ""}
+    seen, facts, effects = _told(found["rest"].split(), number)
+    f, marker, details = _kind(what)
+    read = Read(int(facts["at"]), None) if "at" in facts else None
+    return Operation(
+        key,
+        f,
+        f"p{number}",
+        kind,
+        invoke_ns,
+        complete_ns,
+        marker,
+        f"turn-{marker}" if marker else "",
+        read=read,
+        # What was shown waits here until every marker's owner is known.
+        markers=seen,
+        answered=facts.get("answers", ""),
+        config=facts.get("config", ""),
+        effects=tuple(effects) if effects or f == "effects" else None,
+        is_suffix="suffix" in facts,
+        details=_with_facts(details, facts),
+    )
+
+
+def _kind(what: str) -> tuple[str, str, Details]:
+    """Return the kind of an operation, its marker, and what it declares."""
+    name, _, of = what.partition(":")
+    if what in ("=", "world"):
+        return {"=": "read", "world": "effects"}[what], "", NO_DETAILS
+    if what in DECLARATIONS:
+        return what, "", NO_DETAILS
+    if name == "compact":
+        return name, "", Details(upto=of)
+    if name == "fork":
+        source, _, upto = of.partition("@")
+        user, _, session = source.partition("/")
+        return name, "", Details(upto=upto, source=SessionKey(user, session, _AGENT))
+    marker, _, replaced = what.partition("<")
+    return "turn", marker, Details(replaces=replaced) if replaced else NO_DETAILS
+
+
+def _told(
+    words: list[str], number: int
+) -> tuple[tuple[str, ...] | None, dict[str, str], list[Effect]]:
+    """Return what an operation was shown, the facts behind it, and its effects."""
+    facts: dict[str, str] = {}
     effects: list[Effect] = []
     seen: tuple[str, ...] | None = None
     while words:
         word = words.pop(0)
         if word == "->":
-            ends = [at for at, w in enumerate(words) if w in ("answers", "config", "did")]
-            cut = min(ends, default=len(words))
+            known = (*_FACTS, *_FLAGS, "did")
+            cut = min([at for at, w in enumerate(words) if w in known], default=len(words))
             seen, words = tuple(words[:cut]), words[cut:]
-        elif word in facts and words:
+        elif word in _FLAGS:
+            facts[word] = word
+        elif word in _FACTS and words:
             facts[word] = words.pop(0)
         elif word == "did" and len(words) >= 4:
             effects.append(Effect(*words[:4]))
             del words[:4]
         else:
             raise InvalidRecord(f"{word!r} means nothing here", line=number)
-    is_read, is_world = what == "=", what == "world"
-    return Operation(
-        key,
-        "read" if is_read else "effects" if is_world else "turn",
-        f"p{number}",
-        kind,
-        invoke_ns,
-        complete_ns,
-        "" if is_read or is_world else what,
-        "" if is_read or is_world else f"turn-{what}",
-        # What was shown waits here until every marker's owner is known.
-        markers=seen,
-        answered=facts["answers"],
-        config=facts["config"],
-        effects=tuple(effects) if effects or is_world else None,
+    return seen, facts, effects
+
+
+_FLAGS = ("suffix", "undone")
+_FACTS = (
+    *("answers", "config", "at", "merged", "into", "streamed", "tools", "stopped"),
+    *("model-stopped", "model-configs", "model-results", "model-calls"),
+)
+
+
+def _with_facts(details: Details, facts: Mapping[str, str]) -> Details:
+    lists: dict[str, Any] = {
+        n: tuple(facts[n].split(",")) for n in ("merged", "streamed", "tools") if n in facts
+    }
+    if not facts.keys() - {"answers", "config", "at", "suffix"}:
+        return details
+    model = None
+    if any(name.startswith("model-") for name in facts):
+        results = [pair.split(">") for pair in facts.get("model-results", "").split(",") if pair]
+        calls = [pair.split("-") for pair in facts.get("model-calls", "").split(",") if pair]
+        model = ModelCalls(
+            tuple((int(start) * COLUMN_NS, int(end) * COLUMN_NS) for start, end in calls),
+            facts.get("model-stopped", ""),
+            tuple(facts["model-configs"].split(",")) if "model-configs" in facts else (),
+            tuple((asked, answers) for asked, answers in results),
+        )
+    return details._replace(
+        **lists,
+        into=facts.get("into", ""),
+        stop_reason=facts.get("stopped", ""),
+        is_rolled_back="undone" in facts,
+        model=model,
     )
 
 
@@ -116,12 +196,17 @@ def _with_read(operation: Operation, owner: dict[str, SessionKey]) -> Operation:
     if operation.f == "read":
         read = Read(0, 0, (), (), half) if half else None
         return operation._replace(markers=seen, read=read)
-    if seen and seen[-1] == operation.marker:
-        seen = seen[:-1]
-    own = [marker for marker in seen if owner.get(marker, operation.key) == operation.key]
-    foreign = tuple(marker for marker in seen if marker not in own)
-    read = Read(len(own), digest_of(own), tuple(own[-TAIL_LIMIT:]), foreign, half)
-    return operation._replace(markers=None, read=read)
+    at = len(seen)
+    if operation.marker in seen:  # its own prompt is shown last, or too early
+        at = len(seen) - 1 if seen[-1] == operation.marker else seen.index(operation.marker)
+    own = [marker for marker in seen[:at] if owner.get(marker, operation.key) == operation.key]
+    foreign = tuple(m for m in seen if owner.get(m, operation.key) != operation.key)
+    after = tuple(marker for marker in seen[at + 1 :] if marker not in foreign)
+    read = Read(
+        len(own), digest_of(own), tuple(own[-TAIL_LIMIT:]), foreign, half, after,
+        operation.is_suffix,
+    )  # fmt: skip
+    return operation._replace(markers=None, read=read, is_suffix=False)
 
 
 def draw(operations: Sequence[Operation], width: int = 60) -> str:
@@ -140,7 +225,7 @@ def draw(operations: Sequence[Operation], width: int = 60) -> str:
             continue
         end = width - 1 if op.complete_ns == math.inf else round((op.complete_ns - first) * scale)
         mark = {"ok": "|", "info": "?", "fail": "x"}[op.type]
-        what = shown(op.marker) or "="
+        what = shown(op.marker) or ("=" if op.f == "read" else op.f)
         bar = f"|{what.center(max(end - start - 1, 0), '-')}{mark}"
         rows.append((str(op.key), " " * start + bar, _shown(op)))
     name_width = max(len(name) for name, _, _ in rows)

@@ -61,9 +61,10 @@ Flags = NDArray[np.bool_]
 NEVER_NS = 2**62
 OK, INFO, FAIL = 0, 1, 2
 TURN, READ, EFFECTS, DECLARED = 0, 1, 2, 3
+_EDIT = 4  # in a line; in a column it is a turn that only the rules understand
 KEPT_SUFFIX = ".columns.npz"
 _TYPES = {"ok": OK, "info": INFO, "fail": FAIL}
-_KINDS: dict[Any, int] = {"turn": TURN, "read": READ, "effects": EFFECTS, "edit": DECLARED}
+_KINDS: dict[Any, int] = {"turn": TURN, "read": READ, "effects": EFFECTS, "edit": _EDIT}
 _KINDS |= dict.fromkeys(DECLARATIONS, DECLARED)
 _VERSION = 1
 # So many markers at once that their bytes and words stay in the cache.
@@ -222,7 +223,7 @@ def is_telling(
     )
 
 
-def _ints(values: Sequence[int]) -> Ints:
+def _ints(values: Sequence[float]) -> Ints:
     """Return integers as a column; unlike numpy's own way, a float is refused, not cut off."""
     return np.frombuffer(array("q", values), np.int64)
 
@@ -307,9 +308,9 @@ def _columns_of(
         "process": process,
         "time": time_ns,
         "session": _ints(list(map(numbers.__getitem__, keys))).astype(np.int32),
-        "kind": kinds,
+        "kind": np.where(kinds == _EDIT, TURN, kinds),
         "marker": _hashes_or_zero(markers),
-        "odd_invoke": _flags(chunk.odd_invokes or [False] * len(markers)) | (kinds == DECLARED),
+        "odd_invoke": _flags(chunk.odd_invokes or [False] * len(markers)) | (kinds >= DECLARED),
         **_done_columns(chunk, configs),
     }
 
@@ -417,8 +418,8 @@ def _paired(
     own = rank[done[is_done]]
 
     def of_invoke(name: str) -> NDArray[Any]:
-        column: NDArray[Any] = events.pop(name)
-        return column[row]
+        column: NDArray[Any] = events.pop(name)[row]
+        return column
 
     def of_done(name: str, default: int = 0) -> NDArray[Any]:
         column = events.pop(name)
@@ -499,7 +500,7 @@ def _sessions(
     """Return the keys of the sessions, and the numbers of the same ones made equal."""
     known: dict[SessionKey, int] = defaultdict(count().__next__)
     meant = [
-        known[SessionKey.of(user or None, agent or DEFAULT_AGENT, named or None)]
+        known[SessionKey.of(user or "", agent or DEFAULT_AGENT, named or None)]
         for user, named, agent in numbers
     ]
     return list(known), _ints(meant)[session]

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right, insort
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, chain, count, repeat
 from operator import attrgetter, lt, sub
 from typing import NamedTuple
@@ -128,7 +128,7 @@ def case_of(
             reads.append(operation)
         elif operation.f in DECLARATIONS and operation.type != "fail":
             declared.append(operation)
-    _resolve(sent)
+    _resolve(sent, {turn.marker for turn in inherited})
     turns: dict[str, Operation] = {}
     attempts: list[Operation] = []
     replays: list[tuple[Operation, Operation]] = []
@@ -144,8 +144,13 @@ def case_of(
     declared.sort(key=_invoke)
     order, digests = _order(turns, reads)
     place = dict(zip(reversed(order), range(len(order) - 1, -1, -1), strict=True))
+    has_one_order = not (
+        declared
+        or any(read.is_suffix for read in reads)
+        or any(turn.details.replaces for turn in turns.values())
+    )
     for marker, turn in turns.items():
-        if turn.read is not None and turn.read.is_suffix:
+        if has_one_order and turn.read is not None and turn.read.is_suffix:
             turns[marker] = turn._replace(read=_anchored(turn, place, digests))
     known = [turns.get(marker, _UNKNOWN) for marker in order]
     completes = [turn.complete_ns if turn.type == "ok" else math.inf for turn in known]
@@ -183,15 +188,15 @@ def _observer(case: Case) -> Operation | None:
     return final
 
 
-def _resolve(sent: dict[str, list[Operation]]) -> None:
+def _resolve(sent: dict[str, list[Operation]], inherited: Collection[str]) -> None:
     """Bring what turns say they were shown into the form that rules compare."""
     groups = _groups(sent)
     for marker, tries in sent.items():
         group = groups.get(marker, ())
         for at, one in enumerate(tries):
             read = one.read
-            if read is not None and (read.markers is not None or group):
-                read = _counted_out(read, marker, sent)
+            if read is not None and (read.markers is not None or group or inherited):
+                read = _taken_over(_counted_out(read, marker, sent), inherited)
                 tries[at] = one._replace(read=_in_group(read, marker, group))
 
 
@@ -230,6 +235,22 @@ def _counted_out(read: Read, marker: str, sent: Mapping[str, object]) -> Read:
         foreign=(*read.foreign, *foreign),
         after=tuple(after),
         markers=None,
+    )
+
+
+def _taken_over(read: Read, inherited: Collection[str]) -> Read:
+    """Return a view of a fork that counts the turns which the fork took over as its own."""
+    before = [marker for marker in read.foreign if marker in inherited]
+    if not before:
+        return read
+    digest = read.digest
+    if digest is not None:  # that of two lists is made from those of both
+        digest = (digest_of(before) * pow(MULTIPLIER, read.position, 2**64) + digest) & _MASK
+    return read._replace(
+        position=len(before) + read.position,
+        digest=digest,
+        tail=(*before, *read.tail),
+        foreign=tuple(marker for marker in read.foreign if marker not in inherited),
     )
 
 

@@ -2,8 +2,9 @@
 
 ``valid_run`` plays a whole service that keeps every guarantee while its clients time out, cancel,
 retry and are refused, and its processes crash: whatever the judge objects to in it is a false
-alarm. ``random_history`` is small and often wrong in some way nobody chose, to be compared with the
-search. All is decided by the seed.
+alarm. ``random_history`` and ``random_declared`` are small and often wrong in ways left to chance,
+to be compared with a search; the second ones reset, compact, edit, and show windows.
+All is decided by the seed.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from random import Random
+from typing import Any
 
 from kode_lab.history.operation import (
     CRASHES,
     HEALS,
     NEMESIS,
+    NO_DETAILS,
     QUIET,
     TAIL_LIMIT,
+    Details,
     Operation,
     Read,
     digest_of,
@@ -25,7 +29,7 @@ from kode_lab.history.operation import (
 )
 from kode_lab.key import SessionKey
 
-__all__ = ["large_history", "random_history", "valid_run"]
+__all__ = ["declared_run", "large_history", "random_declared", "random_history", "valid_run"]
 
 _NOBODY = SessionKey("", "", "")
 _MS = 1_000_000
@@ -200,6 +204,166 @@ def _random_reads(
         random.shuffle(final)
     reads.append(Operation(key, "read", "final", "ok", 50, 51, markers=tuple(final)))
     return reads
+
+
+# Which kind of operation comes next in a session with declarations.
+_EVENTS = ("turn", "turn", "turn", "turn", "compact", "reset", "delete", "edit")
+
+
+class _Service:
+    """A right service that resets, compacts, edits and shows windows, as it plays one session."""
+
+    def __init__(self, random: Random, key: SessionKey, step_ns: int, prefix: str = "") -> None:
+        self._random, self._key, self._step_ns, self._prefix = random, key, step_ns, prefix
+        self._window = random.choice((0, 0, 2, 3))
+        self._list: list[str] = []
+        self._start = 0
+        self._at_ns = step_ns
+        self.history: list[Operation] = []
+
+    def play(self, events: int) -> list[Operation]:
+        """Return so many operations, and the session's read after them."""
+        for number in range(events):
+            self._at_ns += self._random.randrange(1, 5) * self._step_ns
+            f = self._random.choice(_EVENTS)
+            marker = f"{self._prefix}{chr(ord('a') + number % 26)}{number // 26 or ''}"
+            if f in ("turn", "edit"):
+                self._turn(marker, replaces=self._replaced() if f == "edit" else "")
+            elif f != "compact" or self._list[self._start :]:
+                self._declare(f)
+            if self._random.random() < 0.2:
+                self._read(self._at_ns)
+        self._at_ns += 40 * self._step_ns
+        self._read(self._at_ns)
+        return self.history
+
+    def _replaced(self) -> str:
+        shown = self._list[self._start :]
+        return self._random.choice(shown) if shown else ""
+
+    def _turn(self, marker: str, replaces: str) -> None:
+        kind = self._random.choice(("ok", "ok", "ok", "ok", "info", "fail"))
+        is_done = kind == "ok" or (kind == "info" and self._random.random() < 0.5)
+        kept = self._list[: self._list.index(replaces)] if replaces else list(self._list)
+        shown = kept[min(self._start, len(kept)) :]
+        is_suffix = 0 < self._window < len(shown)
+        shown = shown[-self._window :] if is_suffix else shown
+        read = _shown(shown)._replace(is_suffix=is_suffix)
+        is_seen = kind == "ok" and self._random.random() < 0.7
+        details = Details(replaces=replaces) if replaces else NO_DETAILS
+        self._add("turn", kind, marker=marker, turn_id=marker, read=read if is_seen else None,
+                  details=details)  # fmt: skip
+        if is_done:
+            self._list = [*kept, marker]
+            self._start = min(self._start, len(kept))
+
+    def _declare(self, f: str) -> None:
+        if f == "compact":
+            shown = self._list[self._start :]
+            upto = self._random.choice(shown)
+            self._add(f, "ok", details=Details(upto=upto))
+            self._start = self._list.index(upto) + 1
+            return
+        kind = self._random.choice(("ok", "ok", "ok", "info", "fail"))
+        self._add(f, kind)
+        if kind == "ok" or (kind == "info" and self._random.random() < 0.5):
+            self._list, self._start = [], 0
+
+    def _read(self, at_ns: int) -> None:
+        shown = self._list[self._start :]
+        is_suffix = len(shown) > 2 and self._random.random() < 0.2
+        markers = tuple(shown[-2:] if is_suffix else shown)
+        self._at_ns = at_ns
+        self._add("read", "ok", markers=markers, is_suffix=is_suffix)
+
+    def _add(self, f: str, kind: str, **facts: Any) -> None:
+        early, late = (self._random.randrange(6) * self._step_ns for _ in range(2))
+        ended = math.inf if kind == "info" else self._at_ns + late
+        process = f"{self._prefix}p{len(self.history)}"
+        begun = max(0, self._at_ns - early)
+        self.history.append(Operation(self._key, f, process, kind, begun, ended, **facts))
+
+
+def random_declared(seed: int, *, size: int = 5) -> list[Operation]:
+    """Return a small history of one session with declarations, right or wrong as chance has it."""
+    random = Random(seed)
+    key = SessionKey("ada", "s", "agent")
+    history = _Service(random, key, 1).play(random.randint(2, size))
+    for _ in range(random.choice((0, 0, 1, 1, 2))):
+        _change(random, history)
+    return history
+
+
+def _change(random: Random, history: list[Operation]) -> None:
+    """Change one thing in a history, so that it may be wrong."""
+    at = random.randrange(len(history))
+    one = history[at]
+    markers = [o.marker for o in history if o.marker]
+    change = random.randrange(6)
+    if change == 0 and at < len(history) - 1 and one.f != "turn":
+        del history[at]
+    elif change == 1:
+        begun = random.randrange(30)
+        ended = one.complete_ns if one.type == "info" else begun + random.randrange(8)
+        if at < len(history) - 1:
+            history[at] = one._replace(invoke_ns=begun, complete_ns=ended)
+    elif change == 2 and one.markers is not None and markers:
+        shown = list(one.markers)
+        if shown and random.random() < 0.5:
+            shown.pop(random.randrange(len(shown)))
+        else:
+            shown.insert(random.randint(0, len(shown)), random.choice(markers))
+        history[at] = one._replace(markers=tuple(shown))
+    elif change == 3 and one.read is not None:
+        others = [o.read for o in history if o.read is not None]
+        history[at] = one._replace(read=random.choice(others))
+    elif change == 4 and one.details.upto and markers:
+        history[at] = one._replace(details=one.details._replace(upto=random.choice(markers)))
+    elif change == 5 and one.read is not None:
+        history[at] = one._replace(read=one.read._replace(is_suffix=not one.read.is_suffix))
+
+
+def declared_run(seed: int, *, sessions: int = 4, events: int = 12) -> list[Operation]:
+    """Return a run of a right service that declares what it does, several sessions and a fork."""
+    random = Random(seed)
+    history: list[Operation] = []
+    for number in range(sessions):
+        key = SessionKey(f"user{number % 2}", f"session{number // 2}", "agent")
+        history += _Service(random, key, _MS, f"{number}-").play(events)
+    source = history[0].key
+    held = next(o.markers for o in reversed(history) if o.key == source and o.f == "read")
+    if held:
+        cut = random.randint(1, len(held))
+        history += _forked(random, source, list(held[:cut]))
+    # Turns that meet are what makes a run worth judging.
+    key = SessionKey("user9", "met", "agent")
+    for number, marker in enumerate(("x1", "x2")):
+        read = _shown(["x1"][:number])
+        history.append(Operation(key, "turn", marker, "ok", number, 9, marker, marker, read))
+    history.append(Operation(key, "read", "r9", "ok", 10, 11, markers=("x1", "x2")))
+    random.shuffle(history)
+    return history
+
+
+def _forked(random: Random, source: SessionKey, held: list[str]) -> list[Operation]:
+    """Return a session that was forked from a part of what another one shows at its end."""
+    key = source._replace(session_id="forked")
+    at_ns = 10**12
+    fork = Details(upto=held[-1], source=source)
+    history = [Operation(key, "fork", "fork", "ok", at_ns, at_ns + 5 * _MS, details=fork)]
+    markers = list(held)
+    for number in range(3):
+        at_ns += 10 * _MS
+        marker = f"f{number}"
+        read = Read(len(markers), None, markers=(*markers, marker))
+        history.append(
+            Operation(key, "turn", marker, "ok", at_ns, at_ns + random.randrange(1, 9) * _MS,
+                      marker, marker, read)
+        )  # fmt: skip
+        markers.append(marker)
+    at_ns += 20 * _MS
+    final = Operation(key, "read", "forked", "ok", at_ns, at_ns + 1, markers=tuple(markers))
+    return [*history, final]
 
 
 def large_history(

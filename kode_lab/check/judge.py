@@ -20,7 +20,7 @@ import math
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from operator import attrgetter, lt
 from pathlib import Path
@@ -157,19 +157,20 @@ def check_path(
         except InvalidRecord as error:
             raise InvalidRecord(f"{trace.name}: {error}") from None
     if history.suffix == ".edn":
-        from kode_lab.check.edn import operations_of, text_of_path  # noqa: PLC0415 - rarely wanted
+        from kode_lab.check.edn import operations_of  # noqa: PLC0415 - rarely wanted
 
-        read = operations_of(text_of_path(history))
+        read = operations_of("".join(lines_of(history)))
         return check(read, spans, guarantees, overtaking_limit=overtaking_limit, engine=engine)
     if engine == "columns" or (engine == "auto" and size_bytes >= COLUMNS_FROM_BYTES):
         from kode_lab.check.columns import kept_columns, read_columns  # noqa: PLC0415 - numpy
 
-        with _collector_paused():
+        # A refusal here knows no line: the careful reader will find it again.
+        with _collector_paused(), suppress(InvalidRecord):
             columns = kept_columns(history) or read_columns(history)
             hearing = None if columns is None else _heard(columns, overtaking_limit)
             del columns
-        if hearing is not None:
-            return _concluded(hearing, spans, guarantees)
+            if hearing is not None:
+                return _concluded(hearing, spans, guarantees)
         # Something is wrong: let the careful reader find it before anything is kept in memory.
         for _ in _unambiguous(read_operations(lines_of(history))):
             pass
@@ -197,9 +198,10 @@ def main(
 
         keep_columns(history)
     if path.suffix == ".edn":
-        from kode_lab.check.edn import verdict_of_path  # noqa: PLC0415 - rarely wanted
+        from kode_lab.check.edn import verdict_of  # noqa: PLC0415 - rarely wanted
 
-        verdict: Any = verdict_of_path(path, guarantees, overtaking_limit=overtaking_limit)
+        text = "".join(lines_of(path))
+        verdict: Any = verdict_of(text, guarantees, overtaking_limit=overtaking_limit)
     else:
         verdict = check_path(path, guarantees, overtaking_limit=overtaking_limit)
     if as_json:
@@ -495,15 +497,19 @@ class Hearing:
                     # Sessions come in another order from each engine.
                     self.versions[version] = min(known, operation, key=_sent)
         for operation in operations:
-            details = operation.details
-            if operation.type == "ok" and operation.f == "turn":
-                if operation.effects or details.tools:
-                    self.acting.append(operation)
-                if details.model is not None and details.model.calls:
-                    self.timed.append(operation)
-            if details is not NO_DETAILS and details.model is not None:
-                self._apply("tools", lambda told=operation: within_turn(told))  # type: ignore[misc]
+            if operation.effects or operation.details is not NO_DETAILS:
+                self._note_details(operation)
         self.evidence = self.evidence._replace(configured=self.evidence.configured + configured)
+
+    def _note_details(self, operation: Operation) -> None:
+        details = operation.details
+        if operation.type == "ok" and operation.f == "turn":
+            if operation.effects or details.tools:
+                self.acting.append(operation)
+            if details.model is not None and details.model.calls:
+                self.timed.append(operation)
+        if details.model is not None:
+            self._apply("tools", lambda: within_turn(operation))
 
     def settle(self, find: Callable[[Collection[str]], Iterable[Operation]]) -> None:
         """Judge what needs all sessions, once all have been heard.
@@ -545,6 +551,7 @@ class Hearing:
         """Judge the system's own account of all sessions."""
         listed = list(spans)
         self.evidence = self.evidence._replace(spans=self.evidence.spans + len(listed))
+        self.origin_ns = min([self.origin_ns, *(span.start_ns for span in listed)])
         holds = holds_of(listed)
         if listed and not holds:
             self.troubles.setdefault("lock", "the trace shows no turn that holds its session")

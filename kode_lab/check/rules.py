@@ -167,6 +167,8 @@ def ordered(case: Case, _crashes: Sequence[float]) -> Iterator[Anomaly]:
             witness = tuple(dict.fromkeys((turn, other)))
             yield Anomaly("interleaved turn", case.key, witness, read.after[0])
         at = case.place.get(marker)
+        if turn.details.merged or turn.details.into:
+            yield from _too_late(case, turn)
         if at is not None and case.fits(read, at):
             continue
         if turn.type == "fail" or (at is None and turn.type == "info"):
@@ -174,6 +176,17 @@ def ordered(case: Case, _crashes: Sequence[float]) -> Iterator[Anomaly]:
         yield from _misplaced(case, turn, at)
     yield from _against_time(case)
     yield from _wrong_reads(case)
+
+
+def _too_late(case: Case, turn: Operation) -> Iterator[Anomaly]:
+    """Return prompts that were sent after the turn had ended which is said to answer them."""
+    for marker in turn.details.merged:
+        other = case.turns.get(marker)
+        if turn.type == "ok" and other is not None and other.invoke_ns > turn.complete_ns:
+            yield Anomaly("future read", case.key, (turn, other), marker)
+    running = case.turns.get(turn.details.into)
+    if running is not None and running.type == "ok" and turn.invoke_ns > running.complete_ns:
+        yield Anomaly("future read", case.key, (running, turn), turn.marker)
 
 
 RULES: Mapping[str, Rule] = {"apart": apart, "kept": kept, "whole": whole, "ordered": ordered}
@@ -197,7 +210,10 @@ def _rival(case: Case, turn: Operation) -> Operation | None:
     if case.earliest_complete[position] < turn.invoke_ns or case.order[position] == turn.marker:
         return None
     rival = case.turns.get(case.order[position])
-    return None if rival is None or turn.complete_ns < rival.invoke_ns else rival
+    if rival is None or turn.complete_ns < rival.invoke_ns:
+        return None
+    # A rival that was shown this turn did not overlook it: it was lost later.
+    return None if rival.read is not None and turn.marker in rival.read.tail else rival
 
 
 def _misplaced(case: Case, turn: Operation, at: int | None) -> Iterator[Anomaly]:
@@ -208,7 +224,7 @@ def _misplaced(case: Case, turn: Operation, at: int | None) -> Iterator[Anomaly]
     """
     assert turn.read is not None
     position = turn.read.position
-    facts = {"position": position, "place": at, "saw": list(turn.read.tail)}
+    facts: dict[str, Any] = {"position": position, "place": at, "saw": list(turn.read.tail)}
     if not _is_prefix(case, turn):
         facts["stands"] = list(case.order[max(0, position - len(turn.read.tail)) : position])
         if at is not None and _is_window(case, turn, at):
@@ -448,6 +464,8 @@ def _of_last_epoch(case: Case, crashes: Sequence[float]) -> Iterator[Anomaly]:
     epoch = case_of(case.key, rest, inherited)
     for rule in (kept, ordered):
         for anomaly in rule(epoch, crashes):
+            if anomaly.name == "garbage read" and anomaly.element in case.turns:
+                continue  # a turn that is removed, which another rule names
             accused = anomaly.witness[0]
             is_inherited = isinstance(accused, Operation) and accused.details.source is not None
             yield anomaly._replace(name="broken fork") if is_inherited else anomaly
@@ -462,8 +480,8 @@ def _must_stay(case: Case, turn: Operation, excusing: Sequence[Operation]) -> bo
         read = one.read if one.f == "turn" else (spoken_of.read if spoken_of is not None else None)
         if read is None:
             return False
-        is_behind = turn.read.position > read.position
-        if is_behind != (one.f == "compact"):
+        first, last = sorted((turn.read.position, read.position))
+        if first == last or (turn.read.position == last) != (one.f == "compact"):
             return False
     return True
 

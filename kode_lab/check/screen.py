@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kode_lab.check.columns import (
     FAIL,
@@ -45,7 +46,7 @@ class _Turns(NamedTuple):
     """
 
     session: Ints
-    type: Ints
+    type: NDArray[np.int8]
     invoke: Ints
     complete: Ints
     position: Ints

@@ -41,6 +41,8 @@ __all__ = [
 
 # What one key may cost; the registers of public histories need milliseconds.
 BUDGET_S = 10.0
+# An outcome in a terminal shows so many calls.
+_SHOWN_CALLS = 12
 # The clock is asked once in so many steps.
 _STEPS_A_LOOK = 256
 
@@ -90,6 +92,23 @@ class Outcome(NamedTuple):
     status: str
     order: tuple[Any, ...] = ()
     reason: str = ""
+
+    @property
+    def exit_status(self) -> int:
+        """0 valid, 1 invalid, 2 unknown."""
+        return {"valid": 0, "invalid": 1, "unknown": 2}[self.status]
+
+    def __str__(self) -> str:
+        word = {"valid": "PASS", "invalid": "FAIL", "unknown": "UNKNOWN"}[self.status]
+        lines = [f"{word}: {self.reason or 'some order of the calls explains all answers'}"]
+        if self.status == "invalid":
+            lines += [f"  {call}" for call in self.order[-_SHOWN_CALLS:]]
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the outcome as JSON values."""
+        order = [repr(call) for call in self.order]
+        return {"status": self.status, "reason": self.reason, "order": order}
 
 
 def linearizable(
@@ -331,7 +350,7 @@ SESSION = Model("session", SessionState(), _session_step)
 
 
 def session_outcome(
-    history: Case | Iterable[Operation],
+    history: Case | list[Operation],
     *,
     limit_steps: float = math.inf,
     budget_s: float = BUDGET_S,
@@ -341,8 +360,9 @@ def session_outcome(
     Refused operations are left out. What is in a list though it was refused, or never sent, counts
     as a turn at any time: that it is there is for other rules to name.
     """
-    case = history
-    if not isinstance(case, Case):
+    if isinstance(history, Case):
+        case = history
+    else:
         listed = list(history)
         case = case_of(listed[0].key, listed)
     return search(SESSION, list(_steps(case)), budget_s=budget_s, limit_steps=limit_steps)

@@ -1,42 +1,50 @@
-"""The judge judged: against the search, against runs that are right, and against the clock.
+"""The judge judged: against a search, against runs that are right, and against the clock.
 
-Each function gives what was found and the bar that it must reach; the suite runs small samples,
+Each function returns what was found and the bar that it must reach; the suite runs small samples,
 ``python -m benchmarks check`` the full amounts.
+
+``is_explained`` is the reference: it tries orders of the operations one by one, on plain lists of
+markers, and shares no code with the rules, the screen, or the search of the judge.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import pickle
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import product
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import itemgetter
+from pathlib import Path
 from typing import NamedTuple
 
-from kode_lab.check.columns import History, history_of
-from kode_lab.check.generate import large_history, random_history, valid_run
-from kode_lab.check.judge import check
-from kode_lab.check.search import Model, search
-from kode_lab.history.digest import digest_of
-from kode_lab.history.operation import Operation
-from kode_lab.history.reader import read_operations
+from kode_lab.check.columns import KEPT_SUFFIX, keep_columns
+from kode_lab.check.generate import (
+    declared_run,
+    large_history,
+    random_declared,
+    random_history,
+    valid_run,
+)
+from kode_lab.check.judge import check, check_path
+from kode_lab.history.operation import Operation, completion_event, invoke_event
+from kode_lab.key import SessionKey
 
 __all__ = [
-    "SESSION",
     "Figure",
     "disagreements",
     "false_alarms",
-    "is_searchable",
+    "is_explained",
     "judge_figures",
     "speed_figures",
+    "write_lines",
 ]
 
 HISTORIES, RUNS = 50_000, 3_000
 SIZES = (10_000, 100_000, 1_000_000)
-# What the page of the judge asks for, in operations per CPU-second.
-PYTHON_BAR, NUMPY_BAR = 300_000, 1_500_000
+# What a file may cost from its lines to the printed verdict, and from the columns beside it.
+LINES_BAR_US, KEPT_BAR_US = 8.0, 2.0
 LINEAR_BAR, INDETERMINATE_BAR = 1.5, 1.5
 
 
@@ -55,54 +63,130 @@ class Figure(NamedTuple):
     bar: str | None = None
 
 
-def _session_step(state: tuple[int, int], operation: Operation) -> tuple[bool, tuple[int, int]]:
-    """Allow what a list does: a turn is shown all of it and adds itself, a read shows all of it."""
-    if operation.f == "read":
-        markers = operation.markers or ()
-        return state == (len(markers), digest_of(markers)), state
-    is_allowed = operation.read is None or operation.read[:2] == state
-    return is_allowed, (state[0] + 1, digest_of((operation.marker,), state[1]))
+def is_explained(history: Iterable[Operation]) -> bool:
+    """Return whether some order of each session's operations explains all that was shown.
 
-
-SESSION = Model("session", (0, 0), _session_step)
-
-
-def is_searchable(history: Iterable[Operation], *, budget_s: float = 10.0) -> bool | None:
-    """Tell whether some order of the operations explains the history; None if not within budget.
-
-    Refused operations are left out, and every turn must be tried once only.
+    For small histories: turns are tried once, and tell all that they were shown in their tails.
+    What an unanswered turn was shown is not looked at.
     """
-    calls = [o for o in history if o.type != "fail" and (o.f != "read" or o.type == "ok")]
-    status = search(SESSION, calls, budget_s=budget_s).status
-    return None if status == "unknown" else status == "valid"
+    sessions: dict[SessionKey, list[Operation]] = defaultdict(list)
+    for operation in history:
+        if operation.type == "ok" or (operation.type == "info" and operation.f != "read"):
+            sessions[operation.key].append(operation)
+    return all(_has_order(session) for session in sessions.values())
+
+
+_List = tuple[tuple[str, ...], frozenset[int]]
+
+
+def _has_order(calls: Sequence[Operation]) -> bool:
+    """Try all orders that the intervals allow, and remember from where it is impossible."""
+    ends = [call.complete_ns if call.type == "ok" else math.inf for call in calls]
+    needed = sum(1 << at for at, call in enumerate(calls) if call.type == "ok")
+    tried: set[tuple[int, _List]] = set()
+    stack: list[tuple[int, _List]] = [(0, ((), frozenset((0,))))]
+    while stack:
+        done, state = stack.pop()
+        if done & needed == needed:
+            return True
+        if (done, state) in tried:
+            continue
+        tried.add((done, state))
+        rest = [at for at in range(len(calls)) if not done >> at & 1]
+        first_end = min(ends[at] for at in rest)
+        for at in rest:
+            if calls[at].invoke_ns <= first_end:
+                after = _after(state, calls[at])
+                if after is not None:
+                    stack.append((done | 1 << at, after))
+    return False
+
+
+def _after(state: _List, call: Operation) -> _List | None:
+    """Return the list after a call, or None if the call cannot come now."""
+    markers, starts = state
+    if call.f in ("delete", "reset"):
+        return (), frozenset((0,))
+    if call.f == "compact":
+        upto = call.details.upto
+        return markers, starts | {at + 1 for at, m in enumerate(markers) if m == upto}
+    if call.f == "read":
+        return state if _is_shown(state, call.markers or (), is_suffix=call.is_suffix) else None
+    replaced = call.details.replaces
+    if replaced:
+        if replaced not in markers:
+            return None
+        markers = markers[: markers.index(replaced)]
+        starts = frozenset(start for start in starts if start <= len(markers))
+    read = call.read if call.type == "ok" else None
+    is_suffix = read is not None and read.is_suffix
+    if read is not None and not _is_shown((markers, starts), read.tail, is_suffix=is_suffix):
+        return None
+    return (*markers, call.marker), starts
+
+
+def _is_shown(state: _List, shown: Sequence[str], *, is_suffix: bool) -> bool:
+    markers, starts = state
+    start = len(markers) - len(shown)
+    return start >= 0 and markers[start:] == tuple(shown) and (is_suffix or start in starts)
 
 
 def disagreements(count: int, *, seed: int = 0, size: int = 5) -> tuple[list[int], int]:
-    """Return the seeds of random histories that judge and search see differently, and how many were
+    """Return the seeds of random histories that judge and search see differently, and how many are
     right.
 
-    The judge's other rules (retries, crashes, strangers) never speak of these histories.
+    Every third has declarations; every fourth has a second session, into whose list a turn of the
+    first may have moved. Both engines are tried.
     """
     wrong: list[int] = []
     valid = 0
     for number in range(seed, seed + count):
-        history = random_history(number, size=size)
-        found = is_searchable(history)
-        verdict = check(history, engine="rules")
-        valid += bool(found)
-        if found is None or found == bool(verdict.anomalies):
+        history = _tried(number, size)
+        found = is_explained(history)
+        valid += found
+        verdicts = [check(history, engine=engine) for engine in ("rules", "columns")]
+        if found == bool(verdicts[0].anomalies) or verdicts[0] != verdicts[1]:
             wrong.append(number)
     return wrong, valid
 
 
+def _tried(seed: int, size: int) -> list[Operation]:
+    if seed % 3 == 0:
+        return random_declared(seed, size=size)
+    history = random_history(seed, size=size)
+    if seed % 4 == 0:
+        other = [
+            one._replace(
+                key=one.key._replace(session_id="t"),
+                process=f"other {one.process}",
+                marker=one.marker and f"{one.marker}'",
+                turn_id=one.marker and f"{one.marker}'",
+                read=None,
+                markers=one.markers and tuple(f"{m}'" for m in one.markers),
+            )
+            for one in random_history(seed, size=size)
+        ]
+        moved = history[-1].markers
+        if moved and seed % 8 == 0:
+            final = other[-1]
+            history[-1] = history[-1]._replace(markers=moved[:-1])
+            other[-1] = final._replace(markers=(*(final.markers or ()), moved[-1]))
+        history += other
+    return history
+
+
 def false_alarms(count: int, *, seed: int = 0) -> list[int]:
-    """Return the seeds of right runs that the judge does not call valid, by any engine."""
-    return [
-        number
-        for number in range(seed, seed + count)
-        for engine in ("rules", "python", "numpy")
-        if check(valid_run(number), engine=engine).status != "valid"
-    ]
+    """Return the seeds of right runs that the judge does not call valid, by any engine.
+
+    Every second run declares windows, compactions, resets, deletions, edits and a fork.
+    """
+    alarms: list[int] = []
+    for number in range(seed, seed + count):
+        run = declared_run(number) if number % 2 else valid_run(number)
+        found = {check(run, engine=engine).status for engine in ("rules", "columns")}
+        if found != {"valid"}:
+            alarms.append(number)
+    return alarms
 
 
 def judge_figures(*, histories: int = HISTORIES, runs: int = RUNS) -> list[Figure]:
@@ -124,95 +208,67 @@ def speed_figures(
     repeats: int = 3,
     clock: Callable[[], float] = time.process_time,
 ) -> list[Figure]:
-    """Return operations per CPU-second for both engines, and how they change with size and doubt.
+    """Return what a file costs from its bytes to the printed verdict, in CPU-microseconds.
 
-    What is inside: everything from a history in memory, with its columns, to the verdict. Reading
-    it and filling the columns, which is done on the way, are rows of their own. Histories are laid
-    out in memory as a file leaves them. Sure and doubtful ones take turns, and the best of the
+    Without and with the columns beside it, without and with 20 % unanswered turns. The best of the
     repeats counts: a shared machine only ever makes code slower.
     """
-    bars = {"python": PYTHON_BAR, "numpy": NUMPY_BAR}
-    for engine in bars:
-        check(large_history(1_000), engine=engine)  # imports are not the judge's speed
-    costs_ns: dict[tuple[str, int, int], float] = {}
-    figures = [_reading(min(sizes), clock)]
-    for size in sizes:
-        histories: list[History] = []
-        for share in (0.0, 0.2):
-            operations = _laid_out(large_history(size, indeterminate=share))
-            began = clock()
-            histories.append(history_of(operations))
-            filled_ns = 1e9 * (clock() - began) / len(operations)
-            filled = f"columns, {size:,} operations" + (", 20 % indeterminate" if share else "")
-            figures.append(Figure(filled, filled_ns, "CPU-ns an operation"))
-        # As many operations for every size, so that each has its chance of a quiet moment.
-        for _ in range(repeats * max(1, max(sizes) // (10 * size))):
-            for engine, (at, history) in product(bars, enumerate(histories)):
-                cost_ns = 1e9 * _cost_s(history, engine, clock) / len(history.operations)
-                name = engine, size, at
-                costs_ns[name] = min(cost_ns, costs_ns.get(name, math.inf))
-    for engine, bar in bars.items():
-        figures += _speeds(engine, bar, sizes, costs_ns)
+    each = "CPU-us an operation"
+    figures: list[Figure] = []
+    with tempfile.TemporaryDirectory(prefix="kode-lab-judge-") as folder:
+        costs: dict[tuple[int, float, bool], float] = {}
+        for size in sizes:
+            for share in (0.0, 0.2):
+                path = Path(folder) / "history.jsonl"
+                count = write_lines(path, large_history(size, indeterminate=share))
+                for is_kept in (False, True):
+                    if is_kept:
+                        keep_columns(path)
+                    costs[size, share, is_kept] = min(
+                        _cost_us(path, clock) / count for _ in range(repeats)
+                    )
+                path.with_name(path.name + KEPT_SUFFIX).unlink()
+    for is_kept, bar in ((False, LINES_BAR_US), (True, KEPT_BAR_US)):
+        name = "from the columns beside it" if is_kept else "from JSON Lines to the verdict"
+        for size in sizes:
+            sure, doubtful = costs[size, 0.0, is_kept], costs[size, 0.2, is_kept]
+            is_small = size < SIZES[0]  # fixed costs would hide the rest
+            limit = None if is_small else f"value <= {bar}"
+            figures.append(Figure(f"{name}, {size:,} operations", sure, each, bar=limit))
+            limit = None if is_small else f"ratio <= {INDETERMINATE_BAR}"
+            figures.append(
+                Figure(f"{name}, {size:,}, 20 % unanswered", doubtful, each, sure, limit)
+            )
+        small, large = costs[min(sizes), 0.0, is_kept], costs[max(sizes), 0.0, is_kept]
+        figures.append(
+            Figure(f"{name}, {max(sizes):,} operations against {min(sizes):,}", large, each, small,
+                   f"ratio <= {LINEAR_BAR}")
+        )  # fmt: skip
     return figures
 
 
-def _reading(size: int, clock: Callable[[], float]) -> Figure:
-    """Return how fast lines become a history with its columns."""
-    lines = _lines_of(large_history(size))
+def _cost_us(path: Path, clock: Callable[[], float]) -> float:
     began = clock()
-    read = history_of(read_operations(lines))
+    verdict = check_path(path, engine="columns")
+    text = str(verdict)
     cost_s = clock() - began
-    assert read.columns is not None
-    name = f"reading lines, columns filled, {size:,} operations"
-    return Figure(name, len(read.operations) / cost_s, "operations/CPU-s")
+    assert verdict.status == "valid", text
+    return 1e6 * cost_s
 
 
-def _lines_of(history: Sequence[Operation]) -> list[str]:
-    """Return what the clients would have written."""
+def write_lines(path: Path, history: Sequence[Operation]) -> int:
+    """Write what the clients would have written, and return how many operations."""
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in _lines_of(history))
+    return len(history)
+
+
+def _lines_of(history: Sequence[Operation]) -> Iterator[str]:
     timed: list[tuple[float, str]] = []
-    for number, o in enumerate(history):
-        own = {"process": f"p{number}"}
-        begun = own | {"type": "invoke", "f": o.f, "time_ns": o.invoke_ns, **o.key.to_json()}
-        if o.marker:
-            begun |= {"marker": o.marker, "turn_id": o.turn_id}
-        ended: dict[str, object] = own | {"type": o.type, "time_ns": o.complete_ns}
-        if o.read is not None:
-            shown = {"position": o.read.position, "digest": f"{o.read.digest:016x}"}
-            ended["read"] = shown | {"tail": o.read.tail}
-        if o.markers is not None:
-            ended["markers"] = o.markers
-        timed += [(o.invoke_ns, json.dumps(begun)), (o.complete_ns, json.dumps(ended))]
+    for number, operation in enumerate(history):
+        own = operation._replace(process=f"p{number}")
+        timed.append((own.invoke_ns, json.dumps(invoke_event(own))))
+        if own.complete_ns != math.inf:
+            timed.append((own.complete_ns, json.dumps(completion_event(own))))
     timed.sort(key=itemgetter(0))
-    return [line for _, line in timed]
-
-
-def _speeds(
-    engine: str, bar: int, sizes: Sequence[int], costs_ns: Mapping[tuple[str, int, int], float]
-) -> Iterator[Figure]:
-    each = "CPU-ns an operation"
-    for size in sizes:
-        sure, doubtful = costs_ns[engine, size, 0], costs_ns[engine, size, 1]
-        name = f"{engine}, {size:,} operations"
-        yield Figure(name, 1e9 / sure, "operations/CPU-s", bar=f"value >= {bar}")
-        limit = f"ratio <= {INDETERMINATE_BAR}"
-        yield Figure(f"{name}, 20 % indeterminate", doubtful, each, sure, limit)
-    small, large = costs_ns[engine, min(sizes), 0], costs_ns[engine, max(sizes), 0]
-    name = f"{engine}, {max(sizes):,} operations against {min(sizes):,}"
-    yield Figure(name, large, each, small, f"ratio <= {LINEAR_BAR}")
-
-
-def _laid_out(history: list[Operation]) -> list[Operation]:
-    copied: list[Operation] = pickle.loads(pickle.dumps(history))  # noqa: S301 - our own bytes
-    # A line that was read has its own words, also those that other lines have too.
-    return [
-        o if o.markers is None else o._replace(markers=tuple(json.loads(json.dumps(o.markers))))
-        for o in copied
-    ]
-
-
-def _cost_s(history: History, engine: str, clock: Callable[[], float]) -> float:
-    began = clock()
-    verdict = check(history, engine=engine)
-    cost_s = clock() - began
-    assert verdict.status == "valid", str(verdict)
-    return cost_s
+    return (line for _, line in timed)

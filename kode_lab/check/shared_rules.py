@@ -18,7 +18,7 @@ import heapq
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kode_lab.check.verdict import Anomaly
 from kode_lab.history.operation import HEALS, QUIET, Effect, Operation
@@ -148,8 +148,8 @@ def within_turn(turn: Operation) -> Iterator[Anomaly]:
         yield Anomaly("mixed configuration", turn.key, (turn,), turn.marker, facts)
     for asked, answers in model.tool_results:
         if asked != answers:
-            facts = {"asked": asked, "answers": answers}
-            yield Anomaly("crossed tool answers", turn.key, (turn,), asked, facts)
+            crossed = {"asked": asked, "answers": answers}
+            yield Anomaly("crossed tool answers", turn.key, (turn,), asked, crossed)
             return
 
 
@@ -162,7 +162,7 @@ def _astray(effect: Effect, operation: Operation, owner: Operation) -> Iterator[
     """Return an effect for another session than its turn's, or of a turn that was refused."""
     key = owner.key
     if effect.user_id not in ("", key.user_id) or effect.session_id not in ("", key.session_id):
-        facts = {"owner": str(key), "ran_for": [effect.user_id, effect.session_id]}
+        facts: dict[str, Any] = {"owner": str(key), "ran_for": [effect.user_id, effect.session_id]}
         yield Anomaly("tool misattributed", key, (operation,), effect.marker, facts)
     if owner.type == "fail":
         facts = {"effect": list(effect)}

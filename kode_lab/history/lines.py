@@ -66,7 +66,14 @@ class _Effect(msgspec.Struct, gc=False, forbid_unknown_fields=True, rename=_RENA
     session_id: _Text = UNSET
 
 
-class _Invoke(msgspec.Struct, gc=False, forbid_unknown_fields=True, tag_field="type", tag="invoke"):
+class _Invoke(
+    msgspec.Struct,
+    gc=False,
+    forbid_unknown_fields=True,
+    tag_field="type",
+    tag="invoke",
+    rename=_RENAMED,
+):
     process: str
     time_ns: int
     f: _Text = UNSET
@@ -103,7 +110,7 @@ class _Unknown(_Done, gc=False, forbid_unknown_fields=True, tag_field="type", ta
 
 _decode = msgspec.json.Decoder(_Invoke | _Done | _Failed | _Unknown).decode_lines
 _fields = msgspec.structs.astuple
-_KINDS = {_Invoke: 0, _Done: 1, _Unknown: 2, _Failed: 3}
+_KINDS: dict[Any, int] = {_Invoke: 0, _Done: 1, _Unknown: 2, _Failed: 3}
 
 
 class Chunk(NamedTuple):

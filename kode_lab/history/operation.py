@@ -53,10 +53,12 @@ __all__ = [
     "ModelCalls",
     "Operation",
     "Read",
+    "completion_event",
     "digest_of",
     "echo_in",
     "echo_of",
     "hash_of",
+    "invoke_event",
     "marker_of",
     "markers_in",
     "read_of",
@@ -70,6 +72,7 @@ CRASHES = ("kill", "power-cut")
 QUIET = "quiet"
 # What a service may declare that it does to a session, beside turns; an ``edit`` is a turn.
 DECLARATIONS = ("delete", "reset", "compact", "fork")
+_NO_KEY = SessionKey("", "", "")
 # How many markers a read spells out; the digest covers the rest (full prefixes would be quadratic).
 TAIL_LIMIT = 8
 _MARKER = re.compile(r"#m[0-9a-f]{10}-[0-9a-f]{6,}")
@@ -272,7 +275,8 @@ def echo_in(text: str) -> tuple[str, Read] | None:
     if not found:
         return None
     own, position, digest, *lists = found[-1].groups(default="")
-    return own, Read(int(position), int(digest, 16), *(tuple(part.split()) for part in lists))
+    tail, foreign, half, after = (tuple(part.split()) for part in lists)
+    return own, Read(int(position), int(digest, 16), tail, foreign, half, after)
 
 
 def without_echoes(text: str) -> str:
@@ -302,18 +306,10 @@ class HistoryWriter:
         details: Details = NO_DETAILS,
     ) -> None:
         """Write that a request is about to leave."""
-        event: dict[str, Any] = {
-            "type": "invoke",
-            "f": "edit" if details.replaces else f,
-            "process": process,
-            "time_ns": time_ns,
-            **key.to_json(),
-        }
-        if details.source is not None:
-            event["from"] = details.source.to_json()
-        facts = {"marker": marker, "turn_id": turn_id, "upto": details.upto}
-        facts["replaces"] = details.replaces
-        self._write(event | {name: fact for name, fact in facts.items() if fact})
+        begun = Operation(
+            key, f, process, "info", time_ns, time_ns, marker, turn_id, details=details
+        )
+        self._write(invoke_event(begun))
 
     def complete(
         self,
@@ -331,23 +327,12 @@ class HistoryWriter:
         details: Details = NO_DETAILS,
     ) -> None:
         """Write how the process's open request ended: ``ok``, ``fail`` or ``info``."""
-        event: dict[str, Any] = {"type": type, "process": process, "time_ns": time_ns}
-        if read is not None:
-            event["read"] = _read_fields(read)
-        if markers is not None:
-            event["markers"] = list(markers)
-        if effects is not None:
-            event["effects"] = [_effect_fields(effect) for effect in effects]
-        if details.tools is not None:
-            event["tools"] = list(details.tools)
-        facts: dict[str, Any] = {"error": error, "answered": answered, "config": config}
-        if is_suffix or details is not NO_DETAILS:
-            facts |= {"suffix": is_suffix, "merged": details.merged, "into": details.into}
-            facts |= {"streamed": details.streamed, "stop_reason": details.stop_reason}
-            facts |= {"rolled_back": details.is_rolled_back}
-            model = {} if details.model is None else details.model._asdict()
-            facts["model"] = {name: value for name, value in model.items() if value}
-        self._write(event | {name: fact for name, fact in facts.items() if fact})
+        ended = Operation(
+            _NO_KEY, "", process, type, time_ns, time_ns, "", "", read,
+            None if markers is None else tuple(markers), error, answered, config,
+            None if effects is None else tuple(effects), is_suffix, details,
+        )  # fmt: skip
+        self._write(completion_event(ended))
 
     def fault(self, name: str, time_ns: int, detail: str = "") -> None:
         """Write that a fault begins, or ends, now."""
@@ -367,6 +352,49 @@ class HistoryWriter:
 
 
 EFFECT_FIELDS = ("id", "name", "marker", "userId", "sessionId")
+
+
+def invoke_event(operation: Operation) -> dict[str, Any]:
+    """Return the event that an operation begins with, as it is written."""
+    details = operation.details
+    event: dict[str, Any] = {
+        "type": "invoke",
+        "f": "edit" if details.replaces else operation.f,
+        "process": operation.process,
+        "time_ns": operation.invoke_ns,
+        **operation.key.to_json(),
+    }
+    if details.source is not None:
+        event["from"] = details.source.to_json()
+    facts = {"marker": operation.marker, "turn_id": operation.turn_id}
+    facts |= {"upto": details.upto, "replaces": details.replaces}
+    return event | {name: fact for name, fact in facts.items() if fact}
+
+
+def completion_event(operation: Operation) -> dict[str, Any]:
+    """Return the event that an operation ends with, as it is written."""
+    event: dict[str, Any] = {
+        "type": operation.type, "process": operation.process, "time_ns": operation.complete_ns,
+    }  # fmt: skip
+    if operation.read is not None:
+        event["read"] = _read_fields(operation.read)
+    if operation.markers is not None:
+        event["markers"] = list(operation.markers)
+    if operation.effects is not None:
+        event["effects"] = [_effect_fields(effect) for effect in operation.effects]
+    details = operation.details
+    facts: dict[str, Any] = {
+        "error": operation.error, "answered": operation.answered, "config": operation.config,
+        "suffix": operation.is_suffix,
+    }  # fmt: skip
+    if details is not NO_DETAILS:
+        if details.tools is not None:
+            event["tools"] = list(details.tools)
+        facts |= {"merged": details.merged, "into": details.into, "streamed": details.streamed}
+        facts |= {"stop_reason": details.stop_reason, "rolled_back": details.is_rolled_back}
+        model = {} if details.model is None else details.model._asdict()
+        facts["model"] = {name: value for name, value in model.items() if value}
+    return event | {name: fact for name, fact in facts.items() if fact}
 
 
 def _read_fields(read: Read) -> dict[str, Any]:
