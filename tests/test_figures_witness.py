@@ -45,6 +45,13 @@ SPANS = (
 )
 # Every fact that any anomaly's sentences ask for.
 FACTS = {
+    "count": 2,
+    "told": "end_turn",
+    "model": "max_tokens",
+    "tool": "create",
+    "calls": 1,
+    "answers": "toolu_2",
+    "configs": ["v1", "v2"],
     "position": 16,
     "lost": [T17.marker],
     "crash_ns": 53 * S,

@@ -27,10 +27,10 @@ from msgspec import UNSET
 from numpy.typing import NDArray
 
 from kode_lab.check.evidence import CUT_SHORT
+from kode_lab.check.lines import Chunk, chunks_of, decode
 from kode_lab.errors import InvalidKey, InvalidRecord
 from kode_lab.history.digest import MULTIPLIER, digest_of, hash_of
 from kode_lab.history.event import DIGEST
-from kode_lab.history.lines import Chunk, chunks_of, decode
 from kode_lab.history.operation import DECLARATIONS, NEMESIS, NO_DETAILS, Operation
 from kode_lab.history.reader import CLOCK_SKEW_LIMIT_S, DEFAULT_AGENT, operations_in
 from kode_lab.key import SessionKey

@@ -27,6 +27,10 @@ def add(commands: Any) -> None:
         "--overtaking-limit", type=int, metavar="N",
         help="claim that no more than N turns sent after one stand before it",
     )  # fmt: skip
+    command.add_argument(
+        "--keep", action="store_true",
+        help="write the history's columns beside it, so that it is judged faster the next time",
+    )  # fmt: skip
     command.add_argument("--json", action="store_true", help="print the verdict as JSON")
     command.set_defaults(run=_check)
 
@@ -39,4 +43,5 @@ def _check(options: argparse.Namespace) -> int:
         as_json=options.json,
         guarantees=options.guarantee,
         overtaking_limit=options.overtaking_limit,
+        keep=options.keep,
     )

@@ -15,7 +15,7 @@ import json
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Union
 
 import msgspec
 import numpy as np
@@ -100,15 +100,17 @@ class _Done(msgspec.Struct, gc=False, forbid_unknown_fields=True, tag_field="typ
     model: _Model | UnsetType | None = UNSET
 
 
-class _Failed(_Done, gc=False, forbid_unknown_fields=True, tag_field="type", tag="fail"):
-    pass
+def _done_as(tag: str) -> type[msgspec.Struct]:
+    """Return a completion of another type: the same fields under another tag."""
+    told = [(f.name, f.type) if f.required else (f.name, f.type, f.default)
+            for f in msgspec.structs.fields(_Done)]  # fmt: skip
+    return msgspec.defstruct(
+        f"_{tag.title()}", told, gc=False, forbid_unknown_fields=True, tag_field="type", tag=tag
+    )
 
 
-class _Unknown(_Done, gc=False, forbid_unknown_fields=True, tag_field="type", tag="info"):
-    pass
-
-
-_decode = msgspec.json.Decoder(_Invoke | _Done | _Failed | _Unknown).decode_lines
+_Failed, _Unknown = _done_as("fail"), _done_as("info")
+_decode = msgspec.json.Decoder(Union[_Invoke, _Done, _Failed, _Unknown]).decode_lines  # noqa: UP007
 _fields = msgspec.structs.astuple
 _KINDS: dict[Any, int] = {_Invoke: 0, _Done: 1, _Unknown: 2, _Failed: 3}
 
@@ -238,7 +240,9 @@ def _carefully(data: bytes, first: int) -> Chunk:
             )
         if line.strip():
             event = event_of(_text(line, first + number), first + number)
-            struct = {"invoke": _Invoke, "ok": _Done, "fail": _Failed}.get(event["type"], _Unknown)
+            struct: Any = {"invoke": _Invoke, "ok": _Done, "fail": _Failed}.get(
+                event["type"], _Unknown
+            )
             known = {n: v for n, v in event.items() if n in struct.__struct_encode_fields__}
             is_odd = any(
                 value is not None and name not in known and name != "type" and name[:2] != "x_"
