@@ -28,7 +28,9 @@ READS = st.builds(
     Read,
     st.integers(0, 10**9),
     st.integers(0, 2**64 - 1),
-    *[st.lists(MARKERS, max_size=4).map(tuple)] * 3,
+    *[st.lists(MARKERS, max_size=4).map(tuple)] * 4,
+    st.just(False),  # noqa: FBT003 - an echo tells neither a window ...
+    st.none(),  # ... nor a list
 )
 
 
