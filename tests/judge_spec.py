@@ -1283,6 +1283,7 @@ SPECS = {
         ada:1    |--b--|                  -> a b
         """,
         {},
+        status="unknown",
     ),
     "the list was read too early": Spec(
         """

@@ -29,7 +29,7 @@ READS = st.builds(
     st.integers(0, 10**9),
     st.integers(0, 2**64 - 1),
     *[st.lists(MARKERS, max_size=4).map(tuple)] * 4,
-    st.just(False),  # noqa: FBT003 - an echo tells neither a window ...
+    st.just(False),  # an echo tells neither a window ...
     st.none(),  # ... nor a list
 )
 

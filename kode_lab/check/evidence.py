@@ -176,15 +176,19 @@ def case_of(
 
 
 def _observer(case: Case) -> Operation | None:
-    """Return the last operation that shows the whole session, a read or a turn."""
+    """Return the last operation that shows the whole session: a read, or a turn that ran alone.
+
+    A turn whose model was shown exactly what stands before it is as good as a read, if every other
+    turn of the session had ended before it was sent.
+    """
     final = case.final
-    for at in range(len(case.order) - 1, -1, -1):
-        turn = case.turns.get(case.order[at], _UNKNOWN)
-        read = turn.read
-        is_told = turn.type == "ok" and read is not None and read.digest is not None
-        if is_told and read is not None and case.fits(read, at):
-            # The others stand before this one and were sent earlier, as a rule.
-            return turn if final is None or turn.invoke_ns > final.invoke_ns else final
+    acknowledged = [turn for turn in case.turns.values() if turn.type == "ok"]
+    last = max(acknowledged, key=_invoke, default=_UNKNOWN)
+    read, at = last.read, case.place.get(last.marker, -1)
+    is_told = read is not None and read.digest is not None and case.fits(read, at)
+    is_alone = all(turn.complete_ns < last.invoke_ns for turn in acknowledged if turn is not last)
+    if is_told and is_alone and (final is None or final.invoke_ns < last.invoke_ns):
+        return last
     return final
 
 
@@ -413,9 +417,8 @@ def evidence_of(case: Case, session: Sequence[Operation], crashes: Sequence[floa
     before_ns = -math.inf if final is None else final.invoke_ns
     unread = count_ok - bisect_left(completes, before_ns)
     if unread and final is not None:
-        seen = set(final.markers or ())
-        if final.f == "turn":  # it is not asked to show itself
-            seen = set(case.order[: case.place[final.marker] + 1])
+        # A turn that shows the session is not asked to show itself.
+        seen = {final.marker} if final.f == "turn" else set(final.markers or ())
         late = [turn for turn in acknowledged if turn.complete_ns >= before_ns]
         unread = sum(turn.marker not in seen for turn in late)
     at = bisect_right(crashes, before_ns)
