@@ -30,8 +30,8 @@ from benchmarks.scene import (
     take,
 )
 from kode_lab.history.span import Span
-from kode_lab.server.collector import settle
-from kode_lab.server.run import open_sessions_limit
+from kode_lab.server.limits import file_budget
+from kode_lab.server.serve import settle
 from kode_lab.sessions import JsonStore, SessionManager
 from kode_lab.sessions.files.disk import Place, PosixDisk
 from kode_lab.sessions.files.file_lock import FileLocks
@@ -247,7 +247,7 @@ def collector(effort: float) -> list[Row]:
 async def _collector(directory: Path, effort: float) -> list[Row]:
     sessions = keys(share(_IN_FLIGHT, effort, least=50))
     thresholds = gc.get_threshold()
-    store = JsonStore(directory / "store", open_sessions_limit=open_sessions_limit(files_limit()))
+    store = JsonStore(directory / "store", open_sessions_limit=file_budget(files_limit()).sessions)
     model = slow_model(_LATENCY_S * min(1.0, effort * 10))
     async with service(directory, model, store=store) as manager:
 

@@ -23,7 +23,7 @@ from benchmarks.bench import Row, row
 from benchmarks.sampling import on_loop, share
 from benchmarks.scene import finished_turn, keys, service, take
 from kode_lab.key import SessionKey
-from kode_lab.server.collector import settle
+from kode_lab.server.serve import settle
 from kode_lab.sessions.postgres.connection import PostgresConnection
 from kode_lab.sessions.postgres.leases import LocalSession, name_hash
 from kode_lab.sessions.postgres.schema import FENCES

@@ -27,11 +27,11 @@ from benchmarks.sampling import (
     share,
 )
 from benchmarks.scene import files_limit, instant_model, shelf
+from kode_lab.http import HttpServer
 from kode_lab.message import Model, Reply, Request
-from kode_lab.server import Board, HttpServer, Service, app_of, in_thread
-from kode_lab.server.collector import settled
-from kode_lab.server.pace import Pace
-from kode_lab.server.run import open_sessions_limit
+from kode_lab.server import LiveState, Service, app_of, in_thread
+from kode_lab.server.limits import file_budget
+from kode_lab.server.serve import Pace, settled
 from kode_lab.sessions import JsonStore, SessionManager
 
 __all__ = ["serve"]
@@ -178,14 +178,14 @@ class _Ours(NamedTuple):
 @asynccontextmanager
 async def _ours(path: Path, model: Model) -> AsyncIterator[_Ours]:
     """Return the whole server, as ``kode-lab serve`` puts it together."""
-    board = Board()
-    store = JsonStore(path / "store", open_sessions_limit=open_sessions_limit(files_limit()))
+    live_state = LiveState()
+    store = JsonStore(path / "store", open_sessions_limit=file_budget(files_limit()).sessions)
     async with SessionManager(
-        store=store, agents=shelf(path / "agents"), model=Pace(model), trace=board.see
+        store=store, agents=shelf(path / "agents"), model=Pace(model), trace=live_state.see
     ) as manager:
-        app = app_of(manager, board=board, sessions_of=in_thread(store.sessions))
+        app = app_of(manager, live_state=live_state, sessions_of=in_thread(store.sessions))
         async with HttpServer(app) as server:
-            ours = _Ours(server.port, app.state.service)
+            ours = _Ours(server.port, app.service)
             # It holds for the whole process, and so for both sides.
             async with settled(lambda: ours.service.turns_in_flight):
                 yield ours

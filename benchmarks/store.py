@@ -22,7 +22,7 @@ from benchmarks.bench import Row, row
 from benchmarks.sampling import cpu_us, interleaved, on_loop, scratch, share
 from benchmarks.scene import finished_turn, keys
 from kode_lab.key import SessionKey
-from kode_lab.server.collector import settle
+from kode_lab.server.serve import settle
 from kode_lab.sessions import JsonStore
 from kode_lab.sessions.files.disk import Disk, Place, PosixDisk
 from kode_lab.sessions.files.session_files import SessionFiles

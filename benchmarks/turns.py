@@ -24,8 +24,8 @@ from benchmarks.scene import (
     take,
 )
 from kode_lab.key import SessionKey
-from kode_lab.server.collector import settled
-from kode_lab.server.run import open_sessions_limit
+from kode_lab.server.limits import file_budget
+from kode_lab.server.serve import settled
 from kode_lab.sessions import JsonStore, SessionManager
 
 __all__ = ["concurrent", "turn"]
@@ -107,7 +107,7 @@ async def _concurrent(directory: Path, effort: float) -> list[Row]:
     """
     sessions = keys(share(10_000, effort, least=50))
     latency_s = _LATENCY_S * min(1.0, max(effort, 0.05))
-    limit = open_sessions_limit(files_limit())
+    limit = file_budget(files_limit()).sessions
     store = JsonStore(directory / "store", open_sessions_limit=limit)
     model = slow_model(latency_s)
     async with (

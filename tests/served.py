@@ -21,7 +21,7 @@ from house import PATIENCE_S, Clerk, World, shelf, until
 
 from kode_lab.http import ConnectionLimits, HttpServer
 from kode_lab.key import SessionKey
-from kode_lab.server import Board, Limits, app_of, in_thread
+from kode_lab.server import Limits, LiveState, app_of, in_thread
 from kode_lab.sessions import JsonStore, SessionManager
 
 JSON = {"Content-Type": "application/json"}
@@ -92,7 +92,7 @@ class Served:
         self.world = World()
         self.model = Teller(self.gates["ask"], self.gates["midstream"])
         self.store = JsonStore(path / "store")
-        self.board = Board()
+        self.live_state = LiveState()
         self.agents = shelf(path / "agents", self.world.box, **(agent or {}))
         self.listings = []
         self.manager = None
@@ -188,17 +188,17 @@ async def served(path, *, agent=None, limits=None, tokens=None):
         store=GatedStore(scene.store, scene.gates["commit"]),
         agents=scene.agents,
         model=scene.model,
-        trace=scene.board.see,
+        trace=scene.live_state.see,
         drain_s=PATIENCE_S,
     ) as scene.manager:
         app = app_of(
             scene.manager,
-            board=scene.board,
+            live_state=scene.live_state,
             sessions_of=in_thread(scene.sessions),
             tokens=tokens,
             limits=limits,
         )
-        scene.app, scene.service = app, app.state.service
+        scene.app, scene.service = app, app.service
         async with (
             HttpServer(app, limits=limits.connection) as scene.http,
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(PATIENCE_S)) as scene.client,

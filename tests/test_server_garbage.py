@@ -1,6 +1,6 @@
 """What turns and connections leave to the garbage collector: nothing, however they ended.
 
-The server tells the collector to come rarely (``kode_lab.server.collector``). That is right only
+The server tells the collector to come rarely (``kode_lab.server.serve``). That is right only
 while everything is gone by itself when its turn or connection is over: a failed turn in a circle
 of task, error, traceback and frame would hold its whole request for minutes.
 """
@@ -15,7 +15,7 @@ import uvloop
 from house import until
 from served import served, turn_request
 
-from kode_lab.server.collector import settled
+from kode_lab.server.serve import settled
 
 TIMES = 3
 OURS = ("kode_lab", "starlette")

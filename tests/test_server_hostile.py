@@ -265,8 +265,8 @@ def test_each_hostile_request_gets_its_4xx_in_one_shape_and_no_session_moves(tmp
                 else:
                     assert_says_one_sentence(name, found[2], tmp_path)
             assert not wrong, "\n".join(map(str, wrong))
-            assert "InternalError" not in house.board.refusals
-            assert set(house.board.outcomes) <= {"UnknownAgent", "InvalidPrompt", "InvalidKey"}
+            assert "InternalError" not in house.live_state.refusals
+            assert set(house.live_state.outcomes) <= {"UnknownAgent", "InvalidPrompt", "InvalidKey"}
             # None of them left a trace on the disk, and the house still works.
             assert not [path for path in (tmp_path / "store").iterdir() if path.name[0] != "+"]
             assert (await house.post("hello"))[0] == 200
@@ -317,7 +317,7 @@ def test_whoever_stops_in_the_middle_of_a_request_is_told_and_let_go(
             if found:
                 assert_says_one_sentence(name, found[2], tmp_path)
             await until(lambda: not house.connections)
-            assert house.board.outcomes == {}
+            assert house.live_state.outcomes == {}
             assert (await house.post("hello"))[0] == 200
 
     run(scenario())
@@ -352,7 +352,7 @@ def test_a_body_cut_by_its_sender_is_no_turn(tmp_path):
                 await until(lambda: house.connections)
                 writer.close()
                 await until(lambda: not house.connections)
-            assert house.board.outcomes == {}
+            assert house.live_state.outcomes == {}
             assert await house.history() == []
 
     run(scenario())

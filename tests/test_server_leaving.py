@@ -103,7 +103,7 @@ def test_with_rollback_a_turn_whose_client_left_is_forgotten_until_it_is_being_s
                 assert prompts(await house.history()) == [prompt]
             else:
                 # It ends without anybody opening its way.
-                await until(lambda: house.board.outcomes.get("Superseded") == 1)
+                await until(lambda: house.live_state.outcomes.get("Superseded") == 1)
                 go_on()
                 await house.idle()
                 assert prompts(await house.history()) == (["before"] if before else [])
@@ -129,7 +129,7 @@ def test_a_client_that_leaves_after_its_answer_takes_nothing_back(tmp_path):
             assert (await reader.readline()).startswith(b"HTTP/1.1 200")
             await leave(house, writer, how="reset", others=0)
             assert prompts(await house.history()) == ["hello"]
-            assert house.board.outcomes == {"ok": 1}
+            assert house.live_state.outcomes == {"ok": 1}
 
     run(scenario())
 
@@ -141,7 +141,7 @@ def test_of_two_clients_with_one_turn_the_one_that_leaves_takes_only_its_own_att
             again = asyncio.create_task(house.post(prompt, turnId="t1"))
             await until(lambda: house.manager.statistics().lock.waiting == 1)
             await leave(house, writer, how="close", others=1)
-            await until(lambda: house.board.outcomes.get("Superseded") == 1)
+            await until(lambda: house.live_state.outcomes.get("Superseded") == 1)
             go_on()
             status, told, _ = await again
             assert (status, told["isReplay"]) == (200, False)
@@ -164,7 +164,7 @@ def test_many_clients_that_leave_one_session_do_not_stop_it(tmp_path):
                 writer.transport.abort()
                 await until(lambda: not house.connections)
                 gone = (number + 1) // 2
-                await until(lambda: house.board.outcomes.get("Superseded", 0) == gone)  # noqa: B023
+                await until(lambda: house.live_state.outcomes.get("Superseded", 0) == gone)  # noqa: B023
             house.gates["ask"].open()
             await house.idle()
             messages = await house.history()

@@ -6,7 +6,7 @@ import pytest
 
 from kode_lab.errors import ModelUnavailable
 from kode_lab.message import Reply, Request
-from kode_lab.server.pace import Pace
+from kode_lab.server.serve import Pace
 
 REQUEST = Request("m", "", [])
 

@@ -1,10 +1,11 @@
-"""The server's parts by themselves: what the figures, the census and a silent stream do."""
+"""The server's parts by themselves: what the figures, the limit and a silent stream do."""
 
 import asyncio
 from datetime import date
+from types import SimpleNamespace
 
 import pytest
-from house import run
+from house import PATIENCE_S, run, until
 from served import events_of
 
 from kode_lab.claude import SimulatedClaude
@@ -15,10 +16,10 @@ from kode_lab.history.operation import echo_in
 from kode_lab.history.span import Span
 from kode_lab.key import SessionKey
 from kode_lab.message import Request, assistant, user
-from kode_lab.server.events import EventStream
-from kode_lab.server.live_state import BOUNDS_S, LAST_LIMIT, Board, Histogram
+from kode_lab.server.limits import HeldSessions, SessionLimit, file_budget
+from kode_lab.server.live_state import BOUNDS_S, LAST_LIMIT, Histogram, LiveState
 from kode_lab.server.refusal import Rejected
-from kode_lab.server.session_limit import Census
+from kode_lab.server.turns import EventLog
 from kode_lab.sessions import TurnEvent
 
 TODAY = date(2026, 7, 15)
@@ -29,27 +30,70 @@ def key(user_id, session_id="s"):
     return SessionKey(user_id, session_id, "clerk")
 
 
-def test_a_silent_stream_says_that_it_goes_on_and_a_busy_one_does_not():
+def test_an_event_log_can_be_read_from_any_event_and_says_when_nothing_comes():
     async def scenario():
-        stream = EventStream("t1", asyncio.get_running_loop())
-        stream.take()
-        stream._on_beat()
-        assert stream.take() == b""  # something came since the last beat
-        stream._on_beat()
-        assert stream.take() == b": the turn goes on\n\n"
-        stream._on_beat()
-        stream._on_beat()
-        stream.tell(TurnEvent("text", "x"))
-        chunk = stream.take()
-        assert chunk.startswith(b": the turn goes on\n\n")
-        assert events_of(chunk.decode()) == [("text", {"text": "x"})]
-        stream.end_heartbeat()
-        stream.end_heartbeat()
+        log = EventLog(SimpleNamespace(turn_id="t1", key=key("ada")))
+        chunk, last = log.after(0)
+        assert (events_of(chunk.decode()), last) == ([("accepted", {"turnId": "t1"})], 1)
+        assert not await log.wait(0.001)
+        waiting = asyncio.create_task(log.wait(PATIENCE_S))
+        await asyncio.sleep(0)
+        log.tell(TurnEvent("text", "x"))
+        log.tell(TurnEvent("text", "y"))
+        assert await waiting
+        chunk, last = log.after(1)
+        assert (events_of(chunk.decode()), last) == ([("text", {"text": "xy"})], 2)
+        assert log.after(2) == (b"", 2)
+        assert len(events_of(log.after(9)[0].decode())) == 2  # an id of another stream
+        later = EventLog(SimpleNamespace(turn_id="t1", key=key("ada")), 7)
+        assert (later.after(0), b"id: 8" in later.after(7)[0]) == (later.after(7), True)
 
     run(scenario())
 
 
-def test_the_census_asks_the_store_once_for_each_user_that_it_remembers():
+def test_turns_of_few_sessions_run_at_once_and_the_others_wait_in_order():
+    async def scenario():
+        held = HeldSessions(2)
+        entered = []
+
+        async def turn(name):
+            await held.enter(key(name))
+            entered.append(name)
+
+        tasks = [asyncio.create_task(turn(name)) for name in ("a", "a", "b", "c", "d", "a")]
+        await until(lambda: len(entered) == 4)
+        assert entered == ["a", "a", "b", "a"]  # those of a session that has a place do not wait
+        tasks[3].cancel()
+        await asyncio.gather(tasks[3], return_exceptions=True)
+        held.leave(key("b"))
+        await tasks[4]
+        assert entered[4:] == ["d"]
+        for name in ("a", "a", "a", "d"):
+            held.leave(key(name))
+        await held.enter(key("e"))
+        await held.enter(key("f"))
+        held.leave(key("e"))
+        held.leave(key("f"))
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("files", [16, 64, 256, 1_024, 20_000, 1_048_576])
+@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("per_call", [1, 2])
+def test_open_files_are_divided_once(files, workers, per_call):
+    budget = file_budget(files, workers=workers, files_per_model_call=per_call)
+    assert min(budget) >= 1
+    spent = budget.connections + 2 * budget.sessions + per_call * budget.model_connections
+    if workers > 1:  # to the others, and from them
+        spent += 2 * (workers - 1) * budget.peer_connections
+    if files >= 64:
+        assert spent <= files - min(32, files // 2)
+    if files == 1_024 and workers == 1:
+        assert (budget.connections > 390, budget.sessions > 190) == (True, True)
+
+
+def test_the_limit_asks_the_store_once_for_each_user_that_it_remembers():
     async def scenario():
         asked = []
 
@@ -57,19 +101,21 @@ def test_the_census_asks_the_store_once_for_each_user_that_it_remembers():
             asked.append(user_id)
             return [key(user_id, f"old{number}") for number in range(2)]
 
-        census = Census(sessions_of, 3, in_flight=lambda _: [key("ada", "new")], remembered_limit=6)
-        await census.admit(key("ada", "old0"))
-        await census.admit(key("ada", "new"))
-        await census.admit(key("ada", "new"))
+        limit = SessionLimit(
+            sessions_of, 3, in_flight=lambda _: [key("ada", "new")], remembered_limit=6
+        )
+        await limit.admit(key("ada", "old0"))
+        await limit.admit(key("ada", "new"))
+        await limit.admit(key("ada", "new"))
         with pytest.raises(Rejected, match="sessions_per_user_limit=3"):
-            await census.admit(key("ada", "newer"))
-        census.forget(key("ada", "new"))
-        census.forget(key("ada", "new"))
-        await census.admit(key("ada", "newer"))
+            await limit.admit(key("ada", "newer"))
+        limit.forget(key("ada", "new"))
+        limit.forget(key("ada", "new"))
+        await limit.admit(key("ada", "newer"))
         assert asked == ["ada"] * 2  # the second time before the refusal
         for user_id in ("bob", "cy", "dee"):  # ada is forgotten, and asked for again
-            await census.admit(key(user_id))
-        await census.admit(key("ada", "old0"))
+            await limit.admit(key(user_id))
+        await limit.admit(key("ada", "old0"))
         assert asked == ["ada", "ada", "bob", "cy", "dee", "ada"]
 
     run(scenario())
@@ -85,44 +131,44 @@ def test_users_that_come_together_are_counted_together():
             return []
 
         async def turn(number):
-            await census.admit(key("ada", f"s{number}"))
+            await limit.admit(key("ada", f"s{number}"))
             begun.append(key("ada", f"s{number}"))
 
-        census = Census(sessions_of, 5, in_flight=lambda _: begun)
+        limit = SessionLimit(sessions_of, 5, in_flight=lambda _: begun)
         admitted = await asyncio.gather(*map(turn, range(9)), return_exceptions=True)
         assert len(begun) == 5
         assert sum(isinstance(one, Rejected) for one in admitted) == 4
-        assert len(asked) == 9 + 1, "whoever is refused together is looked up together"
+        assert len(asked) == 9 + 1, "those refused together are looked up together"
 
     run(scenario())
 
 
-def test_the_board_finds_each_span_its_turn_and_forgets_what_is_old():
+def test_the_live_state_finds_each_span_its_turn_and_forgets_what_is_old():
     seen = []
-    board = Board(seen.append)
-    first, second = board.accept(key("ada"), "t"), board.accept(key("ada"), "t")
+    live_state = LiveState(seen.append)
+    first, second = live_state.accept(key("ada"), "t"), live_state.accept(key("ada"), "t")
     spans = [
         Span(key("ada"), "t", step, 1_000_000, 3_000_000)
         for step in ("wait", "ask", "tool", "turn")
     ]
     for span in spans:
-        board.see(span)
+        live_state.see(span)
     assert seen == spans
     assert (first.held_s, first.asks, first.tools) == (0.003, 1, 1)
     assert (second.held_s, second.asks, second.tools) == (None, 0, 0)
-    assert board.line(key("ada")) == (first, second)
-    board.end(first, "ok")
-    board.end(second, "Superseded")
-    assert board.line(key("ada")) == ()
-    assert board.outcomes == {"ok": 1, "Superseded": 1}
-    assert board.last(key("ada")).outcome == "Superseded"
-    # A span of a turn that nobody wrote down is passed on all the same.
-    board.see(Span(key("bob"), "t", "wait", 0, 1))
+    assert live_state.queue(key("ada")) == (first, second)
+    live_state.end(first, "ok")
+    live_state.end(second, "Superseded")
+    assert live_state.queue(key("ada")) == ()
+    assert live_state.outcomes == {"ok": 1, "Superseded": 1}
+    assert live_state.last(key("ada")).outcome == "Superseded"
+    # A span of a turn that was not recorded is passed on all the same.
+    live_state.see(Span(key("bob"), "t", "wait", 0, 1))
     assert len(seen) == 5
     for number in range(LAST_LIMIT):
-        board.end(board.accept(key(f"u{number}"), "t"), "ok")
-    assert board.last(key("ada")) is None
-    assert board.last(key("u0")) is not None
+        live_state.end(live_state.accept(key(f"u{number}"), "t"), "ok")
+    assert live_state.last(key("ada")) is None
+    assert live_state.last(key("u0")) is not None
 
 
 def test_a_histogram_counts_a_bound_to_the_bucket_below_it():

@@ -262,7 +262,7 @@ CUT = """
 import resource, signal, sys
 from pathlib import Path
 from kode_lab.key import SessionKey
-from kode_lab.server.trace_file import TraceFile
+from kode_lab.server.serve import TraceFile
 from kode_lab.history.span import Span
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -70,8 +70,8 @@ def refused(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("dsn", "said"),
     [
-        (f"mysql://root:{SECRET}@host/database", "--store is no DSN: give postgresql://"),
-        (f"postgresql//root:{SECRET}@host/database", "--store is no DSN"),
+        (f"mysql://root:{SECRET}@host/database", "--store is not a DSN: write postgresql://"),
+        (f"postgresql//root:{SECRET}@host/database", "--store is not a DSN"),
         # The password is cut where its slash is, and its half taken for a port.
         (f"postgresql://root:{SECRET}/x@host/database", "the DSN cannot be used"),
         (f"postgresql://root:{SECRET}@[::1/database", "the DSN cannot be used"),
@@ -83,7 +83,7 @@ def test_a_dsn_that_is_none_is_refused_and_its_password_not_repeated(refused, ds
 
 
 def test_what_does_not_go_together_is_refused(refused, tmp_path):
-    assert "--layout is of the data directory" in refused(
+    assert "--layout is for the data directory" in refused(
         "postgresql://u@h/d", "--layout", "report"
     )
     options = ("--data", str(tmp_path), "--durability", "power", "--workers", "2")

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from types import SimpleNamespace
 from urllib.parse import quote
 
 import pytest
@@ -11,7 +12,7 @@ from served import JSON, events_of, served
 
 from kode_lab.message import ToolResult
 from kode_lab.server import Limits
-from kode_lab.server.events import EventStream
+from kode_lab.server.turns import EventLog
 from kode_lab.sessions import TurnEvent
 
 
@@ -133,15 +134,15 @@ def test_a_stream_that_waits_says_accepted_before_its_session_is_free(tmp_path):
 
 def test_text_that_nobody_has_fetched_yet_becomes_one_piece():
     async def scenario():
-        stream = EventStream("t1", asyncio.get_running_loop())
+        stream = EventLog(SimpleNamespace(turn_id="t1", key=None))
         for word in ("a ", "b ", "c"):
             stream.tell(TurnEvent("text", word))
         stream.tell(TurnEvent("tool_result", ToolResult("c1", "done")))
         stream.tell(TurnEvent("text", "d"))
-        events = events_of(stream.take().decode())
+        events = events_of(stream.after(0)[0].decode())
         assert [name for name, _ in events] == ["accepted", "text", "tool_result", "text"]
         assert events[1][1] == {"text": "a b c"}
-        assert stream.take() == b""
+        assert stream.after(4) == (b"", 4)
 
     run(scenario())
 
@@ -180,7 +181,7 @@ def test_a_turn_that_another_takes_the_place_of_says_so(tmp_path, is_stream):
             first = asyncio.create_task(take("first", turnId="t1"))
             await house.gates["ask"].reached.wait()
             second = asyncio.create_task(house.post("second", strategy="rollback"))
-            await until(lambda: "Superseded" in house.board.outcomes)
+            await until(lambda: "Superseded" in house.live_state.outcomes)
             house.gates["ask"].open()
             told = await first
             error = (told[1][-1][1] if is_stream else told[1])["error"]
@@ -212,7 +213,7 @@ def test_limits_are_said_before_acceptance_and_name_themselves(tmp_path):
             # Those that are there go on, and another user has room.
             assert (await house.post("again", sessionId="s2"))[0] == 200
             assert (await house.post("hello", sessionId="s3", userId="bob"))[0] == 200
-            assert house.board.refusals == {"TooManyTurns": 1, "TooManySessions": 1}
+            assert house.live_state.refusals == {"TooManyTurns": 1, "TooManySessions": 1}
 
     run(scenario())
 

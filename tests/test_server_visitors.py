@@ -132,7 +132,7 @@ def test_whoever_has_no_known_token_is_a_stranger(tmp_path, tokens, headers):
                 assert (await house.ask("GET", path, headers=headers))[0] == 401
             for path in ("/healthz", "/readyz", "/openapi.json", "/"):
                 assert (await house.ask("GET", path, headers=headers))[0] == 200
-            assert house.board.outcomes == {}
+            assert house.live_state.outcomes == {}
 
     run(scenario())
 

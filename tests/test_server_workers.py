@@ -22,10 +22,8 @@ from kode_lab.history.reader import read_operations
 from kode_lab.http import listening_at
 from kode_lab.key import SessionKey
 from kode_lab.server import Limits
-from kode_lab.server.body import named, turn_request
-from kode_lab.server.merged_stats import joint_live, joint_statistics
-from kode_lab.server.peers import Peers
-from kode_lab.server.worker_slot import Place
+from kode_lab.server.live_state import merged_live, merged_statistics
+from kode_lab.server.peers import Peers, WorkerSlot
 
 WORKERS = ("--workers", "2")
 
@@ -333,7 +331,7 @@ def test_a_head_of_just_the_limit_is_taken_wherever_it_lands(pair):
 
 
 def peers_of(number, count, directory="/nowhere"):
-    return Peers(Place(number, count, str(directory), -1))
+    return Peers(WorkerSlot(number, count, str(directory), -1))
 
 
 def test_every_worker_finds_the_same_order_and_a_worker_more_moves_few_sessions():
@@ -354,24 +352,13 @@ def test_every_worker_finds_the_same_order_and_a_worker_more_moves_few_sessions(
     assert list(peers_of(0, 4).order(one)) == list(peers_of(0, 4).order(other))
 
 
-def test_a_turn_that_has_no_id_is_passed_on_with_the_one_it_was_given():
-    for body in (
-        b'{"userId":"u","agentId":"a","message":"} \\"turnId\\" {"}',
-        b'\n { "userId": "u", "agentId": "a", "message": "m" } \r\n',
-        b'{"userId":"u","agentId":"a","message":"m","turnId":"\\u0041"}',
-    ):
-        request = turn_request(body, is_stream=False)
-        passed = turn_request(named(body, request), is_stream=False)
-        assert passed == request._replace(is_named=True)
-
-
 def test_what_workers_tell_of_themselves_is_added():
     told = [
         {"workers": 1, "uptimeS": 5.0, "isDraining": False, "lock": {"held": 2, "longestQueue": 7}},
         {"workers": 1, "uptimeS": 9.0, "isDraining": True, "lock": {"held": 1, "longestQueue": 3}},
     ]
     told[0]["outcomes"], told[1]["outcomes"] = {"ok": 2}, {"ok": 3, "Superseded": 1}
-    assert joint_statistics(told) == {
+    assert merged_statistics(told) == {
         "workers": 2,
         "uptimeS": 9.0,
         "isDraining": True,
@@ -383,7 +370,7 @@ def test_what_workers_tell_of_themselves_is_added():
         {"sessions": lines[:2], "notShown": 4, "recent": [{"agoS": 3}, {"agoS": 1}]},
         {"sessions": lines[2:], "notShown": 0, "recent": [{"agoS": 2}]},
     ]
-    live = joint_live(parts, limit=2)
+    live = merged_live(parts, limit=2)
     assert [line["waiting"] for line in live["sessions"]] == [3, 2]
     assert live["notShown"] == 5
     assert [turn["agoS"] for turn in live["recent"]] == [3, 2, 1]

@@ -76,13 +76,11 @@ def add(commands: Any) -> None:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from kode_lab.server.ranges import check_serve  # noqa: PLC0415 - as everywhere below
-    from kode_lab.server.storage import check_storage  # noqa: PLC0415
+    from kode_lab.server.serve import check_options  # noqa: PLC0415 - as everywhere below
 
     options.is_store_shown = options.store is not None
     options.store = options.store or os.environ.get(_STORE_VARIABLE) or None
-    check_serve(options)
-    check_storage(options)
+    check_options(options)
     if options.workers != 1:
         from kode_lab.server.workers import run_workers  # noqa: PLC0415
 
@@ -91,15 +89,15 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _worker(_: argparse.Namespace) -> int:
-    from kode_lab.server.worker_slot import told_place  # noqa: PLC0415
+    from kode_lab.server.workers import read_options  # noqa: PLC0415
 
-    return _alone(told_place(sys.stdin.buffer))
+    return _alone(read_options(sys.stdin.buffer))
 
 
 def _alone(options: argparse.Namespace) -> int:
     """Be one server process, by itself or among others."""
     from kode_lab.schedule_assistant import AGENTS, toolbox  # noqa: PLC0415
-    from kode_lab.server.run import run_server  # noqa: PLC0415
+    from kode_lab.server.serve import run_server  # noqa: PLC0415
 
     with contextlib.closing(_book(options)) as book:
         return run_server(options, toolbox(book), options.agents or AGENTS)

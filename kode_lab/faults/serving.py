@@ -27,9 +27,7 @@ from kode_lab.faults.virtual_time import Delays
 from kode_lab.http import HttpServer
 from kode_lab.message import Model
 from kode_lab.schedule_assistant import AGENTS, ScheduleBook, toolbox
-from kode_lab.server.app import app_of
-from kode_lab.server.live_state import Board
-from kode_lab.server.session_limit import in_thread
+from kode_lab.server import LiveState, app_of, in_thread
 from kode_lab.sessions import AgentShelf, JsonStore, SessionManager, Toolbox
 
 __all__ = ["SERVABLE", "serve_fault", "served"]
@@ -58,7 +56,7 @@ class _Fronted:
 
 
 def served(
-    fault: Fault, data: Path, tools: Toolbox, model: Model, board: Board
+    fault: Fault, data: Path, tools: Toolbox, model: Model, live_state: LiveState
 ) -> tuple[SessionManager, JsonStore, Site]:
     """Return a manager with the fault, its store, and the site whose tasks go with it.
 
@@ -77,7 +75,7 @@ def served(
         store=site.store,
         agents=fault.parts.agents(AgentShelf(AGENTS, tools), site),
         model=fault.parts.model(model, site),
-        trace=board.see,
+        trace=live_state.see,
     )
     front = fault.parts.front(manager, site)
     fronted = manager if front is manager else cast("SessionManager", _Fronted(manager, front))
@@ -113,11 +111,11 @@ async def _serve(fault: Fault, options: Namespace, tools: Toolbox) -> None:
             model = await stack.enter_async_context(
                 Claude(options.model_url, concurrency=_MODEL_CONCURRENCY, retries=2)
             )
-        board = Board(None)
-        manager, store, site = served(fault, options.data, tools, model, board)
+        live_state = LiveState(None)
+        manager, store, site = served(fault, options.data, tools, model, live_state)
         stack.push_async_callback(site.end_tasks)
         stack.push_async_callback(manager.aclose)
-        app = app_of(manager, board=board, sessions_of=in_thread(store.sessions))
+        app = app_of(manager, live_state=live_state, sessions_of=in_thread(store.sessions))
         server = HttpServer(app, port=options.port)
         await stack.enter_async_context(server)
         sys.stdout.write(f"kode-lab serves {server.base_url}, WRONG on purpose: {fault.about}\n")

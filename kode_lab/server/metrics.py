@@ -1,4 +1,4 @@
-"""The board in the words of Prometheus, gathered when somebody asks: a turn pays nothing for it."""
+"""The live state in Prometheus's text format, made when it is asked for; turns pay nothing."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from prometheus_client.core import (
 from prometheus_client.exposition import CONTENT_TYPE_LATEST as CONTENT_TYPE
 from prometheus_client.parser import text_string_to_metric_families
 
-from kode_lab.server.live_state import BOUNDS_S, Board, Histogram
+from kode_lab.server.live_state import BOUNDS_S, Histogram, LiveState
 from kode_lab.sessions import SessionManager
 
-__all__ = ["CONTENT_TYPE", "exposition", "labelled"]
+__all__ = ["CONTENT_TYPE", "labelled", "metrics_text"]
 
 
-def exposition(board: Board, manager: SessionManager, *, carried: int = 0) -> bytes:
+def metrics_text(live_state: LiveState, manager: SessionManager, *, carried: int = 0) -> bytes:
     """Return all figures in Prometheus's text format."""
     registry = CollectorRegistry()
-    registry.register(_Figures(board, manager, carried))
+    registry.register(_Figures(live_state, manager, carried))
     return generate_latest(registry)
 
 
 def labelled(texts: Mapping[int, bytes]) -> bytes:
-    """Return the figures of several workers as one text, a label telling whose each is."""
+    """Return the figures of several workers as one text, with a label ``worker``."""
     families: dict[str, Metric] = {}
     for number, text in texts.items():
         for found in text_string_to_metric_families(text.decode()):
@@ -57,14 +57,14 @@ class _Families:
 class _Figures:
     """What ``CollectorRegistry`` asks."""
 
-    def __init__(self, board: Board, manager: SessionManager, carried: int) -> None:
+    def __init__(self, live_state: LiveState, manager: SessionManager, carried: int) -> None:
         self._carried = carried
-        self._board = board
+        self._live_state = live_state
         self._manager = manager
 
     def collect(self) -> Iterator[Metric]:
         """Return every family once."""
-        board, now = self._board, self._manager.statistics()
+        live_state, now = self._live_state, self._manager.statistics()
         for name, about, value in (
             ("turns_in_flight", "Turns accepted and not yet ended.", now.turns),
             ("sessions_in_flight", "Sessions that have turns in flight.", now.sessions),
@@ -80,12 +80,14 @@ class _Figures:
         yield CounterMetricFamily(
             "kode_lab_carried", "Requests passed on to another worker.", self._carried
         )
-        yield _counts("kode_lab_turns", "Turns that ended.", "outcome", board.outcomes)
-        yield _counts("kode_lab_refusals", "Requests never accepted.", "type", board.refusals)
-        yield _durations("turn", "From acceptance to the end of a turn.", board.turns)
-        yield _durations("wait", "For the session's lock.", board.waits)
-        yield _durations("ask", "Of one model call.", board.asks)
-        yield _durations("tool", "Of one tool call.", board.tools)
+        yield _counts("kode_lab_turns", "Turns that ended.", "outcome", live_state.outcomes)
+        yield _counts("kode_lab_refusals", "Requests never accepted.", "type", live_state.refusals)
+        yield _durations("turn", "From acceptance to the end of a turn.", live_state.turns)
+        yield _durations("wait", "For the session's lock.", live_state.waits)
+        yield _durations("ask", "Of one model call.", live_state.asks)
+        yield _durations("tool", "Of one tool call.", live_state.tools)
+        about = "How late the event loop ran a timer: what blocks it delays every turn."
+        yield _durations("loop_lag", about, live_state.loop_lags)
 
 
 def _counts(name: str, about: str, label: str, counts: dict[str, int]) -> CounterMetricFamily:

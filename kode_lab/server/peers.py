@@ -1,13 +1,11 @@
 """The other workers behind the same port: whose session a request is about, and the way there.
 
-Every session has a home among the workers, the same for whoever computes it, so that its turns
-follow each other within one process: without a word to the disk's or the database's locks, and with
-what a later turn does to an earlier one (interrupt, rollback) within reach. A request that lands
-elsewhere is carried to its home over a socket that only the workers' user may open. That is about
-cost, not about correctness: where the home does not answer, the next one in the session's order
-takes the turn, or this one, and the store keeps the order.
-
-It knows requests and answers as bytes. A request that came over such a socket is never carried on.
+Every session has a home among the workers, the same in each worker's computation, so that its turns
+follow each other within one process, without the locks of the disk or the database, and a later
+turn can interrupt an earlier one. A request that arrives at another worker is passed on to the home
+over a Unix socket that only the workers' user may open. This is about cost, not about correctness:
+if the home does not answer, the next worker in the session's order takes the turn, and the store
+keeps the order. A request that came over such a socket is never passed on again.
 
 Source: rendezvous hashing, Thaler and Ravishankar 1998.
 """
@@ -15,50 +13,71 @@ Source: rendezvous hashing, Thaler and Ravishankar 1998.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import contextlib
+from collections.abc import AsyncIterator, Iterator
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from kode_lab.http import Receive, Send
+import aiohttp
+from yarl import URL
+
+from kode_lab.http import Send
 from kode_lab.key import SessionKey
-from kode_lab.server.exchange import Exchange, Lost
-from kode_lab.server.refusal import Problem
-from kode_lab.server.worker_slot import Place
 
-__all__ = ["LOST", "Answer", "Carried", "Peers"]
-
-# Connections that are kept for the next request, to each worker.
-IDLE_LIMIT = 256
-# What another worker's figures may take.
-_FIGURES_S = 2.0
-LOST = Problem(
-    503,
+__all__ = [
+    "Answer",
+    "PassedOn",
+    "Peers",
     "WorkerLost",
-    "the process that took this turn ended before it answered: send it again with the same turnId",
-    1.0,
-)
+    "WorkerSlot",
+    "pass_answer",
+]
+
+# What another worker's figures or its sign of life may take.
+_FIGURES_S = 2.0
+_PING_S = 2.0
+# Between two pings of all other workers.
+_PING_PAUSE_S = 2.0
 # These belong to each connection; the rest is the answer's.
-_OWN_HEADERS = {b"date", b"connection", b"transfer-encoding", b"x-content-type-options"}
+_OWN_HEADERS = {"date", "connection", "transfer-encoding", "x-content-type-options"}
 
 
-class Carried(NamedTuple):
-    """A request on its way to another worker.
+class WorkerSlot(NamedTuple):
+    """What one of several worker processes knows of its place among them.
 
     Attributes:
-        headers: beside the length and the host.
+        number: its own, from 0.
+        of: how many there are.
+        directory: of the workers' sockets, which only their user may enter.
+        listening: the descriptor of the socket on which all of them accept connections.
     """
 
-    method: bytes
-    target: bytes
-    headers: tuple[tuple[bytes, bytes], ...] = ()
-    body: bytes = b""
+    number: int
+    of: int
+    directory: str
+    listening: int
 
-    def head(self) -> bytes:
-        """Return its head as bytes."""
-        lines = [b"%b %b HTTP/1.1\r\nhost: localhost" % (self.method, self.target)]
-        lines += [b"%b: %b" % header for header in self.headers]
-        return b"\r\n".join([*lines, b"content-length: %d\r\n\r\n" % len(self.body)])
+    def socket(self, number: int) -> Path:
+        """Return the path on which the worker of that number listens for the others."""
+        return Path(self.directory) / f"{number}.sock"
+
+
+class WorkerLost(Exception):
+    """The worker that took a request ended, or stopped, before its answer was complete."""
+
+
+class PassedOn(NamedTuple):
+    """A request as it is passed on to another worker.
+
+    Attributes:
+        target: path and query as they were sent.
+    """
+
+    method: str
+    target: bytes
+    headers: tuple[tuple[str, str], ...] = ()
+    body: bytes = b""
 
 
 class Answer(NamedTuple):
@@ -74,165 +93,159 @@ class Peers:
 
     Attributes:
         number: its own.
-        carried: how many requests went to another one.
+        count: of all workers.
+        carried: how many requests it passed on.
     """
 
-    def __init__(self, place: Place) -> None:
-        self.number = place.number
+    def __init__(self, slot: WorkerSlot, *, connections_limit: int = 256) -> None:
+        self.number, self.count = slot.number, slot.of
         self.carried = 0
-        self._paths: list[Path] = [place.socket(number) for number in range(place.of)]
-        self._idle: list[list[Exchange]] = [[] for _ in self._paths]
+        self._slot = slot
+        self._connections_limit = connections_limit
+        self._clients: dict[int, aiohttp.ClientSession] = {}
+        self._silent: set[int] = set()
         self._under_way = 0
         self._all_done = asyncio.Event()
         self._all_done.set()
+        self._pinging: asyncio.Task[None] | None = None
+
+    @property
+    def others(self) -> list[int]:
+        """The numbers of the other workers."""
+        return [number for number in range(self._slot.of) if number != self.number]
 
     def order(self, key: SessionKey) -> Iterator[int]:
-        """Return the workers in the order in which this user's session is theirs."""
+        """Return the workers in the order in which they are this session's home."""
         name = f"{key.user_id}\0{key.session_id}".encode()
 
         def weight(number: int) -> bytes:
             return blake2b(name, digest_size=8, salt=number.to_bytes(2, "big")).digest()
 
-        numbers = set(range(len(self._paths)))
-        while numbers:
-            first = max(numbers, key=weight)
-            numbers.discard(first)
-            yield first
+        return iter(sorted(range(self._slot.of), key=weight, reverse=True))
 
-    async def carry(
-        self, key: SessionKey, carried: Carried, send: Send, receive: Receive | None = None
-    ) -> bool:
-        """Let the session's home answer; say whether it did, or its request is to be taken here.
+    def start(self) -> None:
+        """Begin to notice workers that do not answer."""
+        self._pinging = asyncio.create_task(self._keep_pinging())
 
-        Args:
-            receive: is listened to for the client's leaving, which ends the connection to the home.
+    @contextlib.asynccontextmanager
+    async def at_home(
+        self, key: SessionKey, request: PassedOn
+    ) -> AsyncIterator[aiohttp.ClientResponse | None]:
+        """Send a request to its session's home and return the answer's head; None if we are it.
 
         Raises:
-            Lost: the home was lost before it answered; whether it did what was asked is not known.
+            WorkerLost: the home ended before it answered; what it did is not known.
         """
         self._under_way += 1
         self._all_done.clear()
         try:
-            found = await self._begun(key, carried)
-            if found is None:
-                return False
-            await self._pass_on(*found, send, receive)
-            return True
+            for number in self.order(key):
+                if number == self.number:
+                    break
+                if number in self._silent:
+                    continue
+                try:
+                    answer = await self._send(number, request)
+                except aiohttp.ClientConnectorError:  # it is not there, or we have no file left
+                    continue
+                self.carried += 1
+                async with answer:
+                    yield answer
+                return
+            yield None
+        except aiohttp.ClientError as error:
+            raise WorkerLost from error
         finally:
             self._under_way -= 1
             if not self._under_way:
                 self._all_done.set()
 
-    async def ask(self, key: SessionKey, carried: Carried) -> Answer | None:
-        """Return the home's whole answer; None is to be answered here.
+    async def ask(self, key: SessionKey, request: PassedOn) -> Answer | None:
+        """Return the home's whole answer; None if this worker is the home.
 
         Raises:
-            Lost: as ``carry``.
+            WorkerLost: as ``at_home``.
         """
-        found = await self._begun(key, carried)
-        return None if found is None else await self._whole(*found)
+        async with self.at_home(key, request) as answer:
+            if answer is None:
+                return None
+            return Answer(answer.status, _passed_headers(answer), await answer.read())
 
-    async def figures(self, target: bytes) -> dict[int, bytes]:
-        """Return the answers of the other workers by number; silent workers are left out.
+    async def ask_all(self, request: PassedOn) -> dict[int, bytes]:
+        """Return the successful answers of the other workers by number, without silent workers."""
 
-        Raises:
-            TimeoutError: never; a worker that takes too long counts as silent.
-        """
-        others = [number for number in range(len(self._paths)) if number != self.number]
-        told = await asyncio.gather(*(self._figures(number, target) for number in others))
-        return {number: body for number, body in zip(others, told, strict=True) if body}
+        async def asked(number: int) -> bytes:
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+                async with asyncio.timeout(_FIGURES_S), await self._send(number, request) as answer:
+                    body = await answer.read()
+                    return body if answer.status == 200 else b""
+            return b""
+
+        bodies = await asyncio.gather(*map(asked, self.others))
+        return {number: body for number, body in zip(self.others, bodies, strict=True) if body}
+
+    async def silent(self) -> list[int]:
+        """Return which other workers do not answer now."""
+        answers = await self.ask_all(PassedOn("GET", b"/healthz"))
+        self._silent = set(self.others) - answers.keys()
+        return sorted(self._silent)
 
     async def finish(self, *, within_s: float) -> None:
         """Wait for the answers that are under way, then end every connection."""
+        if self._pinging is not None:
+            self._pinging.cancel()
         if self._under_way and within_s > 0:
             await asyncio.wait((asyncio.ensure_future(self._all_done.wait()),), timeout=within_s)
-        for idle in self._idle:
-            for exchange in idle:
-                exchange.abort()
-            idle.clear()
+        for client in self._clients.values():
+            await client.close()
+        self._clients.clear()
 
     # ---- inside
 
-    async def _begun(self, key: SessionKey, carried: Carried) -> tuple[int, Exchange] | None:
-        """Send the request to the first worker in the session's order that is there, if not us."""
-        for number in self.order(key):
-            if number == self.number:
-                return None
-            exchange = await self._exchange(number)
-            if exchange is not None:
-                exchange.begin(carried.head() + carried.body)
-                self.carried += 1
-                return number, exchange
-        return None
+    async def _send(self, number: int, request: PassedOn) -> aiohttp.ClientResponse:
+        client = self._clients.get(number)
+        if client is None:
+            client = self._clients[number] = aiohttp.ClientSession(
+                connector=aiohttp.UnixConnector(
+                    str(self._slot.socket(number)), limit=self._connections_limit
+                ),
+                timeout=aiohttp.ClientTimeout(total=None),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+                skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent", "Content-Type"),
+            )
+        return await client.request(
+            request.method,
+            URL(f"http://localhost{request.target.decode('latin-1')}", encoded=True),
+            headers=request.headers,
+            data=request.body or None,
+            allow_redirects=False,
+        )
 
-    async def _exchange(self, number: int) -> Exchange | None:
-        idle = self._idle[number]
-        while idle:
-            exchange = idle.pop()
-            if exchange.is_open:
-                return exchange
-        loop = asyncio.get_running_loop()
-        try:
-            # asyncio asks for its base class, and calls what is there by name.
-            made: Any = Exchange
-            _, exchange = await loop.create_unix_connection(made, str(self._paths[number]))
-        except OSError:  # it is not there, or we have no file left
-            return None
-        return exchange  # type: ignore[no-any-return]
-
-    async def _pass_on(
-        self, number: int, exchange: Exchange, send: Send, receive: Receive | None
-    ) -> None:
-        watch = None
-        if receive is not None:
-            watch = asyncio.create_task(_until_left(receive, exchange))
-        try:
-            status, headers = await exchange.head()
-            own = [header for header in headers if header[0] not in _OWN_HEADERS]
-            await send({"type": "http.response.start", "status": status, "headers": own})
-            more = True
-            while more:
-                chunk, more = await exchange.piece()
-                body = {"type": "http.response.body", "body": chunk, "more_body": more}
-                await send(body)
-        finally:
-            if watch is not None:
-                watch.cancel()
-            self._keep(number, exchange)
-
-    async def _whole(self, number: int, exchange: Exchange) -> Answer:
-        try:
-            status, headers = await exchange.head()
-            pieces, more = [], True
-            while more:
-                piece, more = await exchange.piece()
-                pieces.append(piece)
-        finally:
-            self._keep(number, exchange)
-        own = [header for header in headers if header[0] not in _OWN_HEADERS]
-        return Answer(status, own, b"".join(pieces))
-
-    async def _figures(self, number: int, target: bytes) -> bytes:
-        try:
-            async with asyncio.timeout(_FIGURES_S):
-                exchange = await self._exchange(number)
-                if exchange is None:
-                    return b""
-                exchange.begin(Carried(b"GET", target).head())
-                answer = await self._whole(number, exchange)
-        except (Lost, TimeoutError):
-            return b""
-        return answer.body if answer.status == 200 else b""
-
-    def _keep(self, number: int, exchange: Exchange) -> None:
-        """Keep the connection for the next request, if this one's answer came whole."""
-        if exchange.is_open and len(self._idle[number]) < IDLE_LIMIT:
-            self._idle[number].append(exchange)
-        else:
-            exchange.abort()
+    async def _keep_pinging(self) -> None:
+        while True:
+            await asyncio.sleep(_PING_PAUSE_S)
+            await self.silent()
 
 
-async def _until_left(receive: Receive, exchange: Exchange) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    exchange.abort()
+def _passed_headers(answer: aiohttp.ClientResponse) -> list[tuple[bytes, bytes]]:
+    """Return the headers of another worker's answer that are the client's as well."""
+    return [
+        (name.lower(), value)
+        for name, value in answer.raw_headers
+        if name.lower().decode("latin-1") not in _OWN_HEADERS
+    ]
+
+
+async def pass_answer(answer: aiohttp.ClientResponse, send: Send) -> None:
+    """Send another worker's answer to the client: a stream as it comes, else whole."""
+    head = {"status": answer.status, "headers": _passed_headers(answer)}
+    if answer.content_type != "text/event-stream":
+        body = await answer.read()
+        await send({"type": "http.response.start", **head})
+        await send({"type": "http.response.body", "body": body})
+        return
+    await send({"type": "http.response.start", **head})
+    async for piece in answer.content.iter_any():
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -1,13 +1,13 @@
-"""What a client is told when there is no reply: one JSON shape, one status for each kind of error.
+"""The answers without a reply: one JSON shape, one status for each kind of error.
 
     {"error": {"type": "WaitingRoomFull", "message": "…", "status": 429, "turnId": "…"}}
 
-It owns the table from our errors to statuses. It never tells a path, a secret or a stack: where
-an error's words come from the server's own side (its files, its disk, its model's service) a client
-gets the type and what to do, and the server's log gets the words.
+It owns the table from our errors to statuses. An answer never holds a path, a secret or a stack
+trace: if an error is about the server's own side (its files, its disk, its model's service), the
+client gets the type and what to do, and the server's log gets the error's words.
 
-Whoever judges by status alone may rely on this: every 4xx but 410 is *definite*, the turn is not in
-the session and never will be; 410, every 5xx and every connection that ends without an answer are
+A client may rely on the status alone: every 4xx but 410 is *definite*, the turn is not in the
+session and never will be; 410, every 5xx and every connection that ends without an answer are
 *indeterminate*, and the same turnId sent again finds out.
 
 Source: RFC 9110 (statuses, Retry-After), RFC 6585 (429, 431).
@@ -47,19 +47,20 @@ from kode_lab.errors import (
     WrongOwner,
 )
 
-__all__ = ["JSON", "Problem", "Rejected", "problem_of"]
+__all__ = ["JSON", "LOST", "NO_STORE", "Problem", "Rejected", "problem_of"]
 
 JSON = (b"content-type", b"application/json")
-_NO_STORE = (b"cache-control", b"no-store")
+NO_STORE = (b"cache-control", b"no-store")
+_RETRY_AFTER_LIMIT_S = 3_600.0
 _AGAIN = "send the turn again with the same turnId"
 
 
 class Rejected(Exception):
-    """The server itself says no, before anything is accepted: a signal on its way to an answer.
+    """The server refuses a request before anything is accepted; raised on the way to an answer.
 
     Attributes:
-        kind: the ``type`` that the client is told.
-        headers: to be sent beside it.
+        kind: the ``type`` in the answer.
+        headers: sent with it.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class Rejected(Exception):
 
 
 class Problem(NamedTuple):
-    """What a client is told instead of a reply."""
+    """An answer without a reply."""
 
     status: int
     kind: str
@@ -98,15 +99,23 @@ class Problem(NamedTuple):
 
     def raw_headers(self, length: int) -> list[tuple[bytes, bytes]]:
         """Return the headers of an answer with a body of ``length`` bytes."""
-        headers = [JSON, _NO_STORE, (b"content-length", b"%d" % length)]
+        headers = [JSON, NO_STORE, (b"content-length", b"%d" % length)]
         if self.retry_after_s is not None:
-            seconds = max(1, math.ceil(self.retry_after_s))
-            headers.append((b"retry-after", b"%d" % seconds))
+            # The service behind the model may say anything; a client must be able to obey.
+            seconds = min(max(1.0, self.retry_after_s), _RETRY_AFTER_LIMIT_S)
+            headers.append((b"retry-after", b"%d" % math.ceil(seconds)))
         return headers + [(n.encode(), v.encode("latin-1")) for n, v in self.headers.items()]
 
 
-# The first class that fits decides. A sentence stands where the error's own words are not for
-# clients; None passes them on.
+LOST = Problem(
+    503,
+    "WorkerLost",
+    "the process that took this turn ended before it answered: send it again with the same turnId",
+    1.0,
+)
+
+# The first class that fits decides. A sentence replaces the error's own words where they are not
+# for clients; None passes them on.
 _TABLE: tuple[tuple[type[KodeLabError], int, float | None, str | None], ...] = (
     (UnknownAgent, 404, None, "there is no such agent: ask the server's operator which there are"),
     (InvalidConfig, 503, 30, "the agent's configuration is broken: its operator has to mend it"),
@@ -117,7 +126,7 @@ _TABLE: tuple[tuple[type[KodeLabError], int, float | None, str | None], ...] = (
     (WaitingRoomFull, 429, 1, None),
     (Draining, 503, 5, "the server is shutting down: send the turn again, to another or later"),
     (Refused, 429, 1, None),
-    (DeadlineExceeded, 504, None, None),
+    (DeadlineExceeded, 504, 1, None),
     (StepLimitReached, 502, None, None),
     (Superseded, 410, None, None),
     (ModelRefused, 502, None, "the model's service refused the request; its operator has to look"),
@@ -135,7 +144,7 @@ _UNEXPECTED = f"the server made a mistake, and its log says which: {_AGAIN}"
 
 
 def problem_of(error: BaseException) -> Problem:
-    """Return what the client is told of this error."""
+    """Return the answer to this error."""
     if isinstance(error, Rejected):
         return Problem(error.status, error.kind, str(error), error.retry_after_s, error.headers)
     for kind, status, retry_after_s, said in _TABLE:

@@ -1,49 +1,31 @@
-"""What all endpoints of one server share: the manager, the limits, who may come, what goes on.
+"""What all routes of one server share: the manager, the limits, the tokens, the live state.
 
-A turn runs in a task of its own, which no leaving client can cancel by accident; admission is
-decided before it starts. It knows requests that were read and checked, never sockets or HTTP.
+A turn runs in a task of its own, so a client that leaves does not cancel it by accident; whether it
+is admitted is decided before it starts. This module knows checked requests, not sockets or HTTP.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass, field
-from typing import Any, cast
+from collections.abc import Callable, Coroutine
+from typing import Any
 
-from kode_lab.errors import CallerError, Refused
-from kode_lab.http import ConnectionLimits
+from kode_lab.errors import CallerError, DeadlineExceeded, Refused
 from kode_lab.key import SessionKey
-from kode_lab.server.auth import ANYBODY, Tokens, Visitor
-from kode_lab.server.body import TurnRequest
-from kode_lab.server.live_state import Board, Ticket
+from kode_lab.server.auth import Tokens
+from kode_lab.server.limits import HeldSessions, Limits, SessionLimit, SessionsOf
+from kode_lab.server.live_state import LiveState, LiveTurn
 from kode_lab.server.peers import Peers
 from kode_lab.server.refusal import Problem, Rejected, problem_of
-from kode_lab.server.session_limit import Census, SessionsOf
+from kode_lab.server.schemas import DEADLINE_LIMIT_S, TurnRequest
 from kode_lab.sessions import SessionManager, TurnEvent, TurnReply
-from kode_lab.sessions.agent import Strategy
 
-__all__ = ["LOG", "Limits", "Service", "TurnTask", "outcome_of"]
+__all__ = ["LOG", "Service", "TurnTask", "outcome_of"]
 
 LOG = logging.getLogger("kode_lab.server")
 
 TurnTask = asyncio.Task[TurnReply]
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Limits of one server; an error names the limit that caused it.
-
-    Attributes:
-        connection: of each connection.
-        turns_limit: turns in flight, waiting ones included.
-        sessions_per_user_limit: sessions that rest in the store.
-    """
-
-    connection: ConnectionLimits = field(default_factory=ConnectionLimits)
-    turns_limit: int = 10_000
-    sessions_per_user_limit: int = 10_000
 
 
 class Service:
@@ -51,71 +33,70 @@ class Service:
 
     Attributes:
         manager: takes the turns.
-        board: what goes on.
-        limits: what it bears.
-        tokens: who may come; None is anybody who reaches it.
-        census: the sessions of each user; None where the store cannot tell.
+        live_state: what goes on.
+        limits: what is accepted.
+        tokens: the accepted tokens; None accepts every request from this machine.
+        session_limit: the sessions of each user; None if the store cannot list them.
         is_ready: whether turns can be taken now.
-        peers: the other workers behind the same port; None is nobody.
-        is_draining: it is about to stop.
+        peers: the other workers behind the same port; None if there are none.
+        deadline_of: the deadline of an agent's turns, in seconds.
+        is_draining: the server is about to stop.
     """
 
     def __init__(
         self,
         manager: SessionManager,
         *,
-        board: Board | None = None,
+        live_state: LiveState | None = None,
         sessions_of: SessionsOf | None = None,
         tokens: Tokens | None = None,
         limits: Limits | None = None,
         is_ready: Callable[[], bool] = lambda: True,
         peers: Peers | None = None,
+        deadline_of: Callable[[str], float] = lambda _: DEADLINE_LIMIT_S,
     ) -> None:
         self.manager = manager
         self.is_ready = is_ready
         self.peers = peers
-        self.board = board or Board()
+        self.live_state = live_state or LiveState()
         self.limits = limits or Limits()
         self.tokens = tokens
-        self.census: Census | None = None
+        self.deadline_of = deadline_of
+        self.session_limit: SessionLimit | None = None
         if sessions_of is not None:
             limit = self.limits.sessions_per_user_limit
-            self.census = Census(sessions_of, limit, in_flight=self._sessions_in_flight)
+            self.session_limit = SessionLimit(
+                sessions_of, limit, in_flight=self._sessions_in_flight
+            )
+        held = self.limits.held_sessions_limit
+        self._held = None if held is None or held >= self.limits.turns_limit else HeldSessions(held)
         self.is_draining = False
         # The loop itself keeps only weak references to tasks.
-        self._tasks: dict[TurnTask, Ticket] = {}
-        # Those whose session was not there before.
+        self._tasks: dict[TurnTask, LiveTurn] = {}
+        # The turns whose session was not there before.
         self._counted: set[TurnTask] = set()
-        self._others: set[asyncio.Task[None]] = set()
+        self._others: set[asyncio.Task[Any]] = set()
 
     @property
     def turns_in_flight(self) -> int:
         """How many turns were accepted and have not ended."""
         return len(self._tasks)
 
-    def visitor_of(self, headers: Iterable[tuple[bytes, bytes]]) -> Visitor:
-        """Return who sent a request with these headers.
-
-        Raises:
-            Rejected: nobody that may come (401).
-        """
-        return ANYBODY if self.tokens is None else self.tokens.visitor_of(headers)
-
     async def admit(self, key: SessionKey) -> bool:
-        """Let one more turn of this session in, or say no before anything is accepted.
+        """Admit one more turn of this session, or refuse it before anything is accepted.
 
         Returns:
-            whether the session was counted with it; ``begin`` wants to know, at once.
+            Whether the session was counted with it, which ``begin`` needs to know.
 
         Raises:
             Rejected: a limit is reached (429).
         """
         self._check_turns()
-        if self.census is None:
+        if self.session_limit is None or self.session_limit.knows(key):
             return False
-        is_counted = await self.census.admit(key)
+        is_counted = await self.session_limit.admit(key)
         try:
-            # Others may have begun while the store was asked; from here to begin nobody can.
+            # Others may have begun while the store was asked; from here to begin none can.
             self._check_turns()
         except Rejected:
             if is_counted:
@@ -124,9 +105,11 @@ class Service:
         return is_counted
 
     def forget(self, key: SessionKey) -> None:
-        """Count the session no more: it is gone, unless a turn that is in flight makes it again."""
-        if self.census is not None and all(turn.key != key for turn in self.board.line(key)):
-            self.census.forget(key)
+        """Stop counting the session: it is gone, unless a turn in flight makes it again."""
+        if self.session_limit is not None and all(
+            turn.key != key for turn in self.live_state.queue(key)
+        ):
+            self.session_limit.forget(key)
 
     def begin(
         self,
@@ -135,19 +118,15 @@ class Service:
         *,
         is_counted: bool = False,
     ) -> TurnTask:
-        """Take the turn in a task of its own, which goes on whatever becomes of its client."""
-        ticket = self.board.accept(request.key, request.turn_id)
-        task = asyncio.get_running_loop().create_task(
-            self.manager.turn(
-                request.key,
-                request.message,
-                turn_id=request.turn_id,
-                strategy=cast("Strategy | None", request.strategy),  # the manager checks it
-                deadline_s=request.deadline_s,
-                on_event=on_event,
-            )
+        """Take the turn in a task of its own, which goes on when its client leaves."""
+        turn = self.live_state.accept(request.key, request.turn_id)
+        taking = (
+            self._taken(request, on_event)
+            if self._held is None
+            else self._queued(self._held, request, on_event)
         )
-        self._tasks[task] = ticket
+        task = asyncio.get_running_loop().create_task(taking)
+        self._tasks[task] = turn
         if is_counted:
             self._counted.add(task)
         task.add_done_callback(self._ended)
@@ -159,16 +138,61 @@ class Service:
             self.manager.withdraw(request.key, task)
 
     def break_off(self) -> None:
-        """End every turn now; what they did rests in the journal for whoever sends them again."""
+        """End every turn now; what they did stays in the journal until they are sent again."""
         for task in list(self._tasks):
             task.cancel()
 
-    def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Do other work in a task that outlives its client."""
         task = asyncio.get_running_loop().create_task(work)
         self._others.add(task)
         task.add_done_callback(self._others.discard)
         return task
+
+    def _taken(
+        self,
+        request: TurnRequest,
+        on_event: Callable[[TurnEvent], None] | None,
+        waited_s: float = 0.0,
+    ) -> Coroutine[Any, Any, TurnReply]:
+        deadline_s = request.deadline_s
+        if waited_s:
+            deadline_s = self._deadline_s(request) - waited_s
+        return self.manager.turn(
+            request.key,
+            request.message,
+            turn_id=request.turn_id,
+            strategy=request.strategy,
+            deadline_s=deadline_s,
+            on_event=on_event,
+        )
+
+    def _deadline_s(self, request: TurnRequest) -> float:
+        if request.deadline_s is not None:
+            return request.deadline_s
+        return self.deadline_of(request.key.agent_id)
+
+    async def _queued(
+        self,
+        held: HeldSessions,
+        request: TurnRequest,
+        on_event: Callable[[TurnEvent], None] | None,
+    ) -> TurnReply:
+        """Take the turn once there are open files for its session."""
+        loop = asyncio.get_running_loop()
+        start_s, limit_s = loop.time(), self._deadline_s(request)
+        try:
+            async with asyncio.timeout(limit_s):
+                await held.enter(request.key)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"{request.key}: no reply within deadline_s={limit_s:g}: the turn still waited "
+                f"for open files, held_sessions_limit={self.limits.held_sessions_limit}"
+            ) from None
+        try:
+            return await self._taken(request, on_event, loop.time() - start_s)
+        finally:
+            held.leave(request.key)
 
     def _check_turns(self) -> None:
         limit = self.limits.turns_limit
@@ -184,28 +208,28 @@ class Service:
         return {turn.key for turn in self._tasks.values() if turn.key.user_id == user_id}
 
     def _ended(self, task: TurnTask) -> None:
-        ticket = self._tasks.pop(task)
+        turn = self._tasks.pop(task)
         is_counted = task in self._counted
         self._counted.discard(task)
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
         if error is None:
-            self.board.end(ticket, "replay" if task.result().is_replay else "ok")
+            self.live_state.end(turn, "replay" if task.result().is_replay else "ok")
             return
-        self.board.end(ticket, type(error).__name__)
-        # A wrong call makes no session; one that is there stays counted, however wrong the call.
+        self.live_state.end(turn, type(error).__name__)
+        # A wrong call makes no session; one that exists stays counted, however wrong the call.
         if isinstance(error, CallerError) and is_counted:
-            self.forget(ticket.key)
+            self.forget(turn.key)
         if isinstance(error, (Refused, CallerError, asyncio.CancelledError)):
             return
         problem = problem_of(error)
         if problem.status == 500 and problem.kind == "InternalError":
-            LOG.error("turn of %s failed by a mistake of ours", ticket.key, exc_info=error)
-        elif problem.message != str(error):  # the client was not told the words
-            LOG.warning("turn of %s: %s: %s", ticket.key, problem.kind, error)
+            LOG.error("turn of %s failed because of a defect", turn.key, exc_info=error)
+        elif problem.message != str(error):  # the client did not get the words
+            LOG.warning("turn of %s: %s: %s", turn.key, problem.kind, error)
 
 
 def outcome_of(task: TurnTask) -> TurnReply | Problem:
-    """Return what a turn that ended tells its client."""
+    """Return what the client of an ended turn is answered."""
     if task.cancelled():
         return Problem(
             503,

@@ -1,9 +1,12 @@
 """``kode-lab serve --workers N``: N processes that serve one port, and the parent that keeps them.
 
-The parent binds the port and gives every worker the same listening socket, so a connection that
-nobody has taken yet is lost with no worker. It serves nothing itself: it starts the workers, starts
-one again that ends (later each time, and not for ever), passes on what tells it to stop, and is the
-other end of a pipe whose closing tells them that it is gone.
+The parent binds the port and passes the same listening socket to every worker, so a connection that
+is not accepted yet is not lost with a worker. It serves nothing itself: it starts the workers,
+restarts one that ends (later each time, and not without limit) and passes on the signals to stop.
+
+A worker's options come as one line of JSON on its standard input, which stays open: its end tells
+the worker that the parent ended, however it did. A DSN comes this way too, so that the list of
+processes does not show it.
 
 Source: the one listening socket and the parent without work are those of pre-forking servers
 (Apache, gunicorn).
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import shutil
 import signal
@@ -22,13 +26,14 @@ import time
 from argparse import Namespace
 from collections import deque
 from collections.abc import Iterable
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 from kode_lab.errors import InvalidScenario, KodeLabError
-from kode_lab.http import is_loopback, listening_on
-from kode_lab.server.worker_slot import Place, words_for
+from kode_lab.http import listening_on
+from kode_lab.server.peers import WorkerSlot
 
-__all__ = ["WORKERS_LIMIT", "run_workers"]
+__all__ = ["WORKERS_LIMIT", "read_options", "run_workers"]
 
 _LOG = logging.getLogger("kode_lab.server")
 WORKERS_LIMIT = 64
@@ -37,25 +42,23 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 5.0
 # Ends of one worker within the time that is looked back on; more are no accident.
 _ENDS_LIMIT, _LOOKED_BACK_S = 10, 60.0
 _KILLED = 128  # and the signal's number, as a shell shows it
+_PATHS = ("data", "agents", "auth", "trace")
 
 
 def run_workers(options: Namespace) -> int:
-    """Serve with several processes until told to stop, and give the exit status.
+    """Serve with several processes until told to stop, and return the exit status.
 
     Raises:
-        InvalidScenario: the number makes no sense, or an address needs ``--auth``.
+        InvalidScenario: there are too many or too few of them.
         PortOccupied: somebody else listens on the port.
         KodeLabError: a worker ended again and again.
     """
     if not 1 <= options.workers <= WORKERS_LIMIT:
-        raise InvalidScenario(f"--workers {options.workers}: choose 1 to {WORKERS_LIMIT=}")
-    if not is_loopback(options.host) and options.auth is None:
         raise InvalidScenario(
-            f"--host {options.host}: others can reach this address, and without --auth FILE "
-            "everybody would be every user: give a file of tokens, or bind to 127.0.0.1"
+            f"--workers {options.workers} is not valid: choose 1 to {WORKERS_LIMIT=}"
         )
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
-    # Readable by this user alone: whoever can write there is every user.
+    # For this user alone: a process that can connect there can act as every user.
     directory = tempfile.mkdtemp(prefix="kode-lab-")
     try:
         return asyncio.run(_Workers(options, directory).run())
@@ -74,12 +77,12 @@ class _Workers:
         self._stopping = asyncio.Event()
 
     async def run(self) -> int:
-        """Keep them until told to stop, and give the exit status."""
+        """Keep them until told to stop, and return the exit status."""
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, self._stop)
         keepers: list[asyncio.Task[int]] = []
         try:
-            # The first alone: what is wrong with the options, or the database, is said once.
+            # The first alone: a wrong option or an unusable database is reported once.
             said = await self._begun(keepers, [0])
             if said and await self._begun(keepers, range(1, self._options.workers)):
                 sys.stdout.write(said.decode())
@@ -92,7 +95,7 @@ class _Workers:
         return max(keeper.result() for keeper in keepers)
 
     async def _begun(self, keepers: list[asyncio.Task[int]], numbers: Iterable[int]) -> bytes:
-        """Start these workers; give what they say when all of them serve, else nothing."""
+        """Start these workers; return what they say when all of them serve, else b""."""
         loop = asyncio.get_running_loop()
         said: list[asyncio.Future[bytes]] = [loop.create_future() for _ in numbers]
         keepers += [
@@ -107,7 +110,7 @@ class _Workers:
         return said[0].result()
 
     async def _keep(self, number: int, ready: asyncio.Future[bytes]) -> int:
-        """Have this worker run until all of them stop; give its last exit status.
+        """Have this worker run until all of them stop; return its last exit status.
 
         Raises:
             KodeLabError: it ends again and again.
@@ -116,7 +119,7 @@ class _Workers:
         while True:
             status = await self._one(number, ready)
             if self._stopping.is_set() or not ready.done():
-                # Who was told before it listened to signals has served nobody.
+                # A worker that was stopped before it handled signals has served no request.
                 if status == -signal.SIGTERM:
                     return 0
                 return status if status >= 0 else _KILLED - status
@@ -137,22 +140,22 @@ class _Workers:
                 return 0
 
     async def _one(self, number: int, ready: asyncio.Future[bytes]) -> int:
-        """Have one process be this worker until it ends, and give its exit status."""
-        place = Place(number, self._options.workers, self._directory, self._listening.fileno())
+        """Have one process be this worker until it ends, and return its exit status."""
+        slot = WorkerSlot(number, self._options.workers, self._directory, self._listening.fileno())
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "kode_lab", "worker"),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            pass_fds=(place.listening,),
+            pass_fds=(slot.listening,),
             start_new_session=True,  # a terminal's Ctrl-C is for the parent, which passes it on
         )
         assert process.stdin is not None
         assert process.stdout is not None
         self._running[number] = process
         try:
-            if self._stopping.is_set():  # told while it was being started
+            if self._stopping.is_set():  # while it was being started
                 process.terminate()
-            process.stdin.write(words_for(self._options, place))
+            process.stdin.write(_options_line(self._options, slot))
             said = await process.stdout.readline()
             if said and not ready.done():
                 ready.set_result(said)
@@ -161,9 +164,33 @@ class _Workers:
             del self._running[number]
 
     def _stop(self) -> None:
-        """Let all of them drain, and nobody connect; told again, let them hurry."""
+        """Let all of them drain, and accept no connections; a second call makes them hurry."""
         self._listening.close()
         self._stopping.set()
         for process in self._running.values():
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
+
+
+def _options_line(options: Namespace, slot: WorkerSlot) -> bytes:
+    fields = {name: value for name, value in vars(options).items() if name != "run"}
+    for name in _PATHS:
+        fields[name] = None if fields[name] is None else str(fields[name])
+    return json.dumps([slot, fields]).encode() + b"\n"
+
+
+def read_options(pipe: BinaryIO) -> Namespace:
+    """Return the server's options as the parent wrote them, with the worker's ``slot``.
+
+    Raises:
+        InvalidScenario: they cannot be read.
+    """
+    try:
+        slot, fields = json.loads(pipe.readline())
+        for name in _PATHS:
+            fields[name] = None if fields[name] is None else Path(fields[name])
+        return Namespace(slot=WorkerSlot(*slot), **fields)
+    except (ValueError, TypeError, KeyError):
+        raise InvalidScenario(
+            "a worker is started by kode-lab serve --workers N, which writes its options to it"
+        ) from None
