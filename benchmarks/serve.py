@@ -31,7 +31,7 @@ from kode_lab.http import HttpServer
 from kode_lab.message import Model, Reply, Request
 from kode_lab.server import LiveState, Service, app_of, in_thread
 from kode_lab.server.limits import file_budget
-from kode_lab.server.serve import Pace, settled
+from kode_lab.server.serve import ReplyPace, settled
 from kode_lab.sessions import JsonStore, SessionManager
 
 __all__ = ["serve"]
@@ -181,7 +181,7 @@ async def _ours(path: Path, model: Model) -> AsyncIterator[_Ours]:
     live_state = LiveState()
     store = JsonStore(path / "store", open_sessions_limit=file_budget(files_limit()).sessions)
     async with SessionManager(
-        store=store, agents=shelf(path / "agents"), model=Pace(model), trace=live_state.see
+        store=store, agents=shelf(path / "agents"), model=ReplyPace(model), trace=live_state.see
     ) as manager:
         app = app_of(manager, live_state=live_state, sessions_of=in_thread(store.sessions))
         async with HttpServer(app) as server:

@@ -6,7 +6,7 @@ import pytest
 
 from kode_lab.errors import ModelUnavailable
 from kode_lab.message import Reply, Request
-from kode_lab.server.serve import Pace
+from kode_lab.server.serve import ReplyPace
 
 REQUEST = Request("m", "", [])
 
@@ -43,7 +43,7 @@ def test_so_many_replies_come_in_in_one_pass_and_all_in_their_order():
     async def scenario():
         model = Together()
         names = [f"n{number}" for number in range(10)]
-        _, passes = await passes_of(Pace(model, at_once=3), model, names)
+        _, passes = await passes_of(ReplyPace(model, at_once=3), model, names)
         assert max(map(len, passes)) == 3
         assert [name for came in passes for name in came] == names
         assert len(passes) == 4
@@ -54,7 +54,7 @@ def test_so_many_replies_come_in_in_one_pass_and_all_in_their_order():
 def test_who_begins_meanwhile_is_heard_before_the_last_reply_comes_in():
     async def scenario():
         model, heard = Together(), []
-        pace = Pace(model, at_once=2)
+        pace = ReplyPace(model, at_once=2)
         tasks = [asyncio.create_task(pace(REQUEST)) for _ in range(8)]
         await asyncio.sleep(0)
         model.now.set()
@@ -71,7 +71,7 @@ def test_who_begins_meanwhile_is_heard_before_the_last_reply_comes_in():
 def test_who_is_cancelled_while_waiting_takes_nobodys_place():
     async def scenario():
         model = Together()
-        pace = Pace(model, at_once=1)
+        pace = ReplyPace(model, at_once=1)
         tasks = [asyncio.create_task(pace(REQUEST)) for _ in range(5)]
         await asyncio.sleep(0)
         model.now.set()
@@ -89,7 +89,7 @@ def test_an_error_waits_for_nobody():
         raise ModelUnavailable("down")
 
     async def scenario():
-        pace = Pace(down, at_once=1)
+        pace = ReplyPace(down, at_once=1)
         for _ in range(3):
             with pytest.raises(ModelUnavailable):
                 await pace(REQUEST)

@@ -27,7 +27,7 @@ from urllib.parse import unquote
 
 import httptools
 
-from kode_lab.http.exchange import Exchange, Refusal, Scope, Shared
+from kode_lab.http.exchange import HttpExchange, Refusal, Scope, Shared
 
 __all__ = ["Connection"]
 
@@ -78,12 +78,12 @@ class Connection:
         # The message that is being parsed.
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] | None = None
-        self._incoming: Exchange | None = None
+        self._incoming: HttpExchange | None = None
         self._body_bytes = self._framing_bytes = self._chunks = 0
         self._has_completed = False
         # The one that is being answered, those parsed behind it, and bytes not yet parsed.
-        self._current: Exchange | None = None
-        self._queue: deque[Exchange] = deque()
+        self._current: HttpExchange | None = None
+        self._queue: deque[HttpExchange] = deque()
         self._early: list[bytes] = []
         self._early_bytes = 0
         self._is_deaf = self._is_reading_paused = False
@@ -104,7 +104,7 @@ class Connection:
         if len(shared.connections) >= limit:
             self._is_deaf = True
             said = f"too many connections are open, connections_limit={limit}: try again later"
-            exchange = Exchange(self, None, keep_alive=False)
+            exchange = HttpExchange(self, None, keep_alive=False)
             exchange.refuse(Refusal(503, "TooManyConnections", said, 1.0))
             return
         peer = transport.get_extra_info("peername")
@@ -198,7 +198,7 @@ class Connection:
         version = self._parser.get_http_version()
         keep_alive = version == "1.1" and self._parser.should_keep_alive()
         scope = self._scope(version, headers)
-        exchange = self._incoming = Exchange(self, scope, keep_alive=keep_alive)
+        exchange = self._incoming = HttpExchange(self, scope, keep_alive=keep_alive)
         exchange.is_continue_due = is_waiting
         if scope is None:
             exchange.keep_alive = False
@@ -363,7 +363,7 @@ class Connection:
     def _fail(self, refusal: Refusal) -> None:
         """Answer with this after the answers that are due, and close."""
         self._is_deaf = True
-        exchange = self._incoming or Exchange(self, None, keep_alive=False)
+        exchange = self._incoming or HttpExchange(self, None, keep_alive=False)
         exchange.keep_alive = False
         if exchange.is_answered:
             self.close()

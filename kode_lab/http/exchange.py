@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ConnectionLimits",
     "DropConnection",
-    "Exchange",
+    "HttpExchange",
     "Receive",
     "Refusal",
     "Scope",
@@ -137,7 +137,7 @@ class Shared:
     is_ending: bool = False
 
 
-class Exchange:
+class HttpExchange:
     """One request and its answer: the ``receive`` and ``send`` of an ASGI call.
 
     Attributes:

@@ -26,7 +26,7 @@ from kode_lab.http import Send
 from kode_lab.key import SessionKey
 
 __all__ = [
-    "Answer",
+    "HttpAnswer",
     "PassedOn",
     "Peers",
     "WorkerLost",
@@ -34,11 +34,10 @@ __all__ = [
     "pass_answer",
 ]
 
-# What another worker's figures or its sign of life may take.
+# What another worker's figures may take.
 _FIGURES_S = 2.0
-_PING_S = 2.0
-# Between two pings of all other workers.
-_PING_PAUSE_S = 2.0
+# A worker that took the connection and left this many pings unanswered is passed over.
+_PING_S, _PING_PAUSE_S, _SILENT_PINGS = 5.0, 2.0, 2
 # These belong to each connection; the rest is the answer's.
 _OWN_HEADERS = {"date", "connection", "transfer-encoding", "x-content-type-options"}
 
@@ -80,8 +79,8 @@ class PassedOn(NamedTuple):
     body: bytes = b""
 
 
-class Answer(NamedTuple):
-    """A whole answer of another worker."""
+class HttpAnswer(NamedTuple):
+    """A whole answer."""
 
     status: int
     headers: list[tuple[bytes, bytes]]
@@ -103,7 +102,7 @@ class Peers:
         self._slot = slot
         self._connections_limit = connections_limit
         self._clients: dict[int, aiohttp.ClientSession] = {}
-        self._silent: set[int] = set()
+        self._unanswered: dict[int, int] = {}
         self._under_way = 0
         self._all_done = asyncio.Event()
         self._all_done.set()
@@ -142,7 +141,7 @@ class Peers:
             for number in self.order(key):
                 if number == self.number:
                     break
-                if number in self._silent:
+                if self._unanswered.get(number, 0) >= _SILENT_PINGS:
                     continue
                 try:
                     answer = await self._send(number, request)
@@ -160,7 +159,7 @@ class Peers:
             if not self._under_way:
                 self._all_done.set()
 
-    async def ask(self, key: SessionKey, request: PassedOn) -> Answer | None:
+    async def ask(self, key: SessionKey, request: PassedOn) -> HttpAnswer | None:
         """Return the home's whole answer; None if this worker is the home.
 
         Raises:
@@ -169,7 +168,7 @@ class Peers:
         async with self.at_home(key, request) as answer:
             if answer is None:
                 return None
-            return Answer(answer.status, _passed_headers(answer), await answer.read())
+            return HttpAnswer(answer.status, _passed_headers(answer), await answer.read())
 
     async def ask_all(self, request: PassedOn) -> dict[int, bytes]:
         """Return the successful answers of the other workers by number, without silent workers."""
@@ -184,11 +183,10 @@ class Peers:
         bodies = await asyncio.gather(*map(asked, self.others))
         return {number: body for number, body in zip(self.others, bodies, strict=True) if body}
 
-    async def silent(self) -> list[int]:
+    async def unready(self) -> list[int]:
         """Return which other workers do not answer now."""
         answers = await self.ask_all(PassedOn("GET", b"/healthz"))
-        self._silent = set(self.others) - answers.keys()
-        return sorted(self._silent)
+        return [number for number in self.others if number not in answers]
 
     async def finish(self, *, within_s: float) -> None:
         """Wait for the answers that are under way, then end every connection."""
@@ -225,7 +223,19 @@ class Peers:
     async def _keep_pinging(self) -> None:
         while True:
             await asyncio.sleep(_PING_PAUSE_S)
-            await self.silent()
+            await asyncio.gather(*map(self._ping, self.others))
+
+    async def _ping(self, number: int) -> None:
+        try:
+            async with asyncio.timeout(_PING_S):
+                async with await self._send(number, PassedOn("GET", b"/healthz")) as answer:
+                    await answer.read()
+        except TimeoutError:  # it is stopped, or very busy
+            self._unanswered[number] = self._unanswered.get(number, 0) + 1
+            return
+        except aiohttp.ClientError:  # it is not there, which each request finds out by itself
+            pass
+        self._unanswered.pop(number, None)
 
 
 def _passed_headers(answer: aiohttp.ClientResponse) -> list[tuple[bytes, bytes]]:

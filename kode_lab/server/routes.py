@@ -33,7 +33,7 @@ from kode_lab.key import ID_LIMIT_CHARS, SessionKey
 from kode_lab.server import schemas
 from kode_lab.server.auth import ANYBODY, Visitor
 from kode_lab.server.live_state import LiveTurn, merged_live, merged_statistics
-from kode_lab.server.peers import PassedOn, WorkerLost
+from kode_lab.server.peers import HttpAnswer, PassedOn, WorkerLost
 from kode_lab.server.refusal import JSON, LOST, NO_STORE, Problem, Rejected, problem_of
 from kode_lab.server.service import LOG, Service
 from kode_lab.server.turns import Turns
@@ -68,7 +68,7 @@ _WHY = {
 _EVERYWHERE = (400, 403, 408, 421, 431)
 
 
-class Call(NamedTuple):
+class HttpCall(NamedTuple):
     """A request on its way to its route.
 
     Attributes:
@@ -100,14 +100,6 @@ class Call(NamedTuple):
         return PassedOn(self.scope["method"], target, body=body)
 
 
-class Response(NamedTuple):
-    """A whole answer."""
-
-    status: int
-    body: bytes
-    headers: list[tuple[bytes, bytes]]
-
-
 class Route(NamedTuple):
     """One row of the table.
 
@@ -118,7 +110,7 @@ class Route(NamedTuple):
 
     method: str
     path: str
-    handler: Callable[[Call], Awaitable[Response | None]]
+    handler: Callable[[HttpCall], Awaitable[HttpAnswer | None]]
     about: str
     answers: type[BaseModel] | str | None
     statuses: tuple[int, ...] = ()
@@ -156,7 +148,7 @@ class Application:
                 await self._turns(scope, receive, send)
                 return
             route, ids = self._route(scope["method"], raw_path.decode("ascii"))
-            response = await route.handler(Call(scope, receive, send, visitor, ids))
+            response = await route.handler(HttpCall(scope, receive, send, visitor, ids))
         except (Rejected, KodeLabError) as error:
             problem = problem_of(error)
             if problem.status >= 500 and problem.kind != "Draining":
@@ -214,7 +206,7 @@ class Application:
                 "/v1/turns",
                 self._unreachable,
                 "Take one turn: JSON, or a stream of events if stream is true",
-                schemas.Reply,
+                schemas.ReplyJson,
                 (*who, *turn),
                 schemas.TurnBody,
             ),
@@ -223,7 +215,7 @@ class Application:
                 f"{_SESSION}/messages",
                 self._messages,
                 "The conversation as it is saved; it does not wait for turns in flight",
-                schemas.History,
+                schemas.HistoryJson,
                 (*who, 422, 500, 503),
             ),
             Route(
@@ -231,7 +223,7 @@ class Application:
                 f"{_SESSION}/state",
                 self._state,
                 "Who holds the session, who waits, and how its latest turn ended",
-                schemas.State,
+                schemas.StateJson,
                 (*who, 422, 503),
             ),
             Route(
@@ -247,7 +239,7 @@ class Application:
                 "/v1/users/{userId}/sessions",
                 self._sessions,
                 "The sessions of a user that rest here",
-                schemas.Sessions,
+                schemas.SessionsJson,
                 (*who, 422, 500, 503),
             ),
             Route(
@@ -255,7 +247,7 @@ class Application:
                 "/v1/statistics",
                 self._statistics,
                 "How much goes on, of the whole server: figures without names",
-                schemas.Statistics,
+                schemas.StatisticsJson,
                 who,
             ),
             Route(
@@ -263,17 +255,19 @@ class Application:
                 "/v1/live",
                 self._live,
                 "For operators: the busiest sessions by name, and the latest turns",
-                schemas.Live,
+                schemas.LiveJson,
                 who,
             ),
-            Route("GET", "/healthz", self._health, "Whether the process answers", schemas.Status),
+            Route(
+                "GET", "/healthz", self._health, "Whether the process answers", schemas.StatusJson
+            ),
             Route(
                 "GET",
                 "/readyz",
                 self._ready,
                 "Whether turns are taken: not while the server stops, its database is away or "
                 "one of its workers does not answer",
-                schemas.Status,
+                schemas.StatusJson,
                 (503,),
             ),
             Route("GET", "/metrics", self._metrics, "For Prometheus", "text/plain", who),
@@ -283,16 +277,16 @@ class Application:
 
     # ---- the routes
 
-    async def _unreachable(self, call: Call) -> None:
+    async def _unreachable(self, call: HttpCall) -> None:
         """Stand for the turns in the table; they are answered before the table is searched."""
         raise AssertionError(call)
 
-    async def _messages(self, call: Call) -> Response:
+    async def _messages(self, call: HttpCall) -> HttpAnswer:
         key = call.key()
         messages = await self.service.manager.history(key)
         return _json({**key.to_json(), "messages": messages})
 
-    async def _state(self, call: Call) -> Response:
+    async def _state(self, call: HttpCall) -> HttpAnswer:
         key = call.key()
         if (response := await self._at_home(key, call)) is not None:
             return response
@@ -317,7 +311,7 @@ class Application:
             }
         )
 
-    async def _delete(self, call: Call) -> Response:
+    async def _delete(self, call: HttpCall) -> HttpAnswer:
         key = call.key()
         if (response := await self._at_home(key, call)) is not None:
             return response
@@ -326,16 +320,16 @@ class Application:
         with contextlib.suppress(UnknownAgent):
             await asyncio.shield(service.start(service.manager.delete(key)))
         service.forget(key)
-        return Response(204, b"", [NO_STORE])
+        return HttpAnswer(204, [NO_STORE], b"")
 
-    async def _sessions(self, call: Call) -> Response:
+    async def _sessions(self, call: HttpCall) -> HttpAnswer:
         user_id = SessionKey.of(call.ids["userId"], "-").user_id
         call.visitor.check_user(user_id)
         limit = self.service.session_limit
         keys = [] if limit is None else await limit.sessions(user_id)
         return _json({"userId": user_id, "sessions": [key.to_json() for key in keys]})
 
-    async def _statistics(self, call: Call) -> Response:
+    async def _statistics(self, call: HttpCall) -> HttpAnswer:
         manager, live_state = self.service.manager.statistics(), self.service.live_state
         own = {
             "workers": 1,
@@ -356,7 +350,7 @@ class Application:
         others = await self._others(call)
         return _json(merged_statistics([own, *map(orjson.loads, others.values())]))
 
-    async def _live(self, call: Call) -> Response:
+    async def _live(self, call: HttpCall) -> HttpAnswer:
         call.visitor.check_operator()
         live_state, now_s = self.service.live_state, time.monotonic()
         queues = sorted(live_state.queues(), key=len, reverse=True)
@@ -376,22 +370,22 @@ class Application:
         reports = [own, *map(orjson.loads, (await self._others(call)).values())]
         return _json(merged_live(reports, limit=SHOWN_SESSIONS_LIMIT))
 
-    async def _health(self, _: Call) -> Response:
+    async def _health(self, _: HttpCall) -> HttpAnswer:
         return _json({"status": "ok"})
 
-    async def _ready(self, call: Call) -> Response:
+    async def _ready(self, call: HttpCall) -> HttpAnswer:
         if self.service.is_draining:
             raise Rejected(503, "Draining", "the server is shutting down", retry_after_s=5.0)
         if not self.service.is_ready():
             said = "the database does not answer: try again later"
             raise Rejected(503, "StoreUnreachable", said, retry_after_s=2.0)
         peers = self.service.peers
-        if peers is not None and not call.is_inside and (silent := await peers.silent()):
+        if peers is not None and not call.is_inside and (silent := await peers.unready()):
             said = f"workers that do not answer: {', '.join(map(str, silent))} of {peers.count}"
             raise Rejected(503, "WorkerSilent", said, retry_after_s=2.0)
         return _json({"status": "ready"})
 
-    async def _metrics(self, call: Call) -> Response:
+    async def _metrics(self, call: HttpCall) -> HttpAnswer:
         from kode_lab.server.metrics import CONTENT_TYPE, labelled, metrics_text  # noqa: PLC0415
 
         call.visitor.check_operator()
@@ -400,26 +394,25 @@ class Application:
         body = metrics_text(self.service.live_state, self.service.manager, carried=carried)
         if peers is not None and not call.is_inside:
             body = labelled({peers.number: body, **await self._others(call)})
-        return Response(200, body, [(b"content-type", CONTENT_TYPE.encode()), NO_STORE])
+        return HttpAnswer(200, [(b"content-type", CONTENT_TYPE.encode()), NO_STORE], body)
 
-    async def _openapi(self, _: Call) -> Response:
+    async def _openapi(self, _: HttpCall) -> HttpAnswer:
         return _json(document(self))
 
-    async def _page(self, _: Call) -> Response:
+    async def _page(self, _: HttpCall) -> HttpAnswer:
         """Return the live page without data: it asks for these itself, with the visitor's token."""
-        return Response(200, *_page())
+        return HttpAnswer(200, *_page())
 
     # ---- among workers
 
-    async def _at_home(self, key: SessionKey, call: Call) -> Response | None:
+    async def _at_home(self, key: SessionKey, call: HttpCall) -> HttpAnswer | None:
         """Return the answer of the session's home; None if this worker is the home."""
         peers = self.service.peers
         if peers is None or call.is_inside:
             return None
-        answer = await peers.ask(key, call.passed_on())
-        return None if answer is None else Response(answer.status, answer.body, answer.headers)
+        return await peers.ask(key, call.passed_on())
 
-    async def _others(self, call: Call) -> dict[int, bytes]:
+    async def _others(self, call: HttpCall) -> dict[int, bytes]:
         """Return the other workers' answers to the same question, by their numbers."""
         peers = self.service.peers
         return {} if peers is None or call.is_inside else await peers.ask_all(call.passed_on())
@@ -437,7 +430,7 @@ def document(app: Application) -> dict[str, Any]:
     needs_token = app.service.tokens is not None
     models = {model for route in app.routes for model in (route.answers, route.takes)}
     used = [model for model in models if isinstance(model, type)]
-    used += [schemas.Error, schemas.Event]
+    used += [schemas.ErrorJson, schemas.EventJson]
     _, definitions = models_json_schema(
         [(model, "validation") for model in sorted(used, key=lambda model: model.__name__)],
         ref_template="#/components/schemas/{model}",
@@ -472,10 +465,10 @@ def _operation(route: Route) -> dict[str, Any]:
     else:
         answers = {"200": {"description": route.about, "content": _content(route.answers)}}
     if route.takes is schemas.TurnBody:
-        event = {"$ref": "#/components/schemas/Event"}
+        event = {"$ref": "#/components/schemas/EventJson"}
         answers["200"]["content"]["text/event-stream"] = {"schema": event}
     for status in sorted({*_EVERYWHERE, *route.statuses}):
-        answers[str(status)] = {"description": _WHY[status], "content": _content(schemas.Error)}
+        answers[str(status)] = {"description": _WHY[status], "content": _content(schemas.ErrorJson)}
     operation: dict[str, Any] = {
         "operationId": route.handler.__name__.strip("_"),
         "summary": route.about,
@@ -531,18 +524,18 @@ def _queue_json(queue: tuple[LiveTurn, ...], now_s: float) -> dict[str, Any]:
     }
 
 
-def _json(data: object) -> Response:
-    return Response(200, orjson.dumps(data), [JSON, NO_STORE])
+def _json(data: object) -> HttpAnswer:
+    return HttpAnswer(200, [JSON, NO_STORE], orjson.dumps(data))
 
 
-def _of_problem(problem: Problem) -> Response:
+def _of_problem(problem: Problem) -> HttpAnswer:
     body = problem.body()
-    return Response(problem.status, body, problem.raw_headers(len(body)))
+    return HttpAnswer(problem.status, problem.raw_headers(len(body)), body)
 
 
 @cache
-def _page() -> tuple[bytes, list[tuple[bytes, bytes]]]:
-    """Return the live page and its headers, which name its own script and style by their hashes."""
+def _page() -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """Return the live page's headers, which name its own script and style by hash, and the page."""
     page = Path(__file__).with_name("page.html").read_text("utf-8")
     sources = {}
     for tag in ("script", "style"):
@@ -561,4 +554,4 @@ def _page() -> tuple[bytes, list[tuple[bytes, bytes]]]:
         (b"content-security-policy", policy.encode()),
         (b"referrer-policy", b"no-referrer"),
     ]
-    return page.encode(), headers
+    return headers, page.encode()

@@ -30,13 +30,8 @@ DEADLINE_LEAST_S = 1.0
 DEADLINE_LIMIT_S = 86_400.0
 
 
-class _Wire(BaseModel):
-    """What all models have: names in camelCase, no unknown fields, no conversion of types."""
-
-    model_config = ConfigDict(
-        alias_generator=to_camel, extra="forbid", strict=True, allow_inf_nan=False
-    )
-
+# Of all models: names in camelCase, no unknown fields, no conversion of types.
+_WIRE = ConfigDict(alias_generator=to_camel, extra="forbid", strict=True, allow_inf_nan=False)
 
 # Ids and prompts are checked where they are used; here their limits are only described.
 _Id = Annotated[str, Field(json_schema_extra={"minLength": 1, "maxLength": ID_LIMIT_CHARS})]
@@ -46,8 +41,10 @@ _Count = Annotated[int, Field(ge=0)]
 _Seconds = Annotated[float, Field(ge=0)]
 
 
-class TurnBody(_Wire):
+class TurnBody(BaseModel):
     """The body of ``POST /v1/turns``."""
+
+    model_config = _WIRE
 
     user_id: _Id
     agent_id: Annotated[_Id, Field(examples=["schedule-assistant"])]
@@ -69,45 +66,60 @@ class TurnBody(_Wire):
     deadline_s: Annotated[float, Field(ge=DEADLINE_LEAST_S, le=DEADLINE_LIMIT_S)] | None = None
 
 
-class Usage(_Wire):
+class UsageJson(BaseModel):
     """Tokens of a turn."""
+
+    model_config = _WIRE
 
     input_tokens: _Count
     output_tokens: _Count
 
 
-class Call(_Wire):
+class ToolCallJson(BaseModel):
     """One tool call."""
+
+    model_config = _WIRE
 
     id: str
     name: str
     input: dict[str, Any]
 
 
-class _OfSession(_Wire):
-    """What names its session."""
+class SessionName(BaseModel):
+    """The ids of a session."""
+
+    model_config = _WIRE
 
     user_id: str
     session_id: str
     agent_id: str
 
 
-class Reply(_OfSession):
+class ReplyJson(BaseModel):
     """The answer to an acknowledged turn."""
 
+    model_config = _WIRE
+
+    user_id: str
+    session_id: str
+    agent_id: str
     turn_id: str
     text: str
-    tool_calls: list[Call]
-    usage: Usage
+    tool_calls: list[ToolCallJson]
+    usage: UsageJson
     config_version: str
     is_replay: bool
 
 
-class Error(_Wire):
+class ErrorJson(BaseModel):
     """Why there is no reply."""
 
-    class Details(_Wire):
+    model_config = _WIRE
+
+    class Details(BaseModel):
         """What an error says."""
+
+        model_config = _WIRE
 
         type: str
         message: str
@@ -117,11 +129,19 @@ class Error(_Wire):
     error: Details
 
 
-class History(_OfSession):
+class HistoryJson(BaseModel):
     """A conversation as it is saved."""
 
-    class Entry(_Wire):
+    model_config = _WIRE
+
+    user_id: str
+    session_id: str
+    agent_id: str
+
+    class Entry(BaseModel):
         """One message of the Messages API."""
+
+        model_config = _WIRE
 
         role: Literal["user", "assistant"]
         content: list[dict[str, Any]]
@@ -129,8 +149,10 @@ class History(_OfSession):
     messages: list[Entry]
 
 
-class TurnInFlight(_Wire):
+class TurnInFlight(BaseModel):
     """One turn that has not ended."""
+
+    model_config = _WIRE
 
     turn_id: str
     state: Literal["waiting", "running"]
@@ -139,11 +161,19 @@ class TurnInFlight(_Wire):
     tool_calls: _Count
 
 
-class State(_OfSession):
+class StateJson(BaseModel):
     """Who holds a session, who waits, and how its latest turn ended."""
 
-    class LastTurn(_Wire):
+    model_config = _WIRE
+
+    user_id: str
+    session_id: str
+    agent_id: str
+
+    class LastTurn(BaseModel):
         """A turn that ended."""
+
+        model_config = _WIRE
 
         turn_id: str
         outcome: str
@@ -157,18 +187,24 @@ class State(_OfSession):
     last_turn: LastTurn | None
 
 
-class Sessions(_Wire):
+class SessionsJson(BaseModel):
     """The sessions of a user."""
 
+    model_config = _WIRE
+
     user_id: str
-    sessions: list[_OfSession]
+    sessions: list[SessionName]
 
 
-class Statistics(_Wire):
+class StatisticsJson(BaseModel):
     """How much goes on: figures without names."""
 
-    class Lock(_Wire):
+    model_config = _WIRE
+
+    class Lock(BaseModel):
         """The store's lock."""
+
+        model_config = _WIRE
 
         held: _Count
         waiting: _Count
@@ -186,18 +222,28 @@ class Statistics(_Wire):
     refusals: dict[str, _Count]
 
 
-class Live(_Wire):
+class LiveJson(BaseModel):
     """What the live page shows."""
 
-    class Line(_OfSession):
+    model_config = _WIRE
+
+    class Line(BaseModel):
         """One session with turns in flight."""
+
+        model_config = _WIRE
+
+        user_id: str
+        session_id: str
+        agent_id: str
 
         holder: TurnInFlight | None
         waiting: _Count
         waited_s: list[_Seconds]
 
-    class Recent(_Wire):
+    class Recent(BaseModel):
         """A turn that ended lately."""
+
+        model_config = _WIRE
 
         ago_s: _Seconds
         waited_s: _Seconds
@@ -209,14 +255,18 @@ class Live(_Wire):
     recent: list[Recent]
 
 
-class Status(_Wire):
+class StatusJson(BaseModel):
     """Health or readiness."""
+
+    model_config = _WIRE
 
     status: str
 
 
-class Event(_Wire):
+class EventJson(BaseModel):
     """One event of a stream; ``data`` is JSON."""
+
+    model_config = _WIRE
 
     id: str
     event: Annotated[str, Field(json_schema_extra={"enum": list(EVENTS)})]

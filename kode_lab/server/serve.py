@@ -53,7 +53,15 @@ from kode_lab.server.service import LOG, Service
 from kode_lab.sessions import AgentShelf, JsonStore, SessionManager, Store, Toolbox
 from kode_lab.sessions.postgres.schema import SCHEMA
 
-__all__ = ["Pace", "TraceFile", "check_options", "run_server", "settle", "settled", "watched_lag"]
+__all__ = [
+    "ReplyPace",
+    "TraceFile",
+    "check_options",
+    "run_server",
+    "settle",
+    "settled",
+    "watched_lag",
+]
 
 # After the turns have ended: what their answers may take to go out.
 _ANSWERS_S = 5.0
@@ -163,7 +171,7 @@ async def _serve(options: Namespace, toolbox: Toolbox, agents: Path) -> int:
             SessionManager(
                 store=storage.store,
                 agents=shelf,
-                model=Pace(model),
+                model=ReplyPace(model),
                 trace=live_state.see,
                 drain_s=options.drain,
                 residents_limit=options.residents or _RESIDENTS,
@@ -456,7 +464,7 @@ class TraceFile:
 # ---- the event loop
 
 
-class Pace:
+class ReplyPace:
     """A model whose replies arrive a few at a time; it is a model itself.
 
     Thousands of replies may arrive at once. If all of them were saved and sent first, the next
