@@ -254,13 +254,14 @@ def command(path, *options):
 
 
 @contextmanager
-def serving(path, *options, ttft_s=0.0, **environment):
+def serving(path, *options, ttft_s=0.0, files_limit=None, **environment):
     """Return a running server whose model takes so long for each call."""
+    shell = [] if files_limit is None else ["bash", "-c", f'ulimit -n {files_limit}; exec "$@"', ""]
     (path / "profile.toml").write_text(f"ttft_s = {ttft_s}\n")
     options = ("--profile", str(path / "profile.toml"), *options)
     with (path / "stderr").open("ab") as stderr:
         process = subprocess.Popen(
-            command(path, *options),
+            [*shell, *command(path, *options)],
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,

@@ -286,3 +286,32 @@ def test_a_line_that_a_full_disk_cut_spoils_no_other_one(tmp_path):
     whole, torn, again, end = path.read_text().split("\n")
     assert json.loads(whole)["step"] == "wait"
     assert (torn, again, end) == (whole[:20], whole, "")
+
+
+@pytest.mark.parametrize("files_limit", [64, 1_024])
+def test_turns_of_new_sessions_are_answered_however_few_files_may_be_open(tmp_path, files_limit):
+    async def scenario():
+        with serving(tmp_path, files_limit=files_limit) as child:
+            async with patient() as client:
+
+                async def turns(number):
+                    told = [await child.post(client, "hello", f"s{number}-{n}") for n in range(3)]
+                    return [status for status, _ in told]
+
+                # As many clients as there may be connections: 14 of 64 files, 400 of 1,024.
+                count = 12 if files_limit == 64 else 60
+                for statuses in await asyncio.gather(*map(turns, range(count))):
+                    assert statuses == [200] * 3
+            # One client too many is answered, not cut off.
+            port = int(child.url.rpartition(":")[2])
+            opened = [
+                await asyncio.open_connection("127.0.0.1", port)
+                for _ in range(40 if files_limit == 64 else 0)
+            ]
+            said = [await reader.read(100) for reader, _ in opened[-2:]]
+            assert all(b" 503 " in line for line in said)
+            for _, writer in opened:
+                writer.transport.abort()
+        assert "Traceback" not in (tmp_path / "stderr").read_text()
+
+    run(scenario())

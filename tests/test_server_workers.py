@@ -144,6 +144,68 @@ def test_a_stream_comes_whole_and_a_refusal_as_it_is_from_whichever_worker(pair)
     run(scenario())
 
 
+def test_a_cut_stream_goes_on_wherever_its_client_comes_back(pair):
+    async def scenario():
+        async with strangers() as client:
+            fields = {"stream": True, "turnId": "t1"}
+            _, whole = await pair.post(client, "hello", "resumed", **fields)
+            blocks = whole.split("\n\n")
+            for number in range(6):
+                data = {"userId": "ada", "agentId": "schedule-assistant", "sessionId": "resumed"}
+                async with client.post(
+                    f"{pair.url}/v1/turns",
+                    data=json.dumps(data | fields | {"message": "hello"}),
+                    headers=JSON | {"Last-Event-ID": str(number % 3)},
+                ) as answer:
+                    assert (await answer.text()).split("\n\n") == blocks[number % 3 :]
+
+    run(scenario())
+
+
+def test_a_turn_is_stopped_wherever_the_request_lands(tmp_path):
+    async def scenario():
+        with serving(tmp_path, *WORKERS, ttft_s=PATIENCE_S) as child:
+            async with strangers() as client:
+                turns = [
+                    asyncio.create_task(child.post(client, "hello", f"s{n}", turnId=f"t{n}"))
+                    for n in range(4)
+                ]
+                await child.until(client, lambda told: told["lock"]["held"] == 4)
+                for number in range(4):
+                    path = f"/v1/sessions/ada/s{number}/schedule-assistant/stop"
+                    async with client.post(child.url + path) as answer:
+                        assert (await answer.json())["stopped"] == [f"t{number}"]
+                assert {status for status, _ in await asyncio.gather(*turns)} == {410}
+
+    run(scenario())
+
+
+def test_a_deadline_is_kept_and_readiness_told_while_a_worker_is_stopped(tmp_path):
+    async def scenario():
+        with serving(tmp_path, *WORKERS) as child:
+            async with strangers() as client:
+                first, second = workers_of(child)
+                os.kill(first, signal.SIGSTOP)
+                try:
+                    turns = [child.post(client, "hello", f"s{n}", deadlineS=1) for n in range(8)]
+                    told = await asyncio.gather(*turns)
+                    assert {status for status, _ in told} == {200, 504}
+                    late = next(body["error"] for status, body in told if status == 504)
+                    assert (late["type"], "turnId" in late) == ("DeadlineExceeded", True)
+                    async with client.get(f"{child.url}/readyz") as answer:
+                        assert answer.status == 503
+                        assert (await answer.json())["error"]["type"] == "WorkerSilent"
+                finally:
+                    os.kill(first, signal.SIGCONT)
+                assert second in workers_of(child)
+                while True:
+                    async with client.get(f"{child.url}/readyz") as answer:
+                        if answer.status == 200:
+                            break
+
+    run(scenario())
+
+
 # ---- leaving and stopping
 
 

@@ -256,6 +256,7 @@ async def pass_answer(answer: aiohttp.ClientResponse, send: Send) -> None:
         await send({"type": "http.response.body", "body": body})
         return
     await send({"type": "http.response.start", **head})
+    await send({"type": "http.response.body", "body": b"", "more_body": True})  # the head, now
     async for piece in answer.content.iter_any():
         await send({"type": "http.response.body", "body": piece, "more_body": True})
     await send({"type": "http.response.body", "body": b"", "more_body": False})

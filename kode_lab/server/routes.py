@@ -19,8 +19,8 @@ from base64 import b64encode
 from collections.abc import Awaitable, Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import unquote_to_bytes
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import parse_qsl, unquote_to_bytes
 
 import orjson
 from pydantic import BaseModel
@@ -28,7 +28,7 @@ from pydantic.json_schema import models_json_schema
 
 from kode_lab import __version__
 from kode_lab.errors import KodeLabError, UnknownAgent
-from kode_lab.http import Receive, Scope, Send, check_local_access
+from kode_lab.http import Receive, Scope, Send, check_local_access, read_body
 from kode_lab.key import ID_LIMIT_CHARS, SessionKey
 from kode_lab.server import schemas
 from kode_lab.server.auth import ANYBODY, Visitor
@@ -97,7 +97,8 @@ class HttpCall(NamedTuple):
         """Return it as it is passed on to another worker."""
         query = self.scope["query_string"]
         target = self.scope["raw_path"] + (b"?" + query if query else b"")
-        return PassedOn(self.scope["method"], target, body=body)
+        headers = (("content-type", "application/json"),) if body else ()
+        return PassedOn(self.scope["method"], target, headers, body)
 
 
 class Route(NamedTuple):
@@ -200,6 +201,7 @@ class Application:
         needs_token = self.service.tokens is not None
         who = (401,) if needs_token else ()
         turn = (404, 409, 410, 413, 415, 422, 429, 500, 502, 503, 504)
+        changed = (404, 413, 415, 422, 429, 500, 503, 504)
         return (
             Route(
                 "POST",
@@ -232,7 +234,35 @@ class Application:
                 self._delete,
                 "Forget a conversation, after the turns that came before",
                 None,
-                (*who, 404, 422, 429, 500, 503),
+                (*who, 404, 422, 429, 500, 503, 504),
+                query=(("waitS", {"type": "number", "minimum": 0}), ("stop", {"type": "boolean"})),
+            ),
+            Route(
+                "POST",
+                f"{_SESSION}/stop",
+                self._stop,
+                "End the running turn of a session without sending another one",
+                schemas.StoppedJson,
+                (*who, *changed),
+                schemas.StopBody,
+            ),
+            Route(
+                "POST",
+                f"{_SESSION}/rewind",
+                self._rewind,
+                "Remove the last turns of a conversation",
+                schemas.RewoundJson,
+                (*who, *changed),
+                schemas.RewindBody,
+            ),
+            Route(
+                "POST",
+                f"{_SESSION}/fork",
+                self._fork,
+                "Copy a conversation, or its first turns, to a session that has none",
+                schemas.ForkedJson,
+                (*who, *changed),
+                schemas.ForkBody,
             ),
             Route(
                 "GET",
@@ -316,11 +346,55 @@ class Application:
         if (response := await self._at_home(key, call)) is not None:
             return response
         service = self.service
+        wait_s, stop = _delete_query(call.scope["query_string"])
         # In a task of its own: half a deletion helps no one, whether the client leaves or not.
+        deleting = service.start(service.manager.delete(key, wait_s=wait_s, stop=stop))
         with contextlib.suppress(UnknownAgent):
-            await asyncio.shield(service.start(service.manager.delete(key)))
+            await asyncio.shield(deleting)
         service.forget(key)
         return HttpAnswer(204, [NO_STORE], b"")
+
+    async def _stop(self, call: HttpCall) -> HttpAnswer:
+        key = call.key()
+        data, body = await _body_of(call, schemas.StopBody)
+        # The turn may run elsewhere if the session's home was away for a while.
+        stopping = self.service.manager.stop(
+            key, turn_id=body.turn_id or None, how=body.how, waiting=body.waiting
+        )
+        own, others = await asyncio.gather(stopping, self._others(call, data))
+        stopped = [*own]
+        for answer in others.values():
+            stopped += orjson.loads(answer)["stopped"]
+        return _json({**key.to_json(), "stopped": stopped})
+
+    async def _rewind(self, call: HttpCall) -> HttpAnswer:
+        key = call.key()
+        data, body = await _body_of(call, schemas.RewindBody)
+        if (response := await self._at_home(key, call, data)) is not None:
+            return response
+        service = self.service
+        rewinding = service.manager.rewind(
+            key, body.to_turn, turn_id=body.turn_id or None, wait_s=body.wait_s
+        )
+        removed = await asyncio.shield(service.start(rewinding))
+        return _json({**key.to_json(), "removed": list(removed)})
+
+    async def _fork(self, call: HttpCall) -> HttpAnswer:
+        key = call.key()
+        data, body = await _body_of(call, schemas.ForkBody)
+        new_key = SessionKey.of(key.user_id, body.agent_id or key.agent_id, body.session_id)
+        if (response := await self._at_home(key, call, data)) is not None:
+            return response
+        service = self.service
+        is_counted = await service.admit(new_key)
+        try:
+            forking = service.manager.fork(key, new_key, at_turn=body.at_turn, wait_s=body.wait_s)
+            messages = await asyncio.shield(service.start(forking))
+        except KodeLabError:
+            if is_counted:
+                service.forget(new_key)
+            raise
+        return _json({**new_key.to_json(), "messages": messages})
 
     async def _sessions(self, call: HttpCall) -> HttpAnswer:
         user_id = SessionKey.of(call.ids["userId"], "-").user_id
@@ -405,17 +479,47 @@ class Application:
 
     # ---- among workers
 
-    async def _at_home(self, key: SessionKey, call: HttpCall) -> HttpAnswer | None:
+    async def _at_home(
+        self, key: SessionKey, call: HttpCall, body: bytes = b""
+    ) -> HttpAnswer | None:
         """Return the answer of the session's home; None if this worker is the home."""
         peers = self.service.peers
         if peers is None or call.is_inside:
             return None
-        return await peers.ask(key, call.passed_on())
+        return await peers.ask(key, call.passed_on(body))
 
-    async def _others(self, call: HttpCall) -> dict[int, bytes]:
+    async def _others(self, call: HttpCall, body: bytes = b"") -> dict[int, bytes]:
         """Return the other workers' answers to the same question, by their numbers."""
         peers = self.service.peers
-        return {} if peers is None or call.is_inside else await peers.ask_all(call.passed_on())
+        return {} if peers is None or call.is_inside else await peers.ask_all(call.passed_on(body))
+
+
+_BodyModel = TypeVar("_BodyModel", bound=BaseModel)
+
+
+async def _body_of(call: HttpCall, model: type[_BodyModel]) -> tuple[bytes, _BodyModel]:
+    """Return a request's body as it was sent, and checked; an empty one is an empty object."""
+    data = await read_body(call.receive) or b""
+    if data and not schemas.is_json(call.scope["headers"]):
+        raise Rejected(415, "UnsupportedMediaType", "send the body as application/json")
+    return data, schemas.checked_body(model, schemas.json_object(data) if data else {})
+
+
+def _delete_query(query: bytes) -> tuple[float | None, bool]:
+    """Return how long a deletion waits for turns, and whether it stops them instead."""
+    wait_s, stop = None, False
+    for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
+        if name == "waitS" and re.fullmatch(r"\d{1,5}(\.\d{1,6})?", value):
+            wait_s = float(value)
+        elif name == "stop" and value in ("true", "false"):
+            stop = value == "true"
+        else:
+            raise Rejected(
+                422,
+                "InvalidRequest",
+                f"{name}={value} is not valid: the query may have waitS=SECONDS and stop=true",
+            )
+    return wait_s, stop
 
 
 def _fits(shape: tuple[str | None, ...], parts: list[str]) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import jiter
@@ -23,7 +24,7 @@ from kode_lab.server.refusal import Rejected
 from kode_lab.sessions.agent import STRATEGIES
 from kode_lab.sessions.ticket import PROMPT_LIMIT_CHARS, TURN_ID_LIMIT_CHARS
 
-__all__ = ["EVENTS", "TurnRequest", "checked_body", "json_object", "turn_request"]
+__all__ = ["EVENTS", "TurnRequest", "checked_body", "is_json", "json_object", "turn_request"]
 
 EVENTS = ("accepted", "started", "text", "tool_call", "tool_result", "done", "error")
 DEADLINE_LEAST_S = 1.0
@@ -64,6 +65,46 @@ class TurnBody(BaseModel):
         Literal["finish", "rollback"], Field(description="if the client leaves")
     ] = "finish"
     deadline_s: Annotated[float, Field(ge=DEADLINE_LEAST_S, le=DEADLINE_LIMIT_S)] | None = None
+
+
+class StopBody(BaseModel):
+    """The body of ``POST …/stop``; it may be left out."""
+
+    model_config = _WIRE
+
+    turn_id: Annotated[str, Field(description="only this turn, running or waiting")] = ""
+    how: Annotated[
+        Literal["interrupt", "rollback"],
+        Field(description="interrupt keeps what the turn did; rollback forgets it"),
+    ] = "interrupt"
+    waiting: Annotated[bool, Field(description="end the waiting turns, too")] = False
+
+
+class RewindBody(BaseModel):
+    """The body of ``POST …/rewind``."""
+
+    model_config = _WIRE
+
+    to_turn: Annotated[
+        _TurnId | _Count,
+        Field(description="the id of the last turn to keep, or how many turns to keep"),
+    ]
+    turn_id: Annotated[_TurnId, Field(description="names the rewind, so that it happens once")] = ""
+    wait_s: Annotated[_Seconds, Field(le=DEADLINE_LIMIT_S)] | None = None
+
+
+class ForkBody(BaseModel):
+    """The body of ``POST …/fork``."""
+
+    model_config = _WIRE
+
+    session_id: Annotated[_Id, Field(description="of the session to make, of the same user")]
+    agent_id: Annotated[_Id, Field(description="its agent, if it is another one")] = ""
+    at_turn: Annotated[
+        _TurnId | _Count | None,
+        Field(description="the id of the last turn to copy, or how many; null copies all"),
+    ] = None
+    wait_s: Annotated[_Seconds, Field(le=DEADLINE_LIMIT_S)] | None = None
 
 
 class UsageJson(BaseModel):
@@ -127,6 +168,39 @@ class ErrorJson(BaseModel):
         turn_id: str = ""
 
     error: Details
+
+
+class StoppedJson(BaseModel):
+    """The turns that were stopped."""
+
+    model_config = _WIRE
+
+    user_id: str
+    session_id: str
+    agent_id: str
+    stopped: list[str]
+
+
+class RewoundJson(BaseModel):
+    """The turns that were removed."""
+
+    model_config = _WIRE
+
+    user_id: str
+    session_id: str
+    agent_id: str
+    removed: list[str]
+
+
+class ForkedJson(BaseModel):
+    """The session that was made, and how many messages it has."""
+
+    model_config = _WIRE
+
+    user_id: str
+    session_id: str
+    agent_id: str
+    messages: _Count
 
 
 class HistoryJson(BaseModel):
@@ -293,6 +367,16 @@ class TurnRequest(NamedTuple):
     on_disconnect: str
     deadline_s: float | None
     is_named: bool
+
+
+def is_json(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether the request says that its body is JSON.
+
+    A browser asks before it sends JSON to another origin, and is not allowed to: so no foreign page
+    can take a turn for the person in front of it.
+    """
+    kind = next((value for name, value in headers if name == b"content-type"), b"")
+    return kind.partition(b";")[0].strip().lower() == b"application/json"
 
 
 def turn_request(data: bytes, *, is_stream: bool) -> TurnRequest:

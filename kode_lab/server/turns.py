@@ -34,7 +34,7 @@ from kode_lab.http import DropConnection, Receive, Scope, Send, read_body
 from kode_lab.key import SessionKey
 from kode_lab.server.peers import PassedOn, WorkerLost, pass_answer
 from kode_lab.server.refusal import JSON, LOST, NO_STORE, Problem, Rejected, problem_of
-from kode_lab.server.schemas import TurnRequest, turn_request
+from kode_lab.server.schemas import TurnRequest, is_json, turn_request
 from kode_lab.server.service import Service, TurnTask, outcome_of
 from kode_lab.sessions import TurnEvent, TurnReply
 
@@ -250,10 +250,12 @@ class Turns:
             self._logs.setdefault(name, log)
             task.add_done_callback(lambda task: self._close(name, log, task))
         await send(_STREAM_START)
+        is_first = True  # the head goes out with it, whether there is news or not
         while True:
             chunk, last_id = log.after(last_id)
             is_last = log.is_closed
-            if chunk or is_last:
+            if chunk or is_last or is_first:
+                is_first = False
                 await send({"type": "http.response.body", "body": chunk, "more_body": not is_last})
                 if is_last:
                     return
@@ -288,22 +290,19 @@ class _Asked(NamedTuple):
 
 
 def _asked(scope: Scope) -> _Asked:
-    content_type, wants_events, last_id, turn_id = b"", False, 0, ""
-    for name, value in scope["headers"]:
-        if name == b"content-type":
-            content_type = content_type or value
-        elif name == b"accept":
+    headers = scope["headers"]
+    if not is_json(headers):
+        raise Rejected(
+            415, "UnsupportedMediaType", "send the turn as Content-Type: application/json"
+        )
+    wants_events, last_id, turn_id = False, 0, ""
+    for name, value in headers:
+        if name == b"accept":
             wants_events = wants_events or b"text/event-stream" in value.lower()
         elif name == b"last-event-id":
             last_id = int(value) if value.isdigit() and len(value) < 10 else 0
         elif name == _TURN_ID_HEADER:
             turn_id = value.decode("latin-1")
-    # A browser asks before it sends JSON to another origin, and is not allowed to: so no foreign
-    # page can take a turn for the person in front of it.
-    if content_type.partition(b";")[0].strip().lower() != b"application/json":
-        raise Rejected(
-            415, "UnsupportedMediaType", "send the turn as Content-Type: application/json"
-        )
     return _Asked(wants_events, last_id, turn_id)
 
 
