@@ -65,7 +65,7 @@ MAY_USE = {
     "uvicorn": ("claude",),
     "httptools": ("http",),
     "nest_asyncio": ("lab.nested",),
-    "pydantic": ("sessions.tool", "server"),
+    "pydantic": ("sessions.tool", "server", "lab", "reports"),
     "docstring_parser": ("sessions.tool",),
     "sqlite3": ("schedule_assistant.book", "targets.frameworks"),
     "IPython": ("lab", "pictures"),
