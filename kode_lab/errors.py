@@ -33,6 +33,7 @@
         ├── NewerFormat            written by a newer kode_lab
         ├── WrongOwner             the directory belongs to another user's session
         ├── ForeignHost            another host works in this directory
+        ├── StoreMoved             the directory or its lock files were moved or removed in use
         └── StaleLease             the holder was overtaken; its write was refused
 
 Each message says what, which key or limit, and what to do.
@@ -67,6 +68,7 @@ __all__ = [
     "StaleLease",
     "StepLimitReached",
     "StoreError",
+    "StoreMoved",
     "StoreUnreachable",
     "StoreUnwritable",
     "Superseded",
@@ -231,6 +233,10 @@ class WrongOwner(StoreError):
 
 class ForeignHost(StoreError):
     """Another host works in this directory; file locks do not reach across hosts."""
+
+
+class StoreMoved(StoreError):
+    """The store's directory or its lock files were moved, removed or replaced while in use."""
 
 
 class StaleLease(StoreError):

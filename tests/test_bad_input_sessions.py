@@ -46,6 +46,8 @@ from kode_lab.errors import (
 from kode_lab.key import SessionKey
 from kode_lab.message import Reply, Usage, assistant, user
 from kode_lab.sessions import AgentShelf, JsonStore, Toolbox
+from kode_lab.sessions.files.disk import PosixDisk
+from kode_lab.sessions.files.file_lock import Occupancy
 
 SAID = ["one", "note:1 two", "three"]
 
@@ -346,7 +348,9 @@ def test_a_messages_file_that_another_program_replaces_under_a_turn_is_not_writt
             path.with_name("new").write_text(json.dumps(edited))
             path.with_name("new").replace(path)
             model.gates["two"].set()
-            with pytest.raises(SessionDamaged, match=r"ada:s1: somebody else changed.*same turnId"):
+            with pytest.raises(
+                SessionDamaged, match=r"ada:s1: .* changed from outside.*same turnId"
+            ):
                 await turn
             assert json.loads(path.read_bytes()) == edited
             await manager.turn(ADA, "two", turn_id="t")
@@ -431,22 +435,38 @@ def test_files_of_a_newer_version_are_refused_and_left_as_they_are(tmp_path):
     run(scenario())
 
 
-@pytest.mark.parametrize("durability", ["process", "power"])
-def test_a_directory_in_which_another_host_works_is_refused_and_can_be_taken_over(
-    tmp_path, durability
+@pytest.mark.parametrize("alone", [False, True])
+def test_on_a_network_file_system_a_directory_in_which_another_host_works_is_refused(
+    tmp_path, alone
 ):
+    """What is not known to be local counts as one."""
+
+    def enter(**how):
+        return Occupancy(tmp_path, PosixDisk(), alone=alone, wait_s=0, **how)
+
+    mark = tmp_path / "+store"
+    mark.write_text('{"kode_lab":1,"host":"0123456789abcdef"}\n')
+    for _ in range(2):
+        with pytest.raises(ForeignHost, match=r"another host.*remove the file \+store"):
+            enter(sees_all_locks=lambda _: False)
+    mark.unlink()
+    inside = enter(sees_all_locks=lambda _: False)
+    assert b'"host"' in mark.read_bytes()
+    inside.leave()
+    assert mark.read_bytes() == b"", "the last one to leave removes the name of the host"
+
+
+@pytest.mark.parametrize("durability", ["process", "power"])
+def test_on_a_local_file_system_a_container_made_anew_after_kill_9_starts(tmp_path, durability):
+    """The lock proves that the host that left its name is gone, or is on the same kernel."""
+
     async def scenario():
         await with_history(tmp_path)
         mark = tmp_path / "store" / "+store"
-        assert mark.read_bytes() == b"", "who leaves takes the name of the host away"
-        mark.write_text('{"kode_lab":1,"host":"0123456789abcdef"}\n')
-        for _ in range(2):
-            with pytest.raises(ForeignHost, match=r"another host.*remove the file \+store"):
-                JsonStore(tmp_path / "store", durability=durability)
-        mark.unlink()
+        mark.write_text('{"kode_lab":1,"host":"0123456789abcdef","locks":"old","inode":7}\n')
         async with managing(tmp_path, store={"durability": durability}) as manager:
             await assert_undisturbed(manager)
-            assert b'"host"' in mark.read_bytes()
+            assert b"0123456789abcdef" not in mark.read_bytes()
 
     run(scenario())
 
@@ -809,10 +829,10 @@ def test_the_largest_numbers_of_a_reply_are_read_as_they_were_given(tmp_path):
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"durability": "Power"}, r"durability 'Power' is none of process, power"),
-        ({"durability": "fsync"}, r"durability 'fsync' is none of process, power"),
-        ({"layout": "reprot"}, r"layout 'reprot' is none of user, report"),
-        ({"layout": None}, r"layout None is none of user, report"),
+        ({"durability": "Power"}, r"durability 'Power' is not valid: choose process or power"),
+        ({"durability": "fsync"}, r"durability 'fsync' is not valid: choose process or power"),
+        ({"layout": "reprot"}, r"layout 'reprot' is not valid: choose user or report"),
+        ({"layout": None}, r"layout None is not valid: choose user or report"),
         ({"root": ""}, r"root is empty"),
     ],
 )

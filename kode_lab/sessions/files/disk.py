@@ -17,7 +17,10 @@ from typing import Protocol, TypeAlias
 
 from kode_lab.errors import StoreUnwritable
 
-__all__ = ["Disk", "Place", "PosixDisk", "explained"]
+__all__ = ["SCARCE", "Disk", "Place", "PosixDisk", "explained"]
+
+# The process, or the system, may open no more files.
+SCARCE = (errno.EMFILE, errno.ENFILE)
 
 Place: TypeAlias = str | os.PathLike[str]
 

@@ -27,7 +27,7 @@ import asyncio
 import contextlib
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
 from pathlib import Path
@@ -35,7 +35,7 @@ from pathlib import Path
 import orjson
 
 from kode_lab.errors import StoreUnwritable
-from kode_lab.sessions.files.disk import Disk, explained
+from kode_lab.sessions.files.disk import SCARCE, Disk, explained
 from kode_lab.sessions.files.session_files import MESSAGES, TURNS, SessionFiles, Tail
 
 __all__ = ["JOURNAL_BYTES", "PowerJournal"]
@@ -71,11 +71,27 @@ class PowerJournal:
 
     Making it applies what an earlier process left in it.
 
+    Args:
+        path: the journal's file.
+        root: the directory of the sessions.
+        disk: the file system.
+        size_bytes: what is allocated for it.
+        make_room: closes files when the process may open no more; returns whether it could.
+
     Raises:
-        OSError: the file cannot be made or read.
+        OSError: the file cannot be created or read.
     """
 
-    def __init__(self, path: Path, root: Path, disk: Disk, *, size_bytes: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        root: Path,
+        disk: Disk,
+        *,
+        size_bytes: int,
+        make_room: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._make_room = make_room
         self._root = root
         self._root_chars = len(str(root)) + 1
         self._disk = disk
@@ -136,7 +152,7 @@ class PowerJournal:
         try:
             if self._failure is None:
                 self._catch_up()
-                await asyncio.get_running_loop().run_in_executor(self._thread, self._begin_again)
+                await self._next_generation()
         finally:
             self._thread.shutdown()
             self._disk.close(self._fd)
@@ -153,11 +169,23 @@ class PowerJournal:
                     self._acknowledge(batch)
                 else:  # full
                     self._catch_up()
-                    await loop.run_in_executor(self._thread, self._begin_again)
+                    await self._next_generation()
         except Exception as error:  # noqa: BLE001 - nobody may wait for ever, whatever it was
             self._fail(batch, error)
         finally:
             self._flusher = None
+
+    async def _next_generation(self) -> None:
+        """Begin the journal again, with fewer other files open if the process may open no more."""
+        while True:
+            try:
+                loop = asyncio.get_running_loop()
+                await loop.run_in_executor(self._thread, self._begin_again)
+            except OSError as error:
+                if error.errno not in SCARCE or not self._make_room():
+                    raise
+            else:
+                return
 
     def _acknowledge(self, batch: list[_Waiting]) -> None:
         behind = self._behind

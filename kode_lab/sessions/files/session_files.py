@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from kode_lab.errors import SessionDamaged
 from kode_lab.key import SessionKey
 from kode_lab.message import Message
-from kode_lab.sessions.files.disk import Disk
+from kode_lab.sessions.files.disk import SCARCE, Disk
 from kode_lab.sessions.files.format import (
     CLOSING,
     DELETED,
@@ -451,7 +451,14 @@ class SessionFiles:
             if not start and not data:
                 self.place.remove_messages()
                 continue
-            fd = self.place.turns() if name == TURNS else self.place.messages()
+            open_it = self.place.turns if name == TURNS else self.place.messages
+            try:
+                fd = open_it()
+            except OSError as error:
+                if error.errno not in SCARCE:
+                    raise
+                self.place.close()
+                fd = open_it()
             if data:
                 self.disk.write(fd, bytes(data), start)
             if self.disk.size(fd) > start + len(data):

@@ -1,11 +1,11 @@
-"""The embedded store: a directory of JSON files, safe for many tasks and many processes.
+"""The directory store: sessions as JSON files, safe for many tasks and many processes.
 
 It puts the parts together: the in-process lock for order, the file lock between processes, the
-session's files with their fence, and, for durability ``power``, the journal. It owns who holds
-what. It never knows what a turn says or why it is written.
+session's files with their fence, and, for durability ``power``, the journal. It owns which lease is
+out and which files are open. It must not know what a turn says or why it is written.
 
     <root>/<userId>/<sessionId>:<agentId>/<sessionId>:<agentId>/runtime/{messages.json,turns.jsonl}
-    <root>/+store      whose host works here; processes share it, ``power`` owns it alone
+    <root>/+store      who works here; processes share it, ``power`` owns it alone
     <root>/+locks/     1,024 files whose bytes are the locks
     <root>/+journal    what ``power`` has logged (no id can be encoded to a name with "+")
 
@@ -17,9 +17,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator, Sequence
+import os
+import resource
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from kode_lab.errors import (
     InvalidScenario,
@@ -30,22 +33,28 @@ from kode_lab.errors import (
 )
 from kode_lab.key import SessionKey
 from kode_lab.message import Message
-from kode_lab.sessions.files.disk import Disk, PosixDisk, explained
-from kode_lab.sessions.files.file_lock import FileLocks
-from kode_lab.sessions.files.occupancy import Occupancy
-from kode_lab.sessions.files.open_files import OpenFiles, default_limit
-from kode_lab.sessions.files.peek import peek, sessions_in
+from kode_lab.sessions.files.disk import SCARCE, Disk, PosixDisk, explained
+from kode_lab.sessions.files.file_lock import FileLocks, Occupancy
 from kode_lab.sessions.files.power_journal import JOURNAL_BYTES, PowerJournal, recover
+from kode_lab.sessions.files.reading import peek, sessions_in
 from kode_lab.sessions.files.session_files import SessionFiles, Tail
 from kode_lab.sessions.lock import KeyedLock, LockStatistics
 from kode_lab.sessions.open_turn import Finished, OpenTurn
 from kode_lab.sessions.store import Lease, Stored
 
-__all__ = ["JsonStore"]
+__all__ = ["Durability", "JsonStore", "Layout", "OpenFiles"]
+
+Durability: TypeAlias = Literal["process", "power"]
+Layout: TypeAlias = Literal["user", "report"]
+T = TypeVar("T")
 
 # A recovery of a full journal takes some two seconds.
 _MOVE_IN_S = 10.0
-_CHOICES = {"layout": ("user", "report"), "durability": ("process", "power")}
+_CHOICES = {"layout": get_args(Layout), "durability": get_args(Durability)}
+# Sessions that have both files open, where no limit is given: the least and the most.
+_SESSIONS = (2, 2_500)
+# Of the files that the store may open, one part in so many is for lock files.
+_LOCKS_SHARE = 8
 
 
 class _Held:
@@ -63,27 +72,28 @@ class JsonStore:
     """Sessions as JSON files below one directory.
 
     Args:
-        root: made if it is not there; a relative one is found from where the process is now.
-        layout: ``user`` keeps users apart by directory; ``report`` gives the report's exact paths.
+        root: created if it is missing; a relative one is found from the current directory.
+        layout: ``user`` keeps users apart by directory; ``report`` uses the report's exact paths.
         durability: ``process`` survives kill -9 of this process; ``power`` a power cut too.
-        open_sessions_limit: how many sessions have both files open, twice as many have one; no
-            limit on sessions. By default they take a quarter of what the process may open.
+        open_sessions_limit: the store opens twice as many files at most, lock files included; it is
+            no limit on sessions. By default an eighth of what the process may open.
         journal_bytes: size of the journal that ``power`` writes; a larger step makes it grow.
         move_in_s: how long to wait for another process that is just opening or leaving it.
-        disk: the file system; tests give a failing one.
+        disk: the file system; tests pass a failing one.
 
     Raises:
         InvalidScenario: an option is none of its choices, or the root is empty.
-        StoreUnwritable: the directory cannot be made or written.
-        ForeignHost: another host works in it, or another process owns it for ``power``.
+        StoreUnwritable: the directory cannot be created or written.
+        ForeignHost: another host or version works in it, or another process owns it for ``power``.
+        StoreMoved: its lock files were removed while another process works in it.
     """
 
     def __init__(
         self,
         root: Path | str,
         *,
-        layout: Literal["user", "report"] = "user",
-        durability: Literal["process", "power"] = "process",
+        layout: Layout = "user",
+        durability: Durability = "process",
         open_sessions_limit: int | None = None,
         journal_bytes: int = JOURNAL_BYTES,
         move_in_s: float = _MOVE_IN_S,
@@ -91,7 +101,13 @@ class JsonStore:
     ) -> None:
         for name, value in (("layout", layout), ("durability", durability)):
             if value not in (choices := _CHOICES[name]):
-                raise InvalidScenario(f"{name} {value!r:.40} is none of {', '.join(choices)}")
+                raise InvalidScenario(
+                    f"{name} {value!r:.40} is not valid: choose {' or '.join(choices)}"
+                )
+        if not isinstance(root, str | os.PathLike):
+            raise InvalidScenario(
+                f"the store's root is a {type(root).__name__}: pass the path of a directory"
+            )
         if not str(root):
             raise InvalidScenario("the store's root is empty: name a directory ('.' for this one)")
         # Where the process goes later, and how the path is spelled, must make no difference.
@@ -102,12 +118,17 @@ class JsonStore:
         self._disk: Disk = disk or PosixDisk()
         self._lock: KeyedLock[tuple[str, ...]] = KeyedLock()
         self._held: dict[SessionKey, _Held] = {}
-        self._open = OpenFiles(
-            default_limit() if open_sessions_limit is None else open_sessions_limit
-        )
-        self._power: PowerJournal | None = None
-        self._locks = FileLocks(self.root / "+locks", self._disk)
+        files = 2 * max(_default_limit() if open_sessions_limit is None else open_sessions_limit, 1)
         is_alone = durability == "power"
+        lock_files = 0 if is_alone else max(1, files // _LOCKS_SHARE)
+        self._open = OpenFiles(max(files - lock_files, 1))
+        self._power: PowerJournal | None = None
+        self._locks = FileLocks(
+            self.root / "+locks",
+            self._disk,
+            open_limit=lock_files,
+            guard=lambda: self._occupancy.check(),  # noqa: PLW0108 - it is made later
+        )
         try:
             self._disk.make_directory(self.root)
             self._occupancy = Occupancy(self.root, self._disk, alone=is_alone, wait_s=move_in_s)
@@ -121,9 +142,9 @@ class JsonStore:
             raise explained(f"the store at {self.root.name!r}", error) from error
 
     async def hold(self, key: SessionKey, *, queue_limit: int) -> Lease:
-        """Return the lease of the session, after everyone in this process who asked before.
+        """Return the lease of the session, after all callers in this process that asked before.
 
-        Between processes nobody starves; a dead process is noticed within 10 ms.
+        Between processes none starves; a dead process is noticed within 10 ms.
 
         Raises:
             WaitingRoomFull: ``queue_limit`` wait already, or it is 0 and the session is held.
@@ -147,9 +168,11 @@ class JsonStore:
     async def _hold_files(self, key: SessionKey, *, is_patient: bool) -> Lease:
         if self._is_closed:
             raise StoreUnwritable(f"{key}: the store is closed: open it again")
-        # Who owns the directory alone needs no lock between processes.
+        # A process that owns the directory alone needs no lock between processes.
         place = None if self._power is not None else self._locks.place_of(key.lock_name)
-        if place is not None and not self._locks.try_hold(place):
+        if place is None:
+            self._occupancy.check()
+        elif not self._retried(lambda: self._locks.try_hold(place)):
             if not is_patient:
                 raise WaitingRoomFull(f"{key}: another process holds it: send it again later")
             await self._locks.hold(place)
@@ -165,7 +188,7 @@ class JsonStore:
                     is_owner_known=self._layout == "user",
                 )
             self._open.keep(files)
-            lease = Lease(key, files.next_fence())
+            lease = Lease(key, self._retried(files.next_fence))
         except BaseException:
             if (broken := self._open.get(key)) is not None:
                 self._forget(broken)
@@ -188,7 +211,7 @@ class JsonStore:
         self._lock.release(lease.key[:2])
 
     async def load(self, lease: Lease) -> Stored:
-        """Return what rests of the session, mended where a crash left it half written.
+        """Return what is stored of the session, repaired where a crash left it half written.
 
         Raises:
             SessionDamaged: something else than a crash changed a file.
@@ -196,7 +219,7 @@ class JsonStore:
         """
         files = self._files(lease)
         try:
-            return files.read()
+            return self._retried(files.read)
         except SessionDamaged:
             self._forget(files)
             raise
@@ -292,6 +315,7 @@ class JsonStore:
             WrongOwner: the directory is another session's.
             SessionDamaged: what is stored is not a conversation.
         """
+        self._occupancy.check()
         if (files := self._open.get(key)) is not None:
             try:
                 files.flush()
@@ -302,13 +326,13 @@ class JsonStore:
                 key, self.root / self._directory(key), is_owner_known=self._layout == "user"
             )
         except SessionDamaged:
-            return await self._mended(key)
+            return await self._repaired(key)
 
-    async def _mended(self, key: SessionKey) -> list[Message]:
-        """Return the conversation that a crash left half written: nobody holds it, so it is mended.
+    async def _repaired(self, key: SessionKey) -> list[Message]:
+        """Return the conversation that a crash left half written, repaired under its lock.
 
         Raises:
-            SessionDamaged: somebody holds it, or it was no crash.
+            SessionDamaged: it is held at this moment, or it was no crash.
         """
         try:
             lease = await self.hold(key, queue_limit=0)
@@ -320,7 +344,8 @@ class JsonStore:
             self.release(lease)
 
     def sessions(self, user_id: str | None = None) -> Iterator[SessionKey]:
-        """Return the sessions that rest here, of one user or of all, in no promised order."""
+        """Return the stored sessions, of one user or of all, in no promised order."""
+        self._occupancy.check()
         pattern = "*/*/runtime/turns.jsonl"
         if self._layout == "user":
             user = "*" if user_id is None else SessionKey(user_id, "-", "-").user_part
@@ -330,6 +355,7 @@ class JsonStore:
 
     async def has(self, key: SessionKey) -> bool:
         """Whether the session has a directory: it was held once."""
+        self._occupancy.check()
         with contextlib.suppress(OSError):  # then a hold says what is wrong
             return (self.root / self._directory(key)).is_dir()
         return True
@@ -339,7 +365,7 @@ class JsonStore:
         return self._lock.statistics()
 
     async def aclose(self) -> None:
-        """Return everything back; leases that are still out are void, and there are no new ones."""
+        """Release everything; leases that are still out are void, and there are no new ones."""
         self._is_closed = True
         for held in list(self._held.values()):
             self.release(held.lease)
@@ -370,8 +396,12 @@ class JsonStore:
             raise StaleLease(f"{lease.key}: the lease was released; hold the session again")
         files = held.files
         try:
+            if held.place is None:
+                self._occupancy.check()
+            else:
+                self._locks.check(held.place)
             self._open.use(files)
-            newest = files.newest_fence()
+            newest = self._retried(files.newest_fence)
         except OSError as error:
             raise explained(str(lease.key), error) from error
         if newest != lease.fence:
@@ -381,12 +411,25 @@ class JsonStore:
             )
         return files
 
+    def _retried(self, action: Callable[[], T]) -> T:
+        """Do it, again with fewer files open while the process may open no more."""
+        while True:
+            try:
+                return action()
+            except OSError as error:
+                if error.errno not in SCARCE or not self._make_room():
+                    raise
+
+    def _make_room(self) -> bool:
+        """Close files that are not needed now; return whether there were any."""
+        return self._locks.shrink() or self._open.shrink()
+
     def _settled_files(self, lease: Lease) -> SessionFiles:
         """Return the files of a good lease, ready to be written."""
         files = self._files(lease)
         if not files.is_settled:
             try:
-                files.settle()
+                self._retried(files.settle)
             except OSError as error:
                 raise explained(str(lease.key), error) from error
         return files
@@ -399,18 +442,18 @@ class JsonStore:
 
     def _refuse_touched(self, files: SessionFiles) -> None:
         try:
-            is_touched = files.is_touched()
+            is_touched = self._retried(files.is_touched)
         except OSError as error:
             raise explained(str(files.key), error) from error
         if is_touched:
             self._forget(files)
             raise SessionDamaged(
-                f"{files.key}: somebody else changed messages.json during the turn; nothing was "
-                "written: send the turn again with the same turnId, to what is there now"
+                f"{files.key}: messages.json was changed from outside during the turn; nothing was "
+                "written: send the turn again with the same turnId to continue from what is there"
             )
 
     def _forget(self, files: SessionFiles) -> None:
-        """Close the files and look at them anew next time: somebody may mend them meanwhile."""
+        """Close the files and read them anew next time: they may be repaired meanwhile."""
         self._open.forget(files.key)
         files.header, files.is_settled = b"", False
         with contextlib.suppress(OSError):
@@ -428,7 +471,7 @@ class JsonStore:
         except OSError as error:
             files.is_settled = False
             if can_undo:
-                with contextlib.suppress(OSError):  # then the next load mends it
+                with contextlib.suppress(OSError):  # then the next load repairs it
                     files.undo()
             raise explained(str(files.key), error) from error
 
@@ -436,7 +479,9 @@ class JsonStore:
         """Open the journal of ``power``, or apply and remove the one that a dead process left."""
         path = self.root / "+journal"
         if size_bytes is not None:
-            self._power = PowerJournal(path, self.root, self._disk, size_bytes=size_bytes)
+            self._power = PowerJournal(
+                path, self.root, self._disk, size_bytes=size_bytes, make_room=self._make_room
+            )
         elif self._occupancy.is_first and path.exists():
             fd = self._disk.open(path, create=False)
             try:
@@ -444,3 +489,100 @@ class JsonStore:
             finally:
                 self._disk.close(fd)
             self._disk.remove(path)
+
+
+def _default_limit() -> int:
+    """Return how many sessions may have both files open in a quarter of this process's limit."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    least, most = _SESSIONS
+    return most if files == resource.RLIM_INFINITY else max(least, min(most, files // 8))
+
+
+class OpenFiles:
+    """The sessions whose files are open, the longest unused first.
+
+    A session has two. When descriptors become scarce, the sessions that rested longest close
+    ``messages.json`` first, because opening it again is all it costs; a session whose
+    ``turns.jsonl`` is closed is forgotten with it, and must be read anew. So ten thousand sessions
+    that come round again and again need not be reopened where six thousand would have both open.
+    A session may be held whose files are closed.
+
+    Args:
+        files_limit: how many files may be open.
+    """
+
+    __slots__ = ("_files_limit", "_sessions", "_whole")
+
+    def __init__(self, files_limit: int) -> None:
+        self._files_limit = files_limit
+        self._sessions: OrderedDict[SessionKey, SessionFiles] = OrderedDict()
+        # Those of them that have ``messages.json`` open, too.
+        self._whole: OrderedDict[SessionKey, SessionFiles] = OrderedDict()
+
+    def get(self, key: SessionKey) -> SessionFiles | None:
+        """Return the session's files if they are open."""
+        return self._sessions.get(key)
+
+    def is_whole(self, key: SessionKey) -> bool:
+        """Whether both of its files count as open."""
+        return key in self._whole
+
+    def keep(self, files: SessionFiles) -> None:
+        """Count these as open from now on, one file at least."""
+        self._sessions[files.key] = files
+        self._sessions.move_to_end(files.key)
+        if len(self._sessions) + len(self._whole) > self._files_limit:
+            self._make_room(files)
+
+    def use(self, files: SessionFiles) -> None:
+        """Count both files as open from now on."""
+        self._sessions[files.key] = files  # others may have taken its place while it was held
+        self._sessions.move_to_end(files.key)
+        self._whole[files.key] = files
+        self._whole.move_to_end(files.key)
+        if len(self._sessions) + len(self._whole) > self._files_limit:
+            self._make_room(files)
+
+    def forget(self, key: SessionKey) -> None:
+        """Do not count this one any more; the caller closes it."""
+        self._sessions.pop(key, None)
+        self._whole.pop(key, None)
+
+    def shrink(self) -> bool:
+        """Close half of the files that are open, and open no more than that from now on.
+
+        Returns:
+            Whether there was anything to close.
+        """
+        there = len(self._sessions) + len(self._whole)
+        if there < 2:
+            return False
+        self._files_limit = max(there // 2, 1)
+        self._make_room(next(reversed(self._sessions.values())))
+        return len(self._sessions) + len(self._whole) < there
+
+    def close(self) -> None:
+        """Close all of them.
+
+        Raises:
+            OSError: what one of them had delayed could not be written.
+        """
+        self._whole.clear()
+        while self._sessions:
+            self._sessions.popitem()[1].close()
+
+    def _make_room(self, files: SessionFiles) -> None:
+        """Close files of other sessions until the limit is kept."""
+        while len(self._sessions) + len(self._whole) > self._files_limit:
+            is_scarce = next(iter(self._whole), files.key) == files.key
+            place = self._sessions if is_scarce else self._whole
+            key, oldest = place.popitem(last=False)
+            try:
+                if is_scarce:
+                    self._whole.pop(key, None)
+                    oldest.close()
+                else:
+                    oldest.close_messages()
+            except OSError:  # what it delayed is logged, and the journal will say what is wrong
+                place[key] = oldest
+                return

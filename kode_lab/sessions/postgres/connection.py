@@ -188,10 +188,12 @@ async def refuse_transaction_pooling(connection: Any, dsn: str) -> None:
             if others == backend or await connection.fetchval(query) != backend:
                 raise InvalidConfig(_POOLED)
     except (
-        asyncpg.ProtocolViolationError,  # "transaction blocks not allowed in statement pooling"
+        asyncpg.PostgresConnectionError,  # "transaction blocks not allowed in statement pooling"
         asyncpg.InvalidSQLStatementNameError,
         asyncpg.DuplicatePreparedStatementError,
     ) as error:
+        if isinstance(error, asyncpg.PostgresConnectionError) and "pooling" not in str(error):
+            raise
         raise InvalidConfig(f"{_POOLED} (it said: {error})") from error
     except TimeoutError:
         return  # in session mode, a second connection waits while the pool is exhausted

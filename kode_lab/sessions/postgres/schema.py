@@ -11,7 +11,8 @@ worker's connection end.
     session        one row for each userId:sessionId: fence, holder, the ticket it was granted for
     ticket         who waits for a session that another worker holds, in order of arrival
     conversation   one row for each agent in a session
-    turn           one row for each finished turn
+    turn           one row for each finished turn; one that a rewind removed keeps its row without
+                   its messages; a rewind has a row, too, and what a fork copied outside a turn
     step           the journal of a conversation's unfinished turn
 
 Ids may be longer than an index takes: they are found by a SHA-256 that the worker computes.
@@ -230,6 +231,8 @@ CREATE TABLE turn (
     input_tokens  bigint NOT NULL,
     output_tokens bigint NOT NULL,
     messages      json NOT NULL,
+    facts         json NOT NULL DEFAULT '{}',
+    is_rewound    boolean NOT NULL DEFAULT false,
     PRIMARY KEY (conversation, number)
 );
 CREATE TABLE step (
@@ -261,6 +264,8 @@ UPDATE conversation SET hash = sha256(convert_to(agent_id, 'UTF8'));
 ALTER TABLE conversation ALTER hash SET NOT NULL;
 DROP INDEX conversation_of_session;
 CREATE UNIQUE INDEX conversation_of_session ON conversation (session, hash);
+ALTER TABLE turn ADD facts json NOT NULL DEFAULT '{}',
+    ADD is_rewound boolean NOT NULL DEFAULT false;
 ALTER TABLE step ADD turn int NOT NULL DEFAULT 0;
 UPDATE step s SET turn = (SELECT count(*) FROM turn t WHERE t.conversation = s.conversation);
 ALTER TABLE step ALTER turn DROP DEFAULT;
@@ -268,7 +273,7 @@ ALTER TABLE step DROP CONSTRAINT step_pkey, ADD PRIMARY KEY (conversation, turn,
 """
 _FUNCTION_NAMES = (
     "is_gone", "tell", "grant_next", "ask", "pass_on", "refuse", "sweep", "load", "save", "forget",
-    "refusal", "next_epoch",
+    "refusal", "next_epoch", "rewind", "fill", "raise_fence",
 )  # fmt: skip
 _DROP = f"""
 DO $$ DECLARE f regprocedure; BEGIN
@@ -435,7 +440,8 @@ CREATE FUNCTION load(
     me bigint, sessions bigint[], fences bigint[], agents text[], hashes bytea[]
 ) RETURNS TABLE (
     place int, conversation bigint, kind text, number int, turn_id text, fence bigint, first int,
-    last int, is_sealed boolean, version text, input_tokens bigint, output_tokens bigint, body text
+    last int, is_sealed boolean, version text, input_tokens bigint, output_tokens bigint,
+    body text, facts text, is_rewound boolean
 ) LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
@@ -462,11 +468,11 @@ BEGIN
         kind := NULL;
         RETURN NEXT;
         RETURN QUERY SELECT i, c, 't', t.number, t.turn_id, t.fence, t.first, t.last, t.is_sealed,
-            t.version, t.input_tokens, t.output_tokens, t.messages::text
-            FROM turn t WHERE t.conversation = c ORDER BY t.number;
+            t.version, t.input_tokens, t.output_tokens, t.messages::text, t.facts::text,
+            t.is_rewound FROM turn t WHERE t.conversation = c ORDER BY t.number;
         GET DIAGNOSTICS turns = ROW_COUNT;
         RETURN QUERY SELECT i, c, 's', t.number, NULL, t.fence, 0, 0, false, NULL, 0::bigint,
-            0::bigint, t.entry::text
+            0::bigint, t.entry::text, NULL, false
             FROM step t WHERE t.conversation = c AND t.turn = turns ORDER BY t.number;
     END LOOP;
 END $$;
@@ -493,21 +499,78 @@ BEGIN
     END, (SELECT count(*)::int FROM turn t WHERE t.conversation = what);
 END $$;
 
--- Forget the unfinished turn of a conversation, or all of it, and raise the session's fence, so
--- that a second copy of this statement finds nothing to do; return whether the fence allowed it.
-CREATE FUNCTION forget(
-    me bigint, which bigint, under bigint, becomes bigint, what bigint, is_all boolean
-) RETURNS boolean LANGUAGE plpgsql AS $$
+-- Raise the fence of a session for a change that is sent once; return NULL for a second copy of the
+-- statement, and false where the fence does not allow it.
+CREATE FUNCTION raise_fence(me bigint, which bigint, under bigint, becomes bigint)
+RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
     UPDATE session SET fence = becomes WHERE id = which AND holder = me AND fence <= under
         AND fence / @FENCES@ = under / @FENCES@;
-    IF NOT FOUND THEN
-        RETURN EXISTS (SELECT FROM session WHERE id = which AND holder = me AND fence = becomes);
+    IF FOUND THEN
+        RETURN true;
+    ELSIF EXISTS (SELECT FROM session WHERE id = which AND holder = me AND fence = becomes) THEN
+        RETURN NULL;
     END IF;
-    DELETE FROM step WHERE conversation = what;
-    IF is_all THEN
-        DELETE FROM turn WHERE conversation = what;
+    RETURN false;
+END $$;
+
+-- Forget the unfinished turn of a conversation, or all of it; return whether the fence allowed it.
+CREATE FUNCTION forget(
+    me bigint, which bigint, under bigint, becomes bigint, what bigint, is_all boolean
+) RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+    is_first boolean := raise_fence(me, which, under, becomes);
+BEGIN
+    IF is_first THEN
+        DELETE FROM step WHERE conversation = what;
+        IF is_all THEN
+            DELETE FROM turn WHERE conversation = what;
+        END IF;
     END IF;
-    RETURN true;
+    RETURN coalesce(is_first, true);
+END $$;
+
+-- Remove the messages from number "count" on, with the unfinished turn, and add the rewind's own
+-- row as the turn "at_turn", if the turn before it has the fence "before"; return whether.
+CREATE FUNCTION rewind(
+    me bigint, which bigint, under bigint, becomes bigint, what bigint, at_turn int, before bigint,
+    count int, id text, about text
+) RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+    is_first boolean;
+BEGIN
+    IF at_turn > 0 AND NOT EXISTS (SELECT FROM turn t WHERE t.conversation = what
+            AND t.number = at_turn - 1 AND t.fence = before) THEN
+        RETURN EXISTS (SELECT FROM turn t WHERE t.conversation = what AND t.number = at_turn
+            AND t.fence = becomes);
+    END IF;
+    is_first := raise_fence(me, which, under, becomes);
+    IF is_first THEN
+        DELETE FROM step WHERE conversation = what;
+        UPDATE turn SET is_rewound = true, messages = '[]'
+            WHERE conversation = what AND first >= count AND NOT is_rewound;
+        INSERT INTO turn VALUES (what, at_turn, id, becomes, count, count - 1, false, '', 0, 0,
+            '[]', about::json, true);
+    END IF;
+    RETURN coalesce(is_first, true);
+END $$;
+
+-- Save all turns of a conversation that has none; return whether the fence allowed it.
+CREATE FUNCTION fill(
+    me bigint, which bigint, under bigint, becomes bigint, what bigint, ids text[], firsts int[],
+    lasts int[], sealed boolean[], versions text[], inputs bigint[], outputs bigint[],
+    bodies text[], about text[]
+) RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+    is_first boolean := raise_fence(me, which, under, becomes);
+BEGIN
+    IF is_first THEN
+        INSERT INTO turn SELECT what, w.number - 1, w.id, becomes, w.first, w.last, w.is_sealed,
+                w.version, w.input, w.output, w.body::json, w.facts::json, false
+            FROM unnest(ids, firsts, lasts, sealed, versions, inputs, outputs, bodies, about)
+                WITH ORDINALITY AS w (id, first, last, is_sealed, version, input, output, body,
+                    facts, number);
+    END IF;
+    RETURN coalesce(is_first, true);
 END $$;
 """

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Self
 from kode_lab.errors import SessionDamaged, StaleLease, StoreError, StoreUnreachable, TurnsMissing
 from kode_lab.key import SessionKey
 from kode_lab.message import Message, Usage
-from kode_lab.sessions.files.format import decode, encode
+from kode_lab.sessions.conversation import decode, encode
 from kode_lab.sessions.lock import LockStatistics
 from kode_lab.sessions.open_turn import Finished, OpenTurn
 from kode_lab.sessions.postgres.connection import PostgresConnection
@@ -35,6 +35,8 @@ from kode_lab.sessions.store import Lease, Stored
 
 __all__ = ["Known", "PostgresStore", "Row", "migrate_database", "save_query", "turn_row"]
 
+_NO_FACTS: dict[str, Any] = {}
+_REWOUND = (False, Usage(), "", True)
 _LOG = logging.getLogger("kode_lab.sessions")
 _WARM_SESSIONS = 10_000
 # Leases need no sync of their own: a turn is saved after them, and its sync takes them along. What
@@ -189,7 +191,7 @@ class PostgresStore:
         row = turn_row(local, known, turn)
         await self._saved(lease, local, known, self._saves.do(row))
         known.took(row)
-        return Finished(turn.turn_id, row.first, row.last, turn.is_sealed, turn.usage, turn.version)
+        return turn.finished(row.first)
 
     async def discard(self, lease: Lease) -> None:
         """Forget the unfinished turn."""
@@ -198,6 +200,26 @@ class PostgresStore:
     async def delete(self, lease: Lease) -> None:
         """Forget the conversation; the fence goes on growing."""
         await self._forget(lease, is_all=True)
+
+    async def rewind(
+        self, lease: Lease, count: int, rewind_id: str, turn_ids: Sequence[str]
+    ) -> None:
+        """Keep the first ``count`` messages; the ids of removed turns stay known."""
+        local, known = await self._where(lease)
+        facts = encode({"rewound": [*turn_ids]}).decode()
+        arguments = (known.turns, known.fence, count, sql_text(rewind_id), facts)
+        fence = await self._changed(lease, local, known, "rewind", *arguments)
+        known.turns, known.messages, known.steps = known.turns + 1, count, 0
+        known.fence, known.last_turn_id = fence, rewind_id
+
+    async def fill(
+        self, lease: Lease, messages: Sequence[Message], turns: Sequence[Finished]
+    ) -> None:
+        """Save a whole conversation in a session that has none, all or nothing."""
+        local, known = await self._where(lease)
+        columns = [list(column) for column in zip(*_filling(messages, turns), strict=True)]
+        await self._changed(lease, local, known, "fill", *columns)
+        known.is_certain = False  # the next write reads what there is
 
     async def peek(self, key: SessionKey) -> list[Message]:
         """Return the conversation for reading only, without waiting for its holder."""
@@ -273,26 +295,30 @@ class PostgresStore:
             known.is_certain = False
             raise
 
-    async def _forget(self, lease: Lease, *, is_all: bool) -> None:
-        local, known = await self._where(lease)
-        under = local.write_fence
+    async def _changed(
+        self, lease: Lease, local: LocalSession, known: Known, function: str, *arguments: Any
+    ) -> int:
+        """Call a function that raises the fence, and return the new one."""
+        under, becomes = local.write_fence, local.raised_fence()
         known.is_certain = False
-        rows = await self._saving.fetch(
-            "SELECT forget($1, $2, $3, $4, $5, $6)",
-            self._worker.id,
-            local.id,
-            under,
-            local.raised_fence(),
-            known.id,
-            is_all,
+        places = ", ".join(f"${number}" for number in range(1, 6 + len(arguments)))
+        ((is_done,),) = await self._saving.fetch(
+            f"SELECT {function}({places})",
+            *(self._worker.id, local.id, under, becomes, known.id),
+            *arguments,
         )
-        if not rows[0][0]:
+        if not is_done:
             self._lose(lease, local)
             raise _stale(lease)
+        known.is_certain = True
+        return becomes
+
+    async def _forget(self, lease: Lease, *, is_all: bool) -> None:
+        local, known = await self._where(lease)
+        await self._changed(lease, local, known, "forget", is_all)
         known.steps = 0
         if is_all:
             known.turns = known.messages = known.fence = 0
-        known.is_certain = True
 
     async def _save(self, rows: Sequence[Row]) -> list[Exception | None]:
         me, answers = self._worker.id, list[Exception | None]([None] * len(rows))
@@ -468,6 +494,7 @@ _TURN_COLUMNS = (
     ("version", "text"),
     ("input_tokens", "bigint"),
     ("output_tokens", "bigint"),
+    ("facts", "text"),
 )
 _STEP = _Kind("step", _WHERE)
 _TURN = _Kind("turn", _TURN_COLUMNS)
@@ -499,6 +526,7 @@ class Row(NamedTuple):
     version: str = ""
     input_tokens: int = 0
     output_tokens: int = 0
+    facts: str = "{}"
 
 
 def step_row(local: LocalSession, known: Known, entries: Sequence[dict[str, Any]]) -> Row:
@@ -518,7 +546,7 @@ def turn_row(local: LocalSession, known: Known, turn: OpenTurn) -> Row:
         known.turns,
         known.fence,
         known.turns,
-        encode(turn.messages).decode(),
+        (b"[" + b",".join(turn.encoded) + b"]").decode(),
         sql_text(turn.turn_id),
         known.messages,
         known.messages + len(turn.messages) - 1,
@@ -526,7 +554,29 @@ def turn_row(local: LocalSession, known: Known, turn: OpenTurn) -> Row:
         sql_text(turn.version),
         turn.usage.input_tokens,
         turn.usage.output_tokens,
+        encode(turn.facts).decode() if turn.facts else "{}",
     )
+
+
+def _filling(messages: Sequence[Message], turns: Sequence[Finished]) -> list[tuple[Any, ...]]:
+    """Return the columns of each turn of a copied conversation; the rest is in rows without id."""
+    rows: list[tuple[Any, ...]] = []
+    start = 0
+    nothing = Finished("", 0, 0, False, Usage(), "")
+    for turn in [*turns, nothing._replace(first=len(messages), last=len(messages) - 1)]:
+        if turn.first > start:
+            rows.append(_filled(messages, nothing._replace(first=start, last=turn.first - 1)))
+        if turn.turn_id:
+            rows.append(_filled(messages, turn))
+        start = turn.last + 1
+    return rows
+
+
+def _filled(messages: Sequence[Message], turn: Finished) -> tuple[Any, ...]:
+    body = encode(list(messages[turn.first : turn.last + 1])).decode()
+    facts = encode(dict(turn.facts)).decode()
+    where = (sql_text(turn.turn_id), turn.first, turn.last, turn.is_sealed, sql_text(turn.version))
+    return (*where, *turn.usage, body, facts)
 
 
 def stored_of(rows: Sequence[Any]) -> tuple[Stored, Known]:
@@ -542,13 +592,27 @@ def stored_of(rows: Sequence[Any]) -> tuple[Stored, Known]:
     for row in rows[1:]:
         body = decode(row["body"].encode())
         if row["kind"] == "t":
-            if row["first"] != len(messages) or row["number"] != known.turns:
+            follows = row["is_rewound"] or row["first"] == len(messages)
+            if not follows or row["number"] != known.turns:
                 raise ValueError(f"turn {row['number']} does not follow the one before")
             messages.extend(body)
             turn_id = _name_of(row["turn_id"])
-            usage = Usage(row["input_tokens"], row["output_tokens"])
-            facts = (row["first"], row["last"], row["is_sealed"], usage, _name_of(row["version"]))
-            finished[turn_id] = Finished(turn_id, *facts)
+            facts = decode(row["facts"].encode()) if row["facts"] != "{}" else _NO_FACTS
+            for gone in facts.get("rewound", ()) if row["is_rewound"] else ():
+                if gone not in finished:  # an unfinished turn
+                    finished[gone] = Finished(gone, row["first"], row["last"], *_REWOUND)
+            finished[turn_id] = Finished(
+                turn_id,
+                row["first"],
+                row["last"],
+                row["is_sealed"],
+                Usage(row["input_tokens"], row["output_tokens"]),
+                _name_of(row["version"]),
+                row["is_rewound"],
+                facts,
+            )
+            if not turn_id:  # messages of a fork that belong to no turn
+                del finished[turn_id]
             known.turns += 1
             known.fence, known.last_turn_id = row["fence"], turn_id
             continue
@@ -600,7 +664,7 @@ def save_query(kind: _Kind, *, is_many: bool) -> str:
                     WHERE o.conversation = g.conversation AND o.number = g.number - 1))"""
     else:
         columns = """conversation, turn, turn_id, fence, first, last, is_sealed, version,
-            input_tokens, output_tokens, body::json"""
+            input_tokens, output_tokens, body::json, facts::json"""
         allowed = "true"
     query = f"""
     WITH good AS MATERIALIZED (

@@ -1,7 +1,7 @@
-"""Looking at the sessions of a directory without holding anything.
+"""Reads the sessions of a directory without holding them.
 
-A reader has no lease, so it may look while the holder is writing: then it looks again. What it
-gives is for eyes, never the ground of a write.
+A reader has no lease, so it may read while the holder is writing: then it reads again. What it
+returns is for showing and copying, never the base of a write.
 """
 
 from __future__ import annotations
@@ -14,7 +14,14 @@ from kode_lab.errors import SessionDamaged
 from kode_lab.key import SessionKey
 from kode_lab.message import Message
 from kode_lab.sessions.files.disk import explained
-from kode_lab.sessions.files.format import DELETED, decode, messages_of, owner_of, read_header
+from kode_lab.sessions.files.format import (
+    DELETED,
+    FILLING,
+    decode,
+    messages_of,
+    owner_of,
+    read_header,
+)
 
 __all__ = ["peek", "sessions_in"]
 
@@ -44,10 +51,10 @@ async def peek(key: SessionKey, directory: Path, *, is_owner_known: bool) -> lis
             raise explained(str(key), error) from error
         if messages is not None:
             return messages
-        await asyncio.sleep(_PAUSE_S)  # its holder is writing at this moment
+        await asyncio.sleep(_PAUSE_S)  # its holder is writing
     raise SessionDamaged(
-        f"{key}: messages.json is not a JSON array of messages after {_LOOKS} looks; a turn will "
-        "mend it if a crash left it so, else restore it from a backup"
+        f"{key}: messages.json is not a JSON array of messages after {_LOOKS} looks; a turn "
+        "repairs it if a crash left it so, else restore it from a backup"
     )
 
 
@@ -63,9 +70,9 @@ def _look(key: SessionKey, directory: Path, *, is_owner_known: bool) -> list[Mes
         data = b""
     if is_whole:
         read_header(key, header)
-        if turns.endswith(DELETED):
+        if turns.endswith(DELETED) or turns.startswith(FILLING):
             return []
-    if not data:  # none yet, unless the turns say that there were some
+    if not data:  # none yet, unless the turns say that there are some
         return None if turns.startswith(b'{"done"') else []
     if not is_whole and (header or not is_owner_known):
         return None
@@ -75,8 +82,8 @@ def _look(key: SessionKey, directory: Path, *, is_owner_known: bool) -> list[Mes
 def sessions_in(root: Path, pattern: str) -> Iterator[SessionKey]:
     """Return the sessions whose ``turns.jsonl`` the pattern finds, in no promised order.
 
-    One that was deleted, or that holds nothing yet, is none; nor is one whose header is damaged,
-    because it says no longer whose it is.
+    One that was deleted or holds nothing yet is left out, and so is one whose header is damaged,
+    because its owner is not known.
     """
     for path in root.glob(pattern):
         with path.open("rb") as file:
