@@ -102,6 +102,7 @@ BENCHES: dict[str, Bench] = {
     "generator": Bench("what load tests cost and see", "benchmarks.generator:generator"),
     "look": Bench("a run of 10,000 turns, looked at", "benchmarks.laboratory:looking"),
     "check": Bench("the judge: errors and speed", "benchmarks.judge:check"),
+    "audit": Bench("the audit: errors and speed", "benchmarks.audit:audit"),
     "crash": Bench("300 times kill -9, nothing lost", "benchmarks.crash:crash"),
 }
 

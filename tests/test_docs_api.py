@@ -16,7 +16,8 @@ def test_every_public_name_is_on_the_page():
 
 
 def test_every_example_prints_what_the_page_says(tmp_path):
-    parts = re.findall(r"^```python\n(.*?)^```\n(?:\nIt prints `([^`]*)`)?", PAGE, re.M | re.S)
+    pattern = r"(?ms)^```python\n(.*?)^```\n(?:\nIt prints `([^`]*)`)?"
+    parts = re.findall(pattern, PAGE)
     assert all(said for _, said in parts), "say after each example what it prints"
     program = "\n".join(program for program, _ in parts)
     done = subprocess.run(

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from kode_lab import __version__
 from kode_lab.cli import (
+    audit,
     check,
     faults,
     init_target,
@@ -43,6 +44,7 @@ _COMMANDS = (
     serve,
     load,
     check,
+    audit,
     faults,
     report,
     record,
