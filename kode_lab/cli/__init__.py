@@ -27,6 +27,7 @@ from kode_lab.cli import (
     reproduce,
     serve,
     simulate,
+    storm,
 )
 from kode_lab.cli.status import INTERRUPTED, UNUSABLE
 from kode_lab.errors import KodeLabError
@@ -46,6 +47,7 @@ _COMMANDS = (
     check,
     audit,
     faults,
+    storm,
     report,
     record,
 )

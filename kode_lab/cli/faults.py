@@ -17,7 +17,7 @@ def add(commands: Any) -> None:
     option = command.add_argument
     option(
         "names", nargs="*", metavar="NAME",
-        help="only these (default: all); or: serve NAME; or: postgres [NAME ...]",
+        help="only these (default: all); or: serve NAME",
     )  # fmt: skip
     option("--list", action="store_true", help="say what there is")
     option(
@@ -39,21 +39,10 @@ def add(commands: Any) -> None:
     option("--data", type=Path, default=Path(".kode"), help="where sessions rest (default: .kode)")
     option("--model-url", help="ask the Messages API at this address (default: simulated, no HTTP)")
     option("--profile", help="latencies of the simulation: instant (default), report, a TOML file")
-    storm = command.add_argument_group("with postgres: what happens to workers and database")
-    option = storm.add_argument
-    option("--turns", type=int, help="the least that is asked (default: the storm's own)")
-    option("--sessions", type=int, help="(default: 240)")
-    option("--workers", type=int, help="processes (default: 4)")
-    option("--times", type=int, help="how often each fault comes (default: the storm's own)")
-    option("--seed", type=int, help="of what is drawn (default: 0)")
     command.set_defaults(run=_faults)
 
 
 def _faults(options: argparse.Namespace) -> int:
-    if options.names[:1] == ["postgres"]:
-        from kode_lab.storms.command import run_storms  # noqa: PLC0415
-
-        return run_storms(options)
     if options.names[:1] == ["serve"]:
         from kode_lab.faults.serving import serve_fault  # noqa: PLC0415
 
