@@ -76,7 +76,7 @@ def test_arguments_that_make_no_sense_end_with_status_3_and_a_reason(tmp_path, a
 def test_a_reproduction_judges_each_claim_and_says_where_everything_lies(reproduced):
     cwd, done = reproduced
     assert done.stderr == ""
-    assert done.returncode in (0, 1)
+    assert done.returncode in (0, 1, 2)  # on a busy machine a time can be inconclusive
     run = Run.load("latest", cwd / "results")
     claims = json.loads((run.path / "claims.json").read_bytes())["claims"]
     for claim in claims:
@@ -95,7 +95,7 @@ def test_a_reproduction_judges_each_claim_and_says_where_everything_lies(reprodu
 def test_the_exit_status_is_the_verdict(reproduced):
     cwd, done = reproduced
     verdict = json.loads((cwd / "results/latest/claims.json").read_bytes())["verdict"]
-    assert done.returncode == {"holds": 0, "violated": 1}[verdict]
+    assert done.returncode == {"holds": 0, "violated": 1, "inconclusive": 2}[verdict]
 
 
 def test_piped_output_has_no_colour_and_fits_a_hundred_columns(reproduced):

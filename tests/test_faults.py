@@ -291,13 +291,23 @@ def test_every_fault_is_listed_with_what_it_is(capsys):
         (["--replay", "1"], "--replay and --shrink take one fault"),
         (["no-lock", "racing-ids", "--shrink"], "--replay and --shrink take one fault"),
         (["no-lock", "--keep", "somewhere"], "--keep keeps one play: say which"),
-        (["serve"], "serve takes one fault"),
-        (["serve", "no-such"], "there is no fault 'no-such'"),
-        (["serve", "racing-ids"], "racing-ids needs tools, disks, crashes or processes"),
     ],
 )
-def test_what_cannot_be_done_is_one_line_and_status_three(words, told, capsys, tmp_path):
-    assert main(["faults", *words, "--data", str(tmp_path)]) == 3
+def test_what_cannot_be_done_is_one_line_and_status_three(words, told, capsys):
+    assert main(["faults", *words]) == 3
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "required: NAME"),
+        (["no-such"], "there is no fault 'no-such'"),
+        (["racing-ids"], "racing-ids needs tools, disks, crashes or processes"),
+    ],
+)
+def test_a_fault_that_cannot_be_served_is_refused(words, told, capsys, tmp_path):
+    assert main(["serve-fault", *words, "--data", str(tmp_path)]) == 3
     assert told in capsys.readouterr().err
 
 
@@ -309,7 +319,7 @@ def test_faults_that_need_no_laboratory_can_be_served():
 
 
 def test_a_served_fault_answers_over_http_until_it_is_told_to_stop(tmp_path):
-    command = [sys.executable, "-m", "kode_lab", "faults", "serve", "no-lock", "--port", "0"]
+    command = [sys.executable, "-m", "kode_lab", "serve-fault", "no-lock", "--port", "0"]
     server = subprocess.Popen(
         [*command, "--data", str(tmp_path / "data")], stdout=subprocess.PIPE, text=True
     )

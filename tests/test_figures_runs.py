@@ -12,7 +12,14 @@ from synthetic_runs import MS, ZERO_NS, Recording, S, a_crowd, turn
 from kode_lab.errors import InvalidRecord
 from kode_lab.history.operation import NEMESIS, Operation
 from kode_lab.key import SessionKey
-from kode_lab.pictures import crash_bands, figure_lint, latency, many_sessions, throughput
+from kode_lab.pictures import (
+    crash_bands,
+    figure_lint,
+    latency,
+    many_sessions,
+    percentiles,
+    throughput,
+)
 from kode_lab.pictures.crash_bands import bands_of
 from kode_lab.pictures.curves import Latencies, Rate, draw_latency, draw_throughput
 
@@ -115,9 +122,20 @@ def test_that_turns_waited_only_for_their_own_session_is_checked_and_told():
     queued = turn(ADA, "t1") + turn(ADA, "t2", sent_s=0.5, waited_s=1.004)
     assert "1 of 2 turns waited, each only for its own session" in many_sessions(queued).title
     blocked = turn(ADA, "t1") + turn(ADA, "t2", sent_s=0.5, waited_s=3.0)
-    assert "turns waited 2.00 s in all while their own session was free" in (
-        many_sessions(blocked).title
+    assert (
+        "1 of 2 turns waited, 3.00 s in all, and 2.00 s of that while their own session was free"
+        in many_sessions(blocked).title
     )
+
+
+def test_percentiles_stand_on_their_axis_and_in_the_title():
+    picture = percentiles(CROWD)
+    assert picture.title.startswith("Time of a turn: median ")
+    words = [text.get_text() for text in picture.figure.axes[0].texts]
+    assert {"50 %", "90 %", "95 %"} <= set(words)
+    assert figure_lint(picture.figure) == []
+    both = percentiles({"one": CROWD, "other": VERY_MANY})
+    assert figure_lint(both.figure) == []
 
 
 def test_a_wait_of_microseconds_for_a_free_lock_is_no_waiting():

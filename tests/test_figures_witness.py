@@ -94,11 +94,12 @@ def test_a_lost_update_that_the_judge_found_is_drawn_with_its_argument():
     [anomaly] = verdict.anomalies
     picture = witness(anomaly)
     assert picture.title == (
-        "FAIL lost update: turn 17 and turn 18 both took position 16, and turn 17 is gone"
+        "FAIL lost update: turn …000011 and turn …000012 both took position 16, "
+        "and turn …000011 is gone"
     )
     said = words(picture)
-    assert "so 17 took position 16" in said
-    assert "so 18 took position 16" in said
+    assert "so …000011 took position 16" in said
+    assert "so …000012 took position 16" in said
     assert "both in flight: 1.99 s" in said
     assert any(line.startswith("However, both stand at position 16") for line in said)
     assert figure_lint(picture.figure) == []
@@ -115,21 +116,21 @@ def test_an_overtaking_that_the_judge_found_is_told_by_its_number():
 def test_what_another_session_said_is_marked_where_it_was_shown():
     owner = asked(3, 40, 41, key=THERE)
     picture = witness(Anomaly("cross-session leak", HERE, (LEAK, owner), owner.marker))
-    assert "3 of another session" in words(picture)
+    assert "…000003 of another session" in words(picture)
 
 
 def test_what_is_missing_is_marked_where_it_should_be():
     lost = witness(Anomaly("lost write", HERE, (T17, END), T17.marker))
-    assert "17 is missing" in words(lost)
+    assert "…000011 is missing" in words(lost)
     stale = asked(2, 60, 61, markers(1))
     missed = Anomaly("stale read", HERE, (stale, T17), T17.marker)
-    assert words(witness(missed)).count("17 is missing") == 1
+    assert words(witness(missed)).count("…000011 is missing") == 1
 
 
 def test_lanes_stand_by_time_and_keep_the_letters_of_the_argument():
     early = asked(3, 40, 41, key=THERE)
     said = words(witness(Anomaly("cross-session leak", HERE, (LEAK, early), early.marker)))
-    assert said.index("T2 turn 3") < said.index("T1 turn 5")
+    assert said.index("T2 turn …000003") < said.index("T1 turn …000005")
 
 
 def test_a_turn_without_an_answer_and_strange_markers_are_drawn():

@@ -25,7 +25,7 @@ VALUE_BASES = {
     "StrEnum",
     "IntEnum",
 }
-SIGNAL_BASES = {"Exception", "BaseException"}
+SIGNAL_BASES = {"Exception", "BaseException", "KeyboardInterrupt"}
 # Locust finds its users and shapes by their class; there is no other way in.
 LOCUST_BASES = {"User", "HttpUser", "FastHttpUser", "LoadTestShape", "SessionUser", "ToolUser"}
 

@@ -19,12 +19,13 @@ from kode_lab.faults.laboratory import Outcome, as_json, found_in, replay, table
 from kode_lab.faults.persistence import keep
 from kode_lab.faults.scenario import Played
 from kode_lab.faults.shrinking import play_small, shrink
+from kode_lab.lab.live import Pace, Progress, Row, card_for
 from kode_lab.lab.provenance import commit_name, machine
 
 __all__ = ["run_faults"]
 
 SEEDS_LIMIT = 10_000
-_ALL_WELL, _NOT_CONVICTED = 0, 1
+_ALL_WELL, _NOT_CONVICTED, _INTERRUPTED = 0, 1, 130
 
 
 def run_faults(options: Namespace) -> int:
@@ -55,20 +56,34 @@ def run_faults(options: Namespace) -> int:
 def _try(options: Namespace) -> int:
     before, began_s = machine(), time.process_time()
     outcomes: list[Outcome] = []
-    for outcome in try_all(options.names, options.seeds):
-        outcomes.append(outcome)
-        if sys.stderr.isatty():
-            sys.stderr.write(f"\r{len(outcomes)} {outcome.fault.name:<40}")
-    if sys.stderr.isatty():
-        sys.stderr.write("\r" + " " * 44 + "\r")
+    is_interrupted = False
+    names = [fault_of(name).name for name in options.names] or list(CATALOGUE)
+    progress = Progress("faults", [row := Row("", "faults", "", began_ns=time.monotonic_ns())])
+    pace = Pace(card_for(sys.stderr), progress) if sys.stderr.isatty() else None
+    try:
+        for outcome in try_all(names, options.seeds):
+            outcomes.append(outcome)
+            row.part = len(outcomes) / len(names)
+            row.doing = f"{len(outcomes)} of {len(names)}: {outcome.fault.name}"
+            if pace is not None:
+                pace.tick()
+    except KeyboardInterrupt:
+        # What was tried until then is printed like a whole run, and the exit status says 130.
+        is_interrupted = row.is_broken = True
+    row.ended_ns = time.monotonic_ns()
+    if pace is not None:
+        pace.end()
     spent_s = time.process_time() - began_s
     if options.json:
         sys.stdout.write(json.dumps(as_json(outcomes), ensure_ascii=False, indent=1) + "\n")
     else:
         sys.stdout.write(f"{table(outcomes)}\n{_conclusion(outcomes, spent_s)}\n")
-    if options.save:
+    if options.save and not is_interrupted:
         path = _save(outcomes, options, before, spent_s)
         sys.stderr.write(f"saved in {path}\n")
+    if is_interrupted:
+        sys.stderr.write(f"kode-lab: interrupted after {len(outcomes)} of {len(names)} faults\n")
+        return _INTERRUPTED
     return _ALL_WELL if all(outcome.ok for outcome in outcomes) else _NOT_CONVICTED
 
 

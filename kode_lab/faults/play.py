@@ -1,20 +1,18 @@
 """One play of a scenario: its clients, its nemesis, and the history that they write.
 
-It owns what is recorded and when: an operation begins before its request leaves and ends after its
-answer came, by the loop's own clock; what was refused before acceptance is ``fail``, whatever else
-went wrong is ``info``. What a turn was shown stands in the reply's echo.
+It owns who asks what of which process, and when a process dies. What a client records is
+``lab.client``'s, by the virtual loop's own clock.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from kode_lab.claude.conversation import shown_to
-from kode_lab.errors import CallerError, KodeLabError, Refused
+from kode_lab.errors import CallerError, KodeLabError, Refused, Superseded
 from kode_lab.faults.models import Scribe
 from kode_lab.faults.scenario import Scenario
 from kode_lab.faults.site import Parts, Process, Site
@@ -26,14 +24,15 @@ from kode_lab.history.operation import (
     QUIET,
     Operation,
     Read,
-    echo_in,
     marker_of,
     markers_in,
 )
 from kode_lab.history.span import Span
 from kode_lab.key import SessionKey
+from kode_lab.lab.client import Client, OperationList
 from kode_lab.message import Message, user
-from kode_lab.sessions import AgentShelf, TurnReply
+from kode_lab.sessions import AgentShelf
+from kode_lab.targets.target import Answer, Declaration
 
 __all__ = ["Play"]
 
@@ -45,6 +44,50 @@ _DOWN_MS = 4.0
 _SETTLE_S = 1.0
 _PROBE_PATIENCE_S = 120.0
 _NO_SUCH_NUMBER = 0xFFFFFF
+
+
+class _Sending:
+    """One sending of a turn to one process, by a client with so much patience: a target.
+
+    Attributes:
+        own_mistake: an exception that no service may raise: the laboratory is wrong.
+    """
+
+    declaration = Declaration("the process under test", needs_quote=False)
+
+    def __init__(
+        self, process: Process, patience_s: float, how: dict[str, Any], *, is_cancelling: bool
+    ) -> None:
+        self._process = process
+        self._patience_s = patience_s
+        self._how = how
+        self._is_cancelling = is_cancelling
+        self.own_mistake: BaseException | None = None
+
+    async def turn(self, key: SessionKey, prompt: str, turn_id: str) -> Answer:
+        """Send it; leave when the patience is over."""
+        process = self._process
+        if not process.is_up():
+            return Answer("refused", error="connection refused")
+        work = process.site.spawn(process.front.turn(key, prompt, turn_id=turn_id, **self._how))
+        done, _ = await asyncio.wait((work,), timeout=self._patience_s)
+        if not done:
+            if self._is_cancelling:
+                work.cancel()
+            return Answer("unknown", error="the client left")
+        if work.cancelled() or not process.is_up():
+            return Answer("unknown", error="connection lost")
+        error = work.exception()
+        if error is None:
+            return Answer("reply", work.result().text, config=work.result().config_version)
+        if not isinstance(error, KodeLabError | asyncio.CancelledError):
+            self.own_mistake = error
+        kind = "refused" if isinstance(error, Refused | CallerError) else "unknown"
+        is_final = isinstance(error, Superseded)
+        return Answer(kind, error=type(error).__name__, is_final=is_final)
+
+    async def history(self, key: SessionKey) -> None:
+        """Read nothing: the play reads by itself."""
 
 
 class Play:
@@ -65,7 +108,8 @@ class Play:
         clock: VirtualClock,
         seed: int,
     ) -> None:
-        self.history: list[Operation] = []
+        self._log = OperationList()
+        self.history = self._log.done
         self.trace: list[Span] = []
         self._scenario = scenario
         self._parts = parts
@@ -144,80 +188,42 @@ class Play:
         asks = "Please delegate this" if scenario.is_delegating else "Please note this"
         for attempt in range(scenario.attempts):
             process = self._processes[(number + attempt) % scenario.processes]
-            begun = Operation(
-                key, "turn", f"{name}#{next(self._names)}", "info", self._clock.now_ns(), math.inf,
-                marker, marker,
-            )  # fmt: skip
             how: dict[str, Any] = {"deadline_s": deadline_s}
             if scenario.strategy is not None and number == scenario.clients - 1:
                 how["strategy"] = scenario.strategy
-            ended = await self._ask(begun, f"{asks} {marker}", process, patience_s, how)
-            self.history.append(ended)
+            sending = _Sending(process, patience_s, how, is_cancelling=scenario.is_cancelling)
+            ended = await self._client_of(sending).turn(
+                f"{name}#{next(self._names)}", key, marker, f"{asks} {marker}", turn_id=marker
+            )
+            if sending.own_mistake is not None:
+                raise sending.own_mistake
             # Whose place another turn took must not take it back.
-            if ended.type == "ok" or ended.error == "Superseded":
+            if ended.type == "ok" or ended.is_final:
                 return
             pause_ms = _DOWN_MS if not process.is_up() else 0.0
             await asyncio.sleep(pause_ms / 1_000 + self._delays.take_s(scenario.think_ms))
             patience_s = scenario.patient_ms / 1_000
 
-    async def _ask(
-        self,
-        begun: Operation,
-        prompt: str,
-        process: Process,
-        patience_s: float,
-        how: dict[str, Any],
-    ) -> Operation:
-        if not process.is_up():
-            return self._over(begun, "fail", "connection refused")
-        work = process.site.spawn(
-            process.front.turn(begun.key, prompt, turn_id=begun.turn_id, **how)
-        )
-        done, _ = await asyncio.wait((work,), timeout=patience_s)
-        if not done:
-            if self._scenario.is_cancelling:
-                work.cancel()
-            return self._over(begun, "info", "the client left")
-        if work.cancelled() or not process.is_up():
-            return self._over(begun, "info", "connection lost")
-        error = work.exception()
-        if isinstance(error, Refused | CallerError):
-            return self._over(begun, "fail", type(error).__name__)
-        if error is not None:
-            if not isinstance(error, KodeLabError | asyncio.CancelledError):
-                raise error  # the laboratory's own mistake
-            return self._over(begun, "info", type(error).__name__)
-        return self._answered(begun, work.result())
-
-    def _answered(self, begun: Operation, reply: TurnReply) -> Operation:
-        answered, read = echo_in(reply.text) or ("", None)
-        return self._over(begun, "ok")._replace(
-            answered=answered,
-            read=read if answered == begun.marker else None,
-            config=reply.config_version,
-        )
-
-    def _over(self, begun: Operation, kind: str, error: str = "") -> Operation:
-        return begun._replace(type=kind, complete_ns=self._clock.now_ns(), error=error)
+    def _client_of(self, sending: _Sending) -> Client:
+        return Client(sending, self._log, now_ns=self._clock.now_ns)
 
     async def _read(self, key: SessionKey, name: str, process: Process) -> None:
         """Read a session's history, as its service tells it."""
-        begun = Operation(
-            key, "read", f"{name}#{next(self._names)}", "info", self._clock.now_ns(), math.inf
-        )
+        name = f"{name}#{next(self._names)}"
+        self._log.invoke(key, name, self._clock.now_ns(), f="read")
+        kind, error, markers, read = "ok", "", None, None
         if not process.is_up():
-            self.history.append(self._over(begun, "fail", "connection refused"))
-            return
-        try:
-            messages = await process.manager.history(key)
-        except KodeLabError as error:
-            self.history.append(self._over(begun, "info", type(error).__name__))
-            return
-        if not process.is_up():
-            self.history.append(self._over(begun, "info", "connection lost"))
-            return
-        markers, read = self._told(key, messages)
-        self.history.append(self._over(begun, "ok")._replace(markers=markers, read=read))
+            kind, error = "fail", "connection refused"
+        else:
+            try:
+                markers, read = self._told(key, await process.manager.history(key))
+            except KodeLabError as failure:
+                kind, error = "info", type(failure).__name__
+            else:
+                if not process.is_up():
+                    kind, error, markers, read = "info", "connection lost", None, None
+        now_ns = self._clock.now_ns()
+        self._log.complete(name, now_ns, kind, markers=markers, read=read, error=error)
 
     def _told(
         self, key: SessionKey, messages: list[Message]

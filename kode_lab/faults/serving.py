@@ -1,4 +1,4 @@
-"""``kode-lab faults serve NAME``: a server that makes the mistake, for load tests to find.
+"""``kode-lab serve-fault NAME``: a server that makes the mistake, for load tests to find.
 
 It opens what ``kode-lab serve`` opens, in the same order, with the fault's parts wrapped around the
 real ones, on loopback and in real time. Faults that live in the laboratory's own tools, disks or
@@ -89,9 +89,7 @@ def serve_fault(options: Namespace) -> int:
         InvalidScenario: not one fault was named, or it cannot be served.
         PortOccupied: somebody else listens there.
     """
-    if len(options.names) != 2:
-        raise InvalidScenario(f"serve takes one fault: name one of {', '.join(SERVABLE)}")
-    fault = fault_of(options.names[1])
+    fault = fault_of(options.name)
     options.data.mkdir(parents=True, exist_ok=True)
     book = ScheduleBook(options.data / "+schedules.sqlite")
     try:

@@ -97,7 +97,8 @@ class Believed:
         """Return how the turn ended, in the manager's own positions."""
         first = self.lengths.get(lease.key, 0)
         self.lengths[lease.key] = first + len(turn.messages)
-        return turn.finished(first)
+        last = self.lengths[lease.key] - 1
+        return Finished(turn.turn_id, first, last, turn.is_sealed, turn.usage, turn.version)
 
     async def discard(self, lease: Lease) -> None:
         """Discard it."""

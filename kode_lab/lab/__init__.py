@@ -22,6 +22,7 @@ Source: measured in ``notebooks-and-pictures`` of the design (interrupt 14 s lat
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Generator
@@ -40,7 +41,17 @@ if TYPE_CHECKING:
     from kode_lab.lab.trial import MakeStore
     from kode_lab.targets.target import Target
 
-__all__ = ["SETTLE_LIMIT_S", "TICK_S", "Handle", "run", "runs", "start"]
+__all__ = [
+    "SETTLE_LIMIT_S",
+    "TICK_S",
+    "Handle",
+    "Interrupted",
+    "is_notebook",
+    "load",
+    "run",
+    "runs",
+    "start",
+]
 
 T = TypeVar("T")
 
@@ -54,7 +65,7 @@ def run(
     *,
     make_store: MakeStore | None = None,
     target: Target | str | None = None,
-    results: Path | str = "results",
+    results: Path | str | None = None,
     progress: Progress | None = None,
     card: Card | None = None,
 ) -> Handle[Run]:
@@ -66,7 +77,8 @@ def run(
             one. A scenario with kills has no use for it.
         target: is asked instead of our own sessions: a target, or what names one ("mine.toml",
             "agent.py:chat"); its model is the simulated one. The run claims what it promises.
-        results: where the run's directory goes.
+        results: where the run's directory goes; None is ``records.results_directory()``: the
+            checkout's ``results``, or ``$KODE_LAB_RESULTS``.
         progress: is kept up to date, for a caller who wants to look.
         card: shows the progress while somebody waits; None picks what suits.
 
@@ -77,7 +89,7 @@ def run(
     # Here and not above: whoever only starts work of their own needs none of it.
     from kode_lab.errors import InvalidScenario  # noqa: PLC0415
     from kode_lab.lab.live import Pace, Progress, Row, card_for  # noqa: PLC0415
-    from kode_lab.lab.records import RunRecorder  # noqa: PLC0415
+    from kode_lab.lab.records import RunRecorder, results_directory  # noqa: PLC0415
     from kode_lab.lab.trial import conduct  # noqa: PLC0415
 
     if make_store is not None and scenario.kills:
@@ -85,7 +97,7 @@ def run(
     if target is not None and make_store is not None:
         raise InvalidScenario("a target has its own store: leave out make_store or target")
     recorder = RunRecorder(
-        Path(results),
+        results_directory() if results is None else Path(results),
         scenario.name,
         parameters=scenario.to_json(),
         store=_name_of(make_store),
@@ -101,6 +113,51 @@ def run(
         name=f"run of {scenario.name}",
         on_tick=pace.tick,
         on_end=pace.end,
+        where=watched.where,
+    )
+
+
+def load(
+    name: str,
+    *,
+    seconds: float = 10.0,
+    users: int | None = None,
+    fault: str = "",
+    target: str = "",
+    results: Path | str | None = None,
+    card: Card | None = None,
+    **options: Any,
+) -> Handle[Run]:
+    """Begin a Locust load test in a process of its own; await the handle for the judged run.
+
+    Args:
+        name: of a load test that comes with kode_lab, or the path of a Locust file.
+        seconds: how long the load lasts.
+        users: how many; None is the test's own number.
+        fault: the server that is started makes this mistake (``kode-lab faults --list``).
+        target: another service than ours, as for ``kode-lab judge``.
+        results: as for ``run``.
+        card: shows the progress while somebody waits; None picks what suits.
+        options: of ``kode-lab load``, as words: ``rate=5``, ``closed_loop=True``.
+
+    Raises:
+        InvalidScenario: on waiting: the load test cannot be run; says why.
+    """
+    from kode_lab.lab.live import Pace, Progress, Row, card_for  # noqa: PLC0415 - as above
+    from kode_lab.lab.load_process import load_words, run_load_process  # noqa: PLC0415
+    from kode_lab.lab.records import results_directory  # noqa: PLC0415
+
+    where = results_directory() if results is None else Path(results)
+    words = load_words(name, seconds, users, fault, target, options)
+    row = Row("", name, f"{users} users" if users else "", expected_s=seconds)
+    watched = Progress(f"load test {name}", [row], str(where))
+    pace = Pace(card or card_for(), watched)
+    return start(
+        lambda: run_load_process(words, where, watched),
+        name=f"load test {name}",
+        on_tick=pace.tick,
+        on_end=pace.end,
+        where=str(where / "latest"),
     )
 
 
@@ -111,11 +168,12 @@ def _name_of(make_store: MakeStore | None) -> str:
     return str(name).rpartition("<locals>.")[2]
 
 
-def runs(results: Path | str = "results") -> RunList:
+def runs(results: Path | str | None = None) -> RunList:
     """Return the runs below ``results``, the newest first."""
-    from kode_lab.lab.run_list import run_list  # noqa: PLC0415 - as above
+    from kode_lab.lab.records import results_directory  # noqa: PLC0415 - as above
+    from kode_lab.lab.run_list import run_list  # noqa: PLC0415
 
-    return run_list(Path(results))
+    return run_list(results_directory() if results is None else Path(results))
 
 
 def start(
@@ -124,6 +182,7 @@ def start(
     name: str = "run",
     on_tick: Callable[[], None] = lambda: None,
     on_end: Callable[[], None] = lambda: None,
+    where: str = "",
 ) -> Handle[T]:
     """Run ``work()`` on a loop and thread of its own, beginning now, and give its handle.
 
@@ -131,9 +190,17 @@ def start(
         work: makes the coroutine; it is called in the new thread.
         name: what the handle and the thread are called.
         on_tick: called ten times a second while somebody waits, in the thread that waits.
-        on_end: called when nobody waits any more, in that thread.
+        on_end: called when the waiting is over, in that thread.
+        where: what an interrupt says was kept.
     """
-    return Handle(work, name, on_tick, on_end)
+    return Handle(work, name, on_tick, on_end, where)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run was interrupted in a notebook: one line there, instead of a page of traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [str(self)]
 
 
 class Handle(Generic[T]):
@@ -145,8 +212,10 @@ class Handle(Generic[T]):
         name: str,
         on_tick: Callable[[], None],
         on_end: Callable[[], None],
+        where: str = "",
     ) -> None:
         self._name = name
+        self._where = where
         self._on_tick = on_tick
         self._on_end = on_end
         self._future: Future[T] = Future()
@@ -209,14 +278,20 @@ class Handle(Generic[T]):
     async def _awaited(self) -> T:
         try:
             await self._ticking(None)
-        except BaseException:
+        except BaseException as error:
             self.cancel()
             with suppress(TimeoutError):
                 await self._ticking(SETTLE_LIMIT_S)
+            if isinstance(error, asyncio.CancelledError | KeyboardInterrupt) and is_notebook():
+                raise Interrupted(self._last_words()) from None
             raise
         finally:
             self._on_end()
         return self._future.result()
+
+    def _last_words(self) -> str:
+        kept = f' What was recorded is in {self._where}: Run.load("{self._where}") judges it.'
+        return f"Interrupted: {self._name} was stopped.{kept if self._where else ''}"
 
     async def _ticking(self, limit_s: float | None) -> None:
         ended = asyncio.wrap_future(_follower(self._future))
@@ -266,6 +341,14 @@ class Handle(Generic[T]):
             f"The {escape(self._name)} {state}. Write <code>await</code> before the call to {wish} "
             "its result.</div>"
         )
+
+
+def is_notebook() -> bool:
+    """Whether this process is a notebook's kernel."""
+    # A kernel has IPython loaded; importing it to find out would cost 0.3 s.
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return shell is not None and hasattr(shell, "kernel")
 
 
 def _follower(future: Future[T]) -> Future[None]:

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
+from kode_lab.lab import is_notebook
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -28,6 +30,10 @@ _BAR_CHARS = 16
 # Between two pictures. Drawing holds the interpreter that the measured loop needs too: at ten a
 # second, a terminal added 2 to 36 ms to a turn of 1.7 s (four pairs of runs, with and without).
 _PAUSE_S = 0.5
+# Before this share is done, an estimate would jump.
+_ESTIMATE_FROM = 0.02
+# A terminal this narrow has no room for a test's name and a long bar.
+_NARROW_CHARS = 76
 
 
 @dataclass(slots=True)
@@ -35,8 +41,9 @@ class Row:
     """One turn in progress.
 
     Attributes:
-        expected_s: how long it should take, for the bar; 0 where nobody knows.
+        expected_s: how long it should take, for the bar; 0 where that is not known.
         part: how much of it is done, where that is counted and not guessed from the time.
+        is_broken: it was interrupted or failed, so that its bar stays where it was.
     """
 
     test: str
@@ -48,18 +55,28 @@ class Row:
     doing: str = "not yet asked"
     tool_calls: int = 0
     part: float = 0.0
+    is_broken: bool = False
 
     def elapsed_s(self, now_ns: int) -> float:
         """Seconds since it was sent, or until it ended."""
         return ((self.ended_ns or now_ns) - self.began_ns) / 1e9 if self.began_ns else 0.0
 
     def share(self, now_ns: int) -> float:
-        """How much of the expected time is over; 1 only when it ended."""
-        if self.ended_ns:
+        """How much of it is done; 1 only when it ended by itself."""
+        if self.ended_ns and not self.is_broken:
             return 1.0
         if self.part:
             return min(self.part, 0.99)
         return min(self.elapsed_s(now_ns) / self.expected_s, 0.99) if self.expected_s else 0.0
+
+    def left_s(self, now_ns: int) -> float:
+        """Return an estimate of the seconds until its end; 0 where there is none."""
+        if self.ended_ns or not self.began_ns:
+            return 0.0
+        elapsed_s = self.elapsed_s(now_ns)
+        if self.part > _ESTIMATE_FROM:
+            return elapsed_s / self.part * (1 - self.part)
+        return max(0.0, self.expected_s - elapsed_s)
 
 
 @dataclass(slots=True)
@@ -112,17 +129,10 @@ class Pace:
 
 def card_for(stream: TextIO | None = None) -> Card:
     """Return the card that suits where we are: a notebook, a terminal, or neither."""
-    if stream is None and _is_in_notebook():
+    if stream is None and is_notebook():
         return _NotebookCard()
     stream = stream or sys.stdout
     return _TerminalCard(stream) if stream.isatty() else _PlainCard(stream)
-
-
-def _is_in_notebook() -> bool:
-    # Whoever runs in a kernel has IPython loaded; importing it to find out would cost 0.3 s.
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    return shell is not None and hasattr(shell, "kernel")
 
 
 class _PlainCard:
@@ -151,31 +161,38 @@ class _TerminalCard:
         console = Console(file=stream)
         self._live = Live(console=console, auto_refresh=False, transient=True)
         # Loads all that drawing needs, while nothing is measured yet.
-        console.measure(_terminal_table(Progress("", [Row("", "", "")])))
+        self._width = console.width
+        console.measure(_terminal_table(Progress("", [Row("", "", "")]), self._width))
 
     def draw(self, progress: Progress) -> None:
         # Begun with the first look: a run that nobody waits for leaves the terminal alone.
         self._live.start()
-        self._live.update(_terminal_table(progress), refresh=True)
+        self._live.update(_terminal_table(progress, self._width), refresh=True)
 
     def close(self) -> None:
         self._live.stop()
 
 
-def _terminal_table(progress: Progress) -> Table:
+def _terminal_table(progress: Progress, width: int) -> Table:
     from rich.progress_bar import ProgressBar  # noqa: PLC0415 - as above
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
     now_ns = progress.clock_ns()
-    table = Table.grid(padding=(0, 2))
+    is_narrow = width < _NARROW_CHARS
+    table = Table.grid(padding=(0, 1 if is_narrow else 2))
     for row in progress.rows:
-        table.add_row(
-            Text(row.test, style="bold"),
-            Text(f"{row.name}  {row.session}", overflow="ellipsis", no_wrap=True),
-            ProgressBar(total=1.0, completed=row.share(now_ns), width=_BAR_CHARS),
+        name = row.name if is_narrow else f"{row.name}  {row.session}".rstrip()
+        cells: list[Any] = [
+            Text(name, overflow="ellipsis", no_wrap=True),
+            ProgressBar(
+                total=1.0,
+                completed=row.share(now_ns),
+                width=_BAR_CHARS // 2 if is_narrow else _BAR_CHARS,
+            ),
             Text(_state(row, now_ns), overflow="ellipsis", no_wrap=True),
-        )
+        ]
+        table.add_row(*([] if is_narrow else [Text(row.test, style="bold")]), *cells)
     return table
 
 
@@ -216,5 +233,17 @@ def _html(progress: Progress) -> str:
 
 
 def _state(row: Row, now_ns: int) -> str:
+    if not row.began_ns:
+        return row.doing
     tools = f", {row.tool_calls} tool call{'s' * (row.tool_calls != 1)}" if row.tool_calls else ""
-    return f"{row.doing}, {row.elapsed_s(now_ns):.2f} s{tools}" if row.began_ns else row.doing
+    left_s = row.left_s(now_ns)
+    left = f", about {_shown(left_s)} left" if left_s >= 1 else ""
+    took = _shown(row.elapsed_s(now_ns), places=2 if row.ended_ns else 1)
+    return f"{row.doing}, {took}{left}{tools}"
+
+
+def _shown(seconds: float, places: int = 0) -> str:
+    if seconds < 60:
+        return f"{seconds:.{places}f} s"
+    whole = round(seconds)
+    return f"{whole // 60} min {whole % 60:02d} s"

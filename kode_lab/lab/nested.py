@@ -1,4 +1,4 @@
-"""The one place where ``nest-asyncio`` is used: a door for blocking callers inside a running loop.
+"""The one place where ``nest-asyncio`` is used: for blocking callers inside a running loop.
 
 It owns that patch and nothing else. Nothing in kode_lab calls it, and a notebook needs it for
 nothing: write ``await`` in the cell, or ask a handle for its ``result()``.
@@ -31,7 +31,10 @@ def run_nested(work: Coroutine[Any, Any, T]) -> T:
         RuntimeError: no loop is running here (``asyncio.run`` is what you want).
         ValueError: the running loop is not asyncio's own (uvloop cannot be nested).
     """
-    import nest_asyncio  # noqa: PLC0415 - importing is harmless; applying is not
+    try:  # the maintained successor, which newer kernels bring; importing is harmless
+        import nest_asyncio2 as nest_asyncio  # noqa: PLC0415
+    except ImportError:
+        import nest_asyncio  # noqa: PLC0415
 
     try:
         loop = asyncio.get_running_loop()

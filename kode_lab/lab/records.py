@@ -42,9 +42,11 @@ from kode_lab.history.span import Span, read_spans, span_line
 if TYPE_CHECKING:
     from kode_lab.check import Verdict
 
-__all__ = ["RESULTS", "SCHEMA", "Run", "RunRecorder"]
+__all__ = ["RESULTS", "SCHEMA", "Run", "RunRecorder", "results_directory"]
 
 RESULTS = Path("results")
+# Instead of the checkout's results/, for runs that Python starts.
+RESULTS_VARIABLE = "KODE_LAB_RESULTS"
 SCHEMA = 1
 # A crash loses at most this many spans; history, the evidence, loses none.
 _BATCH_SPANS = 256
@@ -80,14 +82,17 @@ class Run:
     facts: Mapping[str, Any]
 
     @classmethod
-    def load(cls, which: str | Path = "latest", results: Path | str = RESULTS) -> Run:
+    def load(cls, which: str | Path = "latest", results: Path | str | None = None) -> Run:
         """Return the run in directory ``which``, or the one of that id below ``results``.
+
+        Args:
+            results: the directory of all runs; None is ``results_directory()``.
 
         Raises:
             InvalidRecord: there is no such run, or its ``run.json`` cannot be read.
             NewerFormat: a newer kode_lab wrote it.
         """
-        results = Path(results)
+        results = results_directory() if results is None else Path(results)
         path = next((p for p in (Path(which), results / which) if (p / "run.json").is_file()), None)
         if path is None:
             for half in (Path(which), results / which):
@@ -319,6 +324,22 @@ class RunRecorder:
 
     def _write_facts(self) -> None:
         self.write_json("run.json", self._facts)
+
+
+def results_directory() -> Path:
+    """Return where runs go that are started from Python.
+
+    It is ``$KODE_LAB_RESULTS`` if that is set; else ``results`` beside the ``pyproject.toml`` or
+    ``.git`` of the directory that encloses this one; else ``results`` here. So a notebook writes
+    where the command line does, and not beside itself.
+    """
+    if named := os.environ.get(RESULTS_VARIABLE):
+        return Path(named)
+    here = Path.cwd()
+    for directory in (here, *here.parents):
+        if (directory / "pyproject.toml").exists() or (directory / ".git").exists():
+            return Path(os.path.relpath(directory / "results", here))
+    return RESULTS
 
 
 def _made(results: Path, stem: str) -> Path:

@@ -75,6 +75,9 @@ async def conduct(
         raise
     finally:
         row.ended_ns = time.monotonic_ns()
+        row.is_broken = status != "complete"
+        if row.is_broken:
+            row.doing = f"{status}: {row.doing}"
         run = _judged(recorder, status, promises)
         progress.status = status
     return run

@@ -193,7 +193,7 @@ def _servers(options: Namespace, setting: Setting, path: Path, stack: ExitStack)
     if setting.residents:
         serve += ["--residents", str(setting.residents)]
     if options.fault:
-        serve = ["faults", "serve", options.fault]
+        serve = ["serve-fault", options.fault]
     serve += ["--data", str(scratch / "data")]
     words: list[str] = []
     if options.in_process:

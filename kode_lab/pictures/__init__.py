@@ -12,7 +12,13 @@ from kode_lab.check.verdict import Anomaly
 from kode_lab.key import SessionKey
 from kode_lab.lab.turn_view import Recorded, turns_of
 from kode_lab.pictures.crash_bands import draw_crash_bands
-from kode_lab.pictures.curves import Latencies, Rate, draw_latency, draw_throughput
+from kode_lab.pictures.curves import (
+    Latencies,
+    Rate,
+    draw_latency,
+    draw_percentiles,
+    draw_throughput,
+)
 from kode_lab.pictures.lint import figure_lint
 from kode_lab.pictures.many_sessions import draw_many
 from kode_lab.pictures.page import Picture
@@ -25,6 +31,7 @@ __all__ = [
     "figure_lint",
     "latency",
     "many_sessions",
+    "percentiles",
     "throughput",
     "two_sessions",
     "witness",
@@ -77,6 +84,19 @@ def latency(runs: Recorded | Mapping[str, Recorded]) -> Picture:
     """
     named = {"": runs} if isinstance(runs, Recorded) else runs
     return draw_latency({name: _latencies(run) for name, run in named.items()})
+
+
+def percentiles(runs: Recorded | Mapping[str, Recorded]) -> Picture:
+    """Draw how long a turn takes over the percentile (50, 90, 95, 99, ...), a curve a run.
+
+    Args:
+        runs: one run, or several by the names that their curves shall have.
+
+    Raises:
+        InvalidRecord: no turn was answered, or there are too many runs to name.
+    """
+    named = {"": runs} if isinstance(runs, Recorded) else runs
+    return draw_percentiles({name: _latencies(run) for name, run in named.items()})
 
 
 def throughput(runs: Iterable[Recorded]) -> Picture:

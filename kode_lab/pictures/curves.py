@@ -33,7 +33,14 @@ from kode_lab.pictures.style import (
     WORK_SHADES,
 )
 
-__all__ = ["CURVE_LIMIT", "Latencies", "Rate", "draw_latency", "draw_throughput"]
+__all__ = [
+    "CURVE_LIMIT",
+    "Latencies",
+    "Rate",
+    "draw_latency",
+    "draw_percentiles",
+    "draw_throughput",
+]
 
 # More curves than this no longer have room for a name each.
 CURVE_LIMIT = 8
@@ -44,6 +51,8 @@ _TEXT_PT = 9.0
 _TAIL_SHARE = 0.01
 # What stands for it where there are too few turns to speak of a tail.
 _NO_TAIL = 0.5
+# Times this many times apart share no linear axis.
+_LOG_FROM = 12
 # Below this share of the ideal, sessions are said to cost each other something.
 _FREE_SHARE = 0.9
 
@@ -76,14 +85,7 @@ def draw_latency(named: Mapping[str, Latencies]) -> Picture:
     Raises:
         InvalidRecord: no turn was answered, or there are more runs than ``CURVE_LIMIT``.
     """
-    curves = {name: one for name, one in named.items() if one.answered_ns}
-    if not curves:
-        raise InvalidRecord("there is no latency to draw: no turn was answered")
-    if len(curves) > CURVE_LIMIT:
-        raise InvalidRecord(
-            f"{len(curves)} latency curves are too many to name (CURVE_LIMIT={CURVE_LIMIT}): "
-            "draw fewer runs"
-        )
+    curves = _drawable(named)
     page = Page(*_latency_words(curves))
     times = [time for one in curves.values() for time in one.answered_ns]
     low, high = float(max(1, min(times))), float(max(times))
@@ -108,6 +110,111 @@ def draw_latency(named: Mapping[str, Latencies]) -> Picture:
             _name_curve(page, name, points, color)
     bottom = top + _PLOT_PT + 12
     return page.finish(page.time_axis(x, bottom, _log_ticks(low, high), ["time of a turn"]))
+
+
+def draw_percentiles(named: Mapping[str, Latencies]) -> Picture:  # noqa: C901 - top to bottom
+    """Draw a curve for each run: how long a turn takes, over the percentile.
+
+    Idea: the percentile axis of HdrHistogram, which gives each further nine the same room.
+
+    Raises:
+        InvalidRecord: no turn was answered, or there are more runs than ``CURVE_LIMIT``.
+    """
+    curves = _drawable(named)
+    asked = sum(one.asked for one in curves.values())
+    first = next(iter(curves.values()))
+    told = [
+        f"{label} {seconds(time_ns)}"
+        for share, label in ((0.5, "median"), (0.95, "p95"), (0.99, "p99"))
+        if (time_ns := _at_share(first, share)) is not None and first.asked * (1 - share) >= 1
+    ]
+    name = f" ({next(iter(curves))})" if len(curves) > 1 else ""
+    reading = f"{asked:,} turns. The curve: so long took the turn at this percentile, or less."
+    if any(one.unanswered for one in curves.values()):
+        reading += " It ends where turns without a good answer begin."
+    page = Page(f"Time of a turn: {', '.join(told) or seconds(max(first.answered_ns))}{name}",
+                reading)  # fmt: skip
+    top = page.top_pt + 26
+    deepest = max(one.asked for one in curves.values())
+    x = Scale(1.0, 1 / deepest, MARGIN_PT + _LEFT_PT, WIDTH_PT - MARGIN_PT - 66, is_log=True)
+    high = max(max(one.answered_ns) for one in curves.values())
+    low = min(median(one.answered_ns) for one in curves.values())
+    is_log = high > _LOG_FROM * low and len(curves) > 1
+    y = Scale(0.0, high * 1.08, top + _PLOT_PT, top)
+    if is_log:
+        y = Scale(max(1.0, min(min(one.answered_ns) for one in curves.values())) / 1.5,
+                  high * 1.2, top + _PLOT_PT, top, is_log=True)  # fmt: skip
+    unit, per_unit = ("seconds", 1e9) if high >= 1e9 else ("milliseconds", 1e6)
+    heading = "time of a turn" if is_log else f"time of a turn, {unit}"
+    page.text(MARGIN_PT, top - 14, heading, color=INK, is_bold=True)
+    levels = [Tick(t.value * per_unit, t.label) for t in nice_ticks(high / per_unit, most=6)]
+    if is_log:
+        decades = range(math.floor(math.log10(y.low)), math.ceil(math.log10(y.high)) + 1)
+        rounds = [10.0**n for n in decades if y.low <= 10.0**n <= y.high]
+        levels = [Tick(value, _round_seconds(value)) for value in rounds]
+    for tick in levels:
+        at = y(tick.value)
+        page.curve([(x.start_pt, at), (x.end_pt, at)], GUIDE, 0.5)
+        page.text(x.start_pt - 8, at + 3, tick.label, color=SOFT, align="right")
+    drawn = []
+    for (name, one), color in zip(curves.items(), _shades(len(curves)), strict=True):
+        ranked = sorted(one.answered_ns)
+        points = [
+            (x(max(1 / deepest, 1 - rank / one.asked)), y(time_ns))
+            for rank, time_ns in enumerate(ranked)
+        ]
+        page.curve(points, color)
+        drawn.append((name, one, points, color))
+    for name, one, points, color in drawn:
+        if len(drawn) > 1:
+            end_x, end_y = points[-1]
+            places = [(end_x + 6, end_y + 3 + step, "left") for step in (0, -12, 12, -24, 24)]
+            page.text_where_free(places, name, color=_for_words(color), is_bold=True)
+        for share in (0.5, 0.95, 0.99):
+            time_ns = _at_share(one, share)
+            if time_ns is None or one.asked * (1 - share) < 1:
+                continue
+            at_x, at_y = x(1 - (math.ceil(share * one.asked) - 1) / one.asked), y(time_ns)
+            page.dots([(at_x, at_y)], color)
+            places = [(at_x - 6, at_y - 6, "right"), (at_x - 6, at_y - 20, "right")]
+            if at_y + 14 < y.start_pt:
+                places += [(at_x + 6, at_y + 12, "left")]
+            page.text_where_free(
+                places, seconds(time_ns), color=_for_words(color), is_optional=len(drawn) > 1
+            )
+    ticks = [
+        Tick(1 - share, label)
+        for share, label in (
+            (0.0, "0 %"), (0.5, "50 %"), (0.9, "90 %"), (0.95, "95 %"), (0.99, "99 %"),
+            (0.999, "99.9 %"), (0.9999, "99.99 %"), (0.99999, "99.999 %"),
+        )
+        if 1 - share >= 1 / deepest
+    ]  # fmt: skip
+    return page.finish(page.time_axis(x, top + _PLOT_PT + 12, ticks, ["percentile of turns"]))
+
+
+def _at_share(one: Latencies, share: float) -> int | None:
+    """Return the time of the turn at this percentile; None where it was not answered."""
+    rank = max(1, math.ceil(share * one.asked))
+    ranked = sorted(one.answered_ns)
+    return ranked[rank - 1] if rank <= len(ranked) else None
+
+
+def _drawable(named: Mapping[str, Latencies]) -> dict[str, Latencies]:
+    """Return the runs that have an answered turn.
+
+    Raises:
+        InvalidRecord: there are none, or too many to name.
+    """
+    curves = {name: one for name, one in named.items() if one.answered_ns}
+    if not curves:
+        raise InvalidRecord("there is no latency to draw: no turn was answered")
+    if len(curves) > CURVE_LIMIT:
+        raise InvalidRecord(
+            f"{len(curves)} latency curves are too many to name (CURVE_LIMIT={CURVE_LIMIT}): "
+            "draw fewer runs"
+        )
+    return curves
 
 
 def _latency_words(curves: Mapping[str, Latencies]) -> tuple[str, str]:

@@ -168,7 +168,11 @@ def _words(
     if not any(one.waits for one in sessions):
         found = f"{len(turns):,} turns"
     elif needless:
-        found = f"turns waited {seconds(needless)} in all while their own session was free"
+        waited = sum(one.waited_ns for one in sessions)
+        found = (
+            f"{of_all} waited, {seconds(waited)} in all, and {seconds(needless)} of that while "
+            "their own session was free"
+        )
     elif waiting:
         found = f"{of_all} waited, each only for its own session"
     else:

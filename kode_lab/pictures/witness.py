@@ -168,23 +168,23 @@ def _title(anomaly: Anomaly, lanes: Sequence[_Lane]) -> str:
 
 
 def _readable(sentence: str, anomaly: Anomaly) -> str:
-    """The sentence with its markers as the numbers that the picture has."""
+    """Return the sentence with its markers as the picture writes them."""
     own = _tag(anomaly)
 
-    def number(found: re.Match[str]) -> str:
+    def short(found: re.Match[str]) -> str:
         whose = "" if not own or found[0].startswith(f"{own}-") else " of another session"
-        return f"turn {_number(found[0])}{whose}"
+        return f"turn {_suffix(found[0])}{whose}"
 
-    return _MARKER.sub(number, sentence)
+    return _MARKER.sub(short, sentence)
 
 
 # ---------------------------------------------------------------- names and rows
 
 
-def _number(marker: str) -> str:
-    """The number that a marker carries; a marker of another make is told as it is."""
+def _suffix(marker: str) -> str:
+    """Return the end of a marker, as the printed witness writes it; another name as it is."""
     if _MARKER.fullmatch(marker):
-        return f"{int(marker.rpartition('-')[2], 16):,}"
+        return f"…{marker.rpartition('-')[2]}"
     return shortened(marker, _MARKER_LIMIT_PT, _TEXT_PT, keeps_end=True)
 
 
@@ -201,7 +201,7 @@ def _tag(anomaly: Anomaly) -> str:
 def _called(one: Operation | Span) -> str:
     if isinstance(one, Span):
         return f"turn {one.turn_id}"
-    return f"turn {_number(one.marker)}" if one.f == "turn" else f"a {one.f}"
+    return f"turn {_suffix(one.marker)}" if one.f == "turn" else f"a {one.f}"
 
 
 def _names(lane: _Lane) -> tuple[str, str]:
@@ -331,11 +331,11 @@ def _row_width(one: Operation, shown: _Shown, anomaly: Anomaly) -> float:
 def _chips(one: Operation, shown: _Shown, anomaly: Anomaly) -> list[tuple[str, bool]]:
     """The words of a row, and which of them are wrong."""
     holds_wrong = anomaly.name not in _ABSENT
-    chips = [(_number(m), holds_wrong and m == anomaly.element) for m in shown.markers]
-    chips += [(f"{_number(marker)} of another session", True) for marker in shown.foreign[:3]]
-    chips += [(f"{_number(marker)} is missing", True) for marker in shown.missing]
+    chips = [(_suffix(m), holds_wrong and m == anomaly.element) for m in shown.markers]
+    chips += [(f"{_suffix(marker)} of another session", True) for marker in shown.foreign[:3]]
+    chips += [(f"{_suffix(marker)} is missing", True) for marker in shown.missing]
     if anomaly.name == "lost update" and one.f == "turn":
-        chips.append((f"so {_number(one.marker)} took position {shown.position}", True))
+        chips.append((f"so {_suffix(one.marker)} took position {shown.position}", True))
     return chips
 
 

@@ -243,6 +243,7 @@ def _pictures_part(records: _Records) -> Iterator[str]:
         yield from _figure(lambda: figures.two_sessions(records, speed=speed))
     else:
         yield from _figure(lambda: figures.many_sessions(records))
+        yield from _figure(lambda: figures.percentiles(records))
         yield from _figure(lambda: figures.latency(records))
     if any(o.process == NEMESIS and o.f != QUIET for o in records.history):
         yield from _figure(lambda: figures.crash_bands(records))

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kode_lab.claude import Claude, Plan, Profile, SimulatedClaude
+from kode_lab.claude import Claude, Plan, Profile
 from kode_lab.claude.wording import intent_of
 from kode_lab.errors import InvalidScenario
 from kode_lab.history.operation import Read, marker_of
@@ -44,7 +44,7 @@ from kode_lab.lab.scenario import (
     TurnScript,
 )
 from kode_lab.lab.scripted import tools_of
-from kode_lab.lab.trial import ask_script, in_process
+from kode_lab.lab.trial import ask_script, foreign, in_process
 from kode_lab.lab.turn_view import Stretched
 from kode_lab.reports.claims import (
     Claim,
@@ -57,8 +57,7 @@ from kode_lab.reports.claims import (
 from kode_lab.reports.evidence import evidence_of, stored_files, turn_id
 from kode_lab.reports.report import Report, ReportedTool, Test, built_in
 from kode_lab.reports.timeline import Contradiction, Placed, placed_turns
-from kode_lab.targets.opening import open_target
-from kode_lab.targets.target import Outcome, Startable, Target
+from kode_lab.targets.target import Outcome, Target
 
 __all__ = ["Reproduction", "reproduce", "scenario_of"]
 
@@ -429,6 +428,8 @@ async def _recorded(
         status = "interrupted"
         raise
     finally:
+        for row in progress.rows:
+            row.is_broken = status != "complete" and not row.ended_ns
         recording = _judged(plan, recorder, status)
         progress.status = status
     return recording
@@ -497,16 +498,8 @@ async def _opened(
 ) -> AsyncIterator[tuple[Target, Callable[[str], Read | None] | None]]:
     """Open what is asked: our manager with its model, or the service that the caller names."""
     if plan.target:
-        async with SimulatedClaude(scenario.profile) as simulated:
-            url, log = simulated.base_url, directory / "target.log"
-            target = open_target(plan.target, model_url=url, log=log)
-            try:
-                if isinstance(target, Startable):
-                    await target.start(url)
-                yield target, simulated.read
-            finally:
-                if isinstance(target, Startable):
-                    await target.stop()
+        async with foreign(plan.target, scenario, directory / "target.log") as opened:
+            yield opened
         return
 
     def trace(span: Span) -> None:
@@ -531,8 +524,8 @@ async def _opened(
         is_streamed=is_streamed,
         # An agent has one configuration in all tests.
         tools=tools_of(client for one in plan.scenarios for client in one.clients_given),
-    ) as opened:
-        yield opened
+    ) as ours:
+        yield ours
 
 
 @asynccontextmanager
@@ -638,4 +631,4 @@ def _draw(plan: _Plan, run: Run) -> None:
             picture.save(run.path / "figures" / name)
         elif any(o.type == "ok" for o in drawn.operations()):
             pictures.many_sessions(drawn).save(run.path / "figures" / name)
-            pictures.latency(drawn).save(run.path / "figures" / f"{name}-latency")
+            pictures.percentiles(drawn).save(run.path / "figures" / f"{name}-latency")

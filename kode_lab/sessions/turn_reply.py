@@ -1,7 +1,7 @@
-"""The reply of an acknowledged turn, read from the conversation that it is now part of.
+"""What an acknowledged turn gave, read from the conversation that it is now part of.
 
-A turn that has just ended and one that ended long ago are read the same way, so a turn that is sent
-again returns what it returned the first time.
+A turn that has just ended and one that ended long ago are read the same way, so a turn sent again
+gives the same reply.
 """
 
 from __future__ import annotations
@@ -17,16 +17,14 @@ __all__ = ["TurnReply", "reply_of"]
 
 
 class TurnReply(NamedTuple):
-    """The reply of an acknowledged turn.
+    """What an acknowledged turn gave.
 
     Attributes:
-        text: the text of the final reply.
-        tool_calls: all tool calls of the turn, in order.
+        text: the final reply.
+        tool_calls: all that the turn made, in order.
         usage: tokens of all its model calls.
         config_version: of the configuration that it began with.
         is_replay: it had finished before, and this is its saved reply.
-        stop_reason: why the final reply ended: ``end_turn``, or why it is not whole
-            (``max_tokens``, ``refusal``, ``model_context_window_exceeded``, ...).
     """
 
     turn_id: str
@@ -35,14 +33,13 @@ class TurnReply(NamedTuple):
     usage: Usage
     config_version: str
     is_replay: bool
-    stop_reason: str = "end_turn"
 
 
 def reply_of(agent: Agent, finished: Finished, *, is_replay: bool) -> TurnReply:
     """Return the reply of a turn that is in the conversation.
 
     Raises:
-        Superseded: it was interrupted, stopped or rewound: there is no reply.
+        Superseded: it was broken off and closed: there is no reply.
     """
     if finished.is_rewound:
         raise Superseded(
@@ -51,12 +48,11 @@ def reply_of(agent: Agent, finished: Finished, *, is_replay: bool) -> TurnReply:
         )
     if finished.is_sealed:
         raise Superseded(
-            f"{agent.key}: turn {finished.turn_id!r} was interrupted and closed; "
+            f"{agent.key}: turn {finished.turn_id!r} was broken off and closed; "
             "what it did stays in the conversation: send it with a new turnId"
         )
-    stop_reason = finished.facts.get("stop_reason", "end_turn")
     messages = agent.conversation.messages(finished.first, finished.last + 1)
-    reply = Reply(tuple(messages[-1]["content"]), stop_reason)
+    reply = Reply(tuple(messages[-1]["content"]), "end_turn")
     calls = [
         call
         for message in messages
@@ -64,11 +60,5 @@ def reply_of(agent: Agent, finished: Finished, *, is_replay: bool) -> TurnReply:
         for call in tool_calls_of(message["content"])
     ]
     return TurnReply(
-        finished.turn_id,
-        reply.text,
-        tuple(calls),
-        finished.usage,
-        finished.version,
-        is_replay,
-        stop_reason,
+        finished.turn_id, reply.text, tuple(calls), finished.usage, finished.version, is_replay
     )
