@@ -97,10 +97,12 @@ BENCHES: dict[str, Bench] = {
     "memory": Bench("what an idle session weighs", "benchmarks.memory:memory"),
     "visits": Bench("100,000 sessions, twice", "benchmarks.memory:visits"),
     "client": Bench("the model client under load", "benchmarks.client:client"),
+    "model": Bench("the simulated model and the proxy", "benchmarks.model:model"),
     "serve": Bench("a turn over HTTP, many at once", "benchmarks.serve:serve"),
     "generator": Bench("what load tests cost and see", "benchmarks.generator:generator"),
     "look": Bench("a run of 10,000 turns, looked at", "benchmarks.laboratory:looking"),
     "check": Bench("the judge: errors and speed", "benchmarks.judge:check"),
+    "audit": Bench("the audit: errors and speed", "benchmarks.audit:audit"),
     "crash": Bench("300 times kill -9, nothing lost", "benchmarks.crash:crash"),
 }
 

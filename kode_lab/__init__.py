@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kode_lab import lab
+    from kode_lab.audit import AuditVerdict, audit
     from kode_lab.check import Verdict, check, check_path
     from kode_lab.claude import Claude, Profile, SimulatedClaude
     from kode_lab.errors import KodeLabError
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AgentConfig",
     "AgentShelf",
+    "AuditVerdict",
     "Claude",
     "Comparison",
     "JsonStore",
@@ -57,6 +59,7 @@ __all__ = [
     "TurnReply",
     "Verdict",
     "__version__",
+    "audit",
     "check",
     "check_path",
     "hold",
@@ -66,6 +69,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _NAMES_OF = {
+    "kode_lab.audit": ("AuditVerdict", "audit"),
     "kode_lab.check": ("Verdict", "check", "check_path"),
     "kode_lab.claude": ("Claude", "Profile", "SimulatedClaude"),
     "kode_lab.errors": ("KodeLabError",),

@@ -17,6 +17,7 @@
     ├── Refused                the session cannot take this turn now; it was not accepted
     │   ├── SessionBusy            strategy "reject", and a turn is running
     │   ├── WaitingRoomFull        strategy "enqueue", and the queue is at its limit
+    │   ├── SelfDeadlock           a tool asks in a session that waits for this tool
     │   └── Draining               the manager is closing
     ├── TurnFailed             accepted, but ended without a reply; sent again, it goes on
     │   ├── DeadlineExceeded       the turn's time was up
@@ -63,6 +64,7 @@ __all__ = [
     "PortOccupied",
     "PostgresMissing",
     "Refused",
+    "SelfDeadlock",
     "SessionBusy",
     "SessionDamaged",
     "StaleLease",
@@ -155,6 +157,10 @@ class SessionBusy(Refused):
 
 class WaitingRoomFull(Refused):
     """As many turns wait for this session as its limit allows."""
+
+
+class SelfDeadlock(Refused):
+    """A tool asks in a session that waits, directly or through others, for this very tool."""
 
 
 class Draining(Refused):

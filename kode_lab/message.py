@@ -1,8 +1,8 @@
 """Messages, tool calls, replies and usage in the shape of Anthropic's Messages API; pure builders.
 
-A message is the JSON object itself (``{"role", "content": [block, ...]}``), so what is stored, sent
-and drawn is one thing. Messages are never changed once made: a conversation grows by new ones.
-Nothing here knows who sends a request or where a message rests.
+A message is the JSON object itself (``{"role", "content": [block, ...]}``), so that what is stored,
+sent and drawn is the same value. Messages are never changed: a conversation grows by new ones.
+This module must not know who sends a request or where a message is stored.
 
 Source: https://docs.anthropic.com/en/api/messages (roles, content blocks, stop reasons).
 """
@@ -13,7 +13,9 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 __all__ = [
+    "CUT_OFF",
     "Block",
+    "Content",
     "Message",
     "Model",
     "Reply",
@@ -22,15 +24,21 @@ __all__ = [
     "ToolResult",
     "Usage",
     "assistant",
-    "seal",
+    "has_thinking",
     "text_of",
     "tool_calls_of",
     "tool_results",
     "user",
+    "without_thinking",
 ]
 
 Block: TypeAlias = dict[str, Any]
 Message: TypeAlias = dict[str, Any]
+Content: TypeAlias = str | Sequence[Block]
+
+# Stop reasons of replies that end in the middle: their last block may not be whole.
+CUT_OFF = frozenset({"max_tokens", "model_context_window_exceeded", "refusal"})
+_THINKING = ("thinking", "redacted_thinking")
 
 
 class Usage(NamedTuple):
@@ -49,7 +57,7 @@ class ToolCall(NamedTuple):
 
 
 class ToolResult(NamedTuple):
-    """What a tool call gave; ``content`` is text for the model."""
+    """The result of a tool call; ``content`` is text for the model."""
 
     call_id: str
     content: str
@@ -61,7 +69,12 @@ class Reply(NamedTuple):
 
     Attributes:
         content: the blocks, in order (``text``, ``tool_use``, ...).
-        stop_reason: ``end_turn``, ``tool_use``, ``max_tokens``, ``stop_sequence``, ``refusal``, ...
+        stop_reason: why the answer ends here: ``end_turn``, ``tool_use``, ``stop_sequence``,
+            ``pause_turn`` (ask again to continue it), ``max_tokens``, ``refusal``,
+            ``model_context_window_exceeded``, or a word that is newer than this list.
+        usage: the tokens that it took.
+        model: the model that answered, as its service names it.
+        id: the service's id of this answer.
     """
 
     content: tuple[Block, ...]
@@ -69,6 +82,11 @@ class Reply(NamedTuple):
     usage: Usage = Usage()
     model: str = ""
     id: str = ""
+
+    @classmethod
+    def of_text(cls, text: str, stop_reason: str = "end_turn") -> Reply:
+        """Return a reply with one block of text."""
+        return cls(({"type": "text", "text": text},), stop_reason)
 
     @property
     def text(self) -> str:
@@ -82,12 +100,20 @@ class Reply(NamedTuple):
 
 
 class Request(NamedTuple):
-    """All that one model call is given.
+    """Everything that one model call receives.
 
     Attributes:
+        model: the model's name, from the agent's configuration.
+        system: the system prompt.
+        messages: the conversation, oldest message first. A model must not change them.
         tools: tool definitions as the Messages API takes them (``name``, ``description``,
             ``input_schema``).
+        max_tokens: limit of the answer.
+        temperature: of sampling, or None for the model's own.
         timeout_s: how long this call may take, or None for the client's own limit.
+        time_left_s: what is left of the turn's time: a pause before a retry that is longer fails
+            at once. None if the turn has no limit.
+        cache: whether to mark the prompt's prefix for the service's prompt cache.
     """
 
     model: str
@@ -97,33 +123,57 @@ class Request(NamedTuple):
     max_tokens: int = 1024
     temperature: float | None = None
     timeout_s: float | None = None
+    time_left_s: float | None = None
+    cache: bool = False
 
 
 class Model(Protocol):
-    """Who answers: the real API, the simulated one, or a function in a test."""
+    """The model behind the agents: an async callable that takes a ``Request``.
+
+    ``Claude`` (the Messages API) is one; a function is one, too::
+
+        async def model(request: Request, on_text: Callable[[str], None] | None = None) -> Reply:
+            return Reply.of_text("hello")
+    """
 
     def __call__(
         self, request: Request, on_text: Callable[[str], None] | None = None
     ) -> Awaitable[Reply]:
-        """Return the reply; with ``on_text``, stream it and call that with each piece of text.
+        """Return the reply; with ``on_text``, call that with each piece of text as it arrives.
 
         Raises:
-            ModelRefused: the request is wrong.
+            ModelRefused: the request is wrong; sending it again will not help.
             ModelUnavailable: the service cannot answer now.
             ModelGarbage: the answer is not a reply.
         """
         ...
 
 
-def user(text: str) -> Message:
-    """Return the user's message with this text."""
-    return {"role": "user", "content": [{"type": "text", "text": text}]}
+def user(content: str | Iterable[Block]) -> Message:
+    """Return the user's message from text or from content blocks."""
+    blocks = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
+    return {"role": "user", "content": blocks}
 
 
 def assistant(content: str | Iterable[Block]) -> Message:
     """Return the assistant's message from text or from content blocks."""
     blocks = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
     return {"role": "assistant", "content": blocks}
+
+
+def has_thinking(message: Message) -> bool:
+    """Whether a message holds thinking, which only the model that signed it accepts."""
+    content = message["content"]
+    return isinstance(content, list) and any(block["type"] in _THINKING for block in content)
+
+
+def without_thinking(message: Message) -> Message:
+    """Return the message without its thinking; the same object if it holds none."""
+    if not has_thinking(message):
+        return message
+    kept = [block for block in message["content"] if block["type"] not in _THINKING]
+    # A message without content is refused.
+    return {**message, "content": kept or [{"type": "text", "text": "(No text.)"}]}
 
 
 def tool_results(results: Iterable[ToolResult]) -> Message:
@@ -140,24 +190,6 @@ def tool_results(results: Iterable[ToolResult]) -> Message:
             for r in results
         ],
     }
-
-
-def seal(messages: Sequence[Message], reason: str) -> list[Message]:
-    """Return the messages that make a conversation that was broken off legal again.
-
-    The Messages API refuses a ``tool_use`` without its ``tool_result``, and two user messages in a
-    row mean something else than what happened. So every open tool call gets an error result, and
-    the assistant has the last word.
-    """
-    if not messages or (
-        messages[-1]["role"] == "assistant" and not tool_calls_of(messages[-1]["content"])
-    ):
-        return []
-    added: list[Message] = []
-    if messages[-1]["role"] == "assistant":
-        calls = tool_calls_of(messages[-1]["content"])
-        added.append(tool_results(ToolResult(call.id, reason, is_error=True) for call in calls))
-    return [*added, assistant(reason)]
 
 
 def text_of(message: Message) -> str:
@@ -177,6 +209,6 @@ def text_of(message: Message) -> str:
 
 def tool_calls_of(content: Iterable[Block]) -> tuple[ToolCall, ...]:
     """Return the tool calls among content blocks."""
-    # A list first: a generator costs twice as much, and each turn asks some times.
+    # A list first: a generator costs twice as much, and each turn calls this several times.
     calls = [ToolCall(b["id"], b["name"], b["input"]) for b in content if b["type"] == "tool_use"]
     return tuple(calls)

@@ -8,7 +8,7 @@ from kode_lab.errors import StaleLease, StoreUnwritable, WaitingRoomFull
 from kode_lab.key import SessionKey
 from kode_lab.sessions import JsonStore
 from kode_lab.sessions.lock import KeyedLock
-from kode_lab.sessions.open_turn import Finished, OpenTurn
+from kode_lab.sessions.open_turn import OpenTurn
 from kode_lab.sessions.store import Lease
 
 PLENTY = 100
@@ -363,7 +363,7 @@ class WritingLater(Around):
 
     async def append(self, lease, turn, entries):
         self.owed[lease.key] = (turn, entries)
-        return Finished(turn.turn_id, 0, len(turn.messages) - 1, False, turn.usage, turn.version)
+        return turn.finished(0)
 
 
 class WithoutFence(Around):

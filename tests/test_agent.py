@@ -9,9 +9,17 @@ import types
 
 import pytest
 
-from kode_lab.errors import InvalidConfig, UnknownAgent, UnknownTool
+from kode_lab.errors import InvalidConfig, InvalidKey, UnknownAgent, UnknownTool
 from kode_lab.schedule_assistant import AGENTS, ScheduleBook, toolbox
-from kode_lab.sessions.agent import CONFIG_LIMIT_BYTES, STRATEGIES, AgentShelf, config_of
+from kode_lab.sessions.agent import (
+    CONFIG_LIMIT_BYTES,
+    STRATEGIES,
+    AgentConfig,
+    AgentShelf,
+    ContextPolicy,
+    config_of,
+    shelf_of,
+)
 from kode_lab.sessions.tool import Toolbox
 
 
@@ -117,7 +125,7 @@ def test_a_broken_file_is_told_once_and_the_old_version_goes_on_until_it_is_mend
     (problem,) = shelf.problems()
     assert isinstance(problem, InvalidConfig)
     assert re.search(
-        rf"planner.toml: not TOML: .*line 4.*; version {config.version} goes on", str(problem)
+        rf"planner.toml: not TOML: .*line 4.*; version {config.version} stays in use", str(problem)
     )
     path.write_text(good.replace("look", "paint"))
     assert shelf.current("planner") is config
@@ -140,7 +148,7 @@ def test_a_broken_file_without_an_older_version_is_an_error_each_time_and_told_o
     told = Told()
     shelf = AgentShelf(agents, box, on_problem=told)
     for _ in range(3):
-        with pytest.raises(InvalidConfig, match=r"writer.toml: model is 7: give a text"):
+        with pytest.raises(InvalidConfig, match=r"writer.toml: model is 7: use a text"):
             shelf.current("writer")
     assert len(told.problems) == len(shelf.problems()) == 1
     assert shelf.current("planner").system == "one"
@@ -204,21 +212,21 @@ def test_what_is_not_a_readable_file_is_refused_at_once(agents, box):
         ("model =", "not TOML: .*line 1"),
         ('model = "m"\n\nmodel = "n"', "not TOML: .*line 3"),
         ("model = '\xff'", "not TOML: .*utf-8"),
-        ('model = ""', "model is '': give a text of 1 to 200"),
+        ('model = ""', "model is '': use a text of 1 to 200"),
         ("model = true", "model is True"),
         ('model = "m"\nmodle = "n"', "there is no field 'modle': did you mean 'model'"),
         ('model = "m"\nsteplimit = 3', "did you mean 'step_limit'"),
         ('model = "m"\nagent_id = "x"', "there is no field 'agent_id'"),
-        ('model = "m"\nqqq = 3', "there is no field 'qqq'; fields: model, system, tools"),
+        ('model = "m"\nqqq = 3', "there is no field 'qqq'; fields: model, system, max_tokens"),
         ('model = "m"\n[limits]\nstep_limit = 3', "there is no field 'limits'"),
         ('model = "m"\nsystem = ["a"]', "system is "),
         ('model = "m"\ntools = "look"', "tools is 'look': list different names"),
         ('model = "m"\ntools = ["look", "look"]', "list different names"),
         ('model = "m"\ntools = ["look", 3]', "list different names"),
-        ('model = "m"\nmax_tokens = 0', "max_tokens is 0: give a whole number from 1 to"),
+        ('model = "m"\nmax_tokens = 0', "max_tokens is 0: use a whole number from 1 to"),
         ('model = "m"\nmax_tokens = 1.5', "max_tokens is 1.5"),
         ('model = "m"\nmax_tokens = true', "max_tokens is True"),
-        ('model = "m"\ntemperature = 1.1', "temperature is 1.1: give a number from 0 to 1"),
+        ('model = "m"\ntemperature = 1.1', "temperature is 1.1: use a number from 0 to 1"),
         ('model = "m"\ntemperature = nan', "temperature is nan"),
         ('model = "m"\ntemperature = false', "temperature is False"),
         ('model = "m"\nstep_limit = 0', "step_limit is 0"),
@@ -228,9 +236,15 @@ def test_what_is_not_a_readable_file_is_refused_at_once(agents, box):
         ('model = "m"\ndeadline_s = "5"', "deadline_s is '5'"),
         ('model = "m"\ntool_timeout_s = -1', "tool_timeout_s is -1"),
         ('model = "m"\nqueue_limit = -1', "queue_limit is -1"),
-        ('model = "m"\nstrategy = "queue"', "give one of enqueue, reject, interrupt, rollback"),
-        ('model = "m"\nstrategy = ["enqueue"]', "give one of enqueue"),
+        ('model = "m"\nstrategy = "queue"', "use one of enqueue, reject, interrupt, rollback"),
+        ('model = "m"\nstrategy = ["enqueue"]', "use one of enqueue"),
         ("a = " + "[" * 100_000, "not TOML"),
+        ('model = "m"\ncontext = "some"', "context is 'some': use \"all\", or one of window"),
+        ('model = "m"\ncontext = { turns = 3 }', "context has no field 'turns'; fields: window_t"),
+        ('model = "m"\ncontext = { window_turns = -1 }', "context is ContextPolicy"),
+        ('model = "m"\ncontext = { window_turns = 1, window_tokens = 1 }', "context is Con"),
+        ('model = "m"\ncontext = { compact_above_tokens = true }', "context is ContextPolicy"),
+        ('model = "m"\ncache = 1', "cache is 1: use true or false"),
     ],
 )  # fmt: skip
 def test_a_configuration_that_cannot_be_meant_is_refused_by_its_place(box, content, told):
@@ -271,6 +285,98 @@ def test_only_the_model_is_required_and_a_windows_file_is_read_too(box):
     assert config.temperature is None
     assert config.tools == config.tool_specs == ()
     assert config.strategy == "enqueue"
+
+
+def test_a_context_policy_is_a_table_of_the_file(box):
+    for content, policy in (
+        ("", ContextPolicy()),
+        ('context = "all"', ContextPolicy()),
+        ("context = { window_turns = 0 }", ContextPolicy(window_turns=0)),
+        ("[context]\nwindow_tokens = 50_000", ContextPolicy(window_tokens=50_000)),
+        (
+            "[context]\ncompact_above_tokens = 9\nkeep_turns = 0",
+            ContextPolicy(compact_above_tokens=9, keep_turns=0),
+        ),
+    ):
+        assert config_of("a", f'model = "m"\n{content}'.encode(), box).context == policy
+
+
+def add(one: int, two: int) -> int:
+    """Add two numbers."""
+    return one + two
+
+
+def test_an_agent_is_built_from_python_values_with_the_defaults_of_a_file(box):
+    config = AgentConfig("planner", "m", tools=box)
+    from_file = config_of("planner", b'model = "m"\ntools = ["look", "write"]', box)
+    for field in dataclasses.fields(config):
+        if field.name not in ("version", "tool_specs"):
+            assert getattr(config, field.name) == getattr(from_file, field.name)
+    assert list(map(dict, config.tool_specs)) == list(map(dict, from_file.tool_specs))
+    assert config.version == AgentConfig("planner", "m", tools=box).version
+    assert config.version != AgentConfig("planner", "m", tools=[add]).version
+    assert config.version != AgentConfig("planner", "m", "be brief", box).version
+    assert AgentConfig("planner", "m", version="7").version == "7"
+    assert AgentConfig("planner", "m", tools=[add, box.get("look")]).tool_names == ("add", "look")
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"model": ""}, "agent 'planner': model is '': use a text of 1 to 200 characters"),
+        ({"model": None}, "agent 'planner': model is None"),
+        ({"step_limit": True}, "step_limit is True: use a whole number from 1 to 1000"),
+        ({"deadline_s": float("nan")}, "deadline_s is nan"),
+        ({"strategy": "queue"}, "strategy is 'queue': use one of enqueue, reject"),
+        ({"context": {"window_turns": 3}}, "context is {'window_turns': 3}: use"),
+        ({"tools": "look"}, "agent 'planner': tools is a str: pass a Toolbox, or a list"),
+        ({"tools": ["look"]}, "agent 'planner': a tool's name is"),
+        ({"tools": [lambda: 1]}, "agent 'planner': a tool's name is"),
+    ],
+)
+def test_a_wrong_value_of_an_agent_in_python_is_refused_in_one_sentence(fields, told):
+    with pytest.raises(InvalidConfig, match=told):
+        AgentConfig(**{"agent_id": "planner", "model": "m"} | fields)
+
+
+def test_the_name_of_an_agent_in_python_is_an_agent_id():
+    with pytest.raises(InvalidKey, match="agentId is empty"):
+        AgentConfig("", "m")
+
+
+def test_a_shelf_holds_agents_of_python_and_replaces_them_at_the_next_turn(agents, box):
+    one, other = AgentConfig("one", "m"), AgentConfig("two words", "m")
+    shelf = AgentShelf(agents=[one, other])
+    assert shelf.current("one") is one
+    assert shelf.current("two words") is other
+    assert shelf.agent_ids == ("one", "two words")
+    for name in ("three", "../one", "planner"):
+        with pytest.raises(UnknownAgent, match=r"there is no agent .*; agents: one, two words"):
+            shelf.current(name)
+    shelf.put(newer := AgentConfig("one", "n"))
+    assert shelf.current("one") is newer
+    both = AgentShelf(agents, box, agents=[one])
+    assert both.agent_ids == ("one", "planner")
+    assert both.current("planner").system == "one"
+
+
+def test_what_is_not_a_shelf_is_refused_in_one_sentence(agents, box):
+    one = AgentConfig("one", "m")
+    assert shelf_of(one).agent_ids == shelf_of([one]).agent_ids == ("one",)
+    assert shelf_of({"one": one}).current("one") is one
+    shelf = AgentShelf(agents, box)
+    assert shelf_of(shelf) is shelf
+    for wrong, told in (
+        ({"two": one}, "'two' is the name of agent 'one': use one"),
+        ("agents", r"agents is a str: pass AgentShelf\(directory, toolbox\), or a list"),
+        (None, "agents is a NoneType"),
+        ([one, one], "two agents are called 'one'"),
+        ([{"model": "m"}], r"an agent is a dict: pass AgentConfig\(agent_id, model"),
+    ):
+        with pytest.raises(InvalidConfig, match=told):
+            shelf_of(wrong)
+    with pytest.raises(InvalidConfig, match="toolbox is a list: pass a Toolbox"):
+        AgentShelf(agents, [add])
 
 
 def test_a_configuration_is_immutable_to_its_depth(agents, box):

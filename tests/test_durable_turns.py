@@ -265,7 +265,7 @@ def test_a_turn_left_for_good_is_sealed_and_its_id_says_so(tmp_path):
             await manager.turn(ADA, "next", turn_id="next")
         gate.set()
         async with managing(tmp_path, model, world) as manager:
-            with pytest.raises(Superseded, match=r"'left' was broken off.*new turnId"):
+            with pytest.raises(Superseded, match=r"'left' was interrupted.*new turnId"):
                 await manager.turn(ADA, "note:2", turn_id="left")
             messages = await manager.history(ADA)
             assert prompts(messages) == ["note:2", "next"]

@@ -1,20 +1,15 @@
-"""Messages have the shape of the Messages API, and a broken-off conversation is made legal."""
-
-import copy
-
-from hypothesis import given
-from hypothesis import strategies as st
+"""Messages have the shape of the Messages API."""
 
 from kode_lab.message import (
     Reply,
     ToolCall,
     ToolResult,
     assistant,
-    seal,
+    has_thinking,
     text_of,
-    tool_calls_of,
     tool_results,
     user,
+    without_thinking,
 )
 
 
@@ -26,68 +21,29 @@ def tool_use(call_id, name="look"):
     return {"type": "tool_use", "id": call_id, "name": name, "input": {}}
 
 
-def illegalities(messages):
-    """What the Messages API would refuse, and where no next prompt could follow."""
-    found = []
-    for at, message in enumerate(messages):
-        if message["role"] != ("user", "assistant")[at % 2]:
-            found.append(f"message {at} is out of turn")
-        asked = {call.id for call in tool_calls_of(messages[at - 1]["content"])} if at else set()
-        answered = [b["tool_use_id"] for b in message["content"] if b["type"] == "tool_result"]
-        if sorted(answered) != sorted(asked):
-            found.append(f"message {at} answers {answered}, asked were {sorted(asked)}")
-    if messages and (messages[-1]["role"] == "user" or tool_calls_of(messages[-1]["content"])):
-        found.append("the last word is not the assistant's")
-    return found
+def test_thinking_is_left_out_of_a_message_and_the_rest_stays_as_it_is():
+    thought = {"type": "thinking", "thinking": "hm", "signature": "s"}
+    hidden = {"type": "redacted_thinking", "data": "x"}
+    plain = assistant("hello")
+    assert without_thinking(plain) is plain
+    assert not has_thinking(plain)
+    mixed = assistant([thought, text("a"), hidden, tool_use("c")])
+    assert has_thinking(mixed)
+    assert without_thinking(mixed) == assistant([text("a"), tool_use("c")])
+    assert len(mixed["content"]) == 4
+    assert without_thinking(assistant([thought])) == assistant("(No text.)")
+    bare = {"role": "assistant", "content": "as text"}
+    assert without_thinking(bare) is bare
 
 
-@st.composite
-def broken_off(draw):
-    """A legal conversation, cut after any of its messages."""
-    messages, serial = [], iter(range(10_000))
-    for _ in range(draw(st.integers(0, 3))):
-        messages.append(user(draw(st.text())))
-        for _ in range(draw(st.integers(0, 3))):
-            ids = [f"call_{next(serial)}" for _ in range(draw(st.integers(1, 3)))]
-            blocks = [text("let me look")] if draw(st.booleans()) else []
-            messages.append(assistant([*blocks, *map(tool_use, ids)]))
-            messages.append(tool_results(ToolResult(call_id, "seen") for call_id in ids))
-        messages.append(assistant(draw(st.text(min_size=1))))
-    return messages[: draw(st.integers(0, len(messages)))]
+def test_a_user_message_is_made_of_text_or_of_blocks():
+    assert user("hello") == {"role": "user", "content": [text("hello")]}
+    assert user([text("hello")]) == user("hello")
 
 
-@given(broken_off())
-def test_a_sealed_conversation_is_legal_and_keeps_what_was_said(messages):
-    before = copy.deepcopy(messages)
-    sealed = [*messages, *seal(messages, "the turn was broken off")]
-    assert illegalities(sealed) == []
-    assert messages == before
-    assert sealed[: len(before)] == before
-
-
-@given(broken_off())
-def test_sealing_twice_adds_nothing(messages):
-    sealed = [*messages, *seal(messages, "broken off")]
-    assert seal(sealed, "broken off") == []
-
-
-def test_each_open_tool_call_is_answered_by_an_error_that_gives_the_reason():
-    messages = [user("both?"), assistant([tool_use("a"), tool_use("b")])]
-    answer, last = seal(messages, "the process died")
-    assert [(b["tool_use_id"], b["is_error"], b["content"]) for b in answer["content"]] == [
-        ("a", True, "the process died"),
-        ("b", True, "the process died"),
-    ]
-    assert last == assistant("the process died")
-
-
-def test_the_checker_of_this_test_sees_each_illegality():
-    assert illegalities([assistant("hello")])
-    assert illegalities([user("a"), user("b"), assistant("c")])
-    assert illegalities([user("a"), assistant([tool_use("x")])])
-    assert illegalities([user("a"), assistant([tool_use("x")]), user("b"), assistant("c")])
-    stray = tool_results([ToolResult("y", "")])
-    assert illegalities([user("a"), assistant("b"), stray, assistant("c")])
+def test_a_reply_of_text_is_one_block():
+    assert Reply.of_text("hello") == Reply((text("hello"),), "end_turn")
+    assert Reply.of_text("hel", "max_tokens").stop_reason == "max_tokens"
 
 
 def test_a_reply_tells_its_text_and_its_tool_calls_in_order():

@@ -1,6 +1,7 @@
 """The OpenAPI document is true: Schemathesis tries every operation, rightly and wrongly."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -18,12 +19,25 @@ CONFIGURATION = """
 [checks.negative_data_rejection]
 expected-statuses = [400, 401, 403, 404, 405, 408, 409, 413, 415, 422, 429, 431]
 """
+# A turnId names one prompt: where it varies the message, the id has to vary, too.
+HOOKS = """
+import itertools, schemathesis
+numbers = itertools.count()
+
+@schemathesis.hook
+def before_call(context, case, kwargs):
+    body = case.body
+    if isinstance(body, dict) and isinstance(body.get("message"), list):
+        if isinstance(body.get("turnId"), str) and 0 < len(body["turnId"]) <= 200:
+            body["turnId"] = f"t{next(numbers)}"
+"""
 EXAMPLES = 12
 
 
 def test_schemathesis_finds_no_difference_between_the_document_and_the_server(tmp_path):
     pytest.importorskip("schemathesis.cli", reason="Schemathesis is not installed")
     (tmp_path / "schemathesis.toml").write_text(CONFIGURATION)
+    (tmp_path / "own_hooks.py").write_text(HOOKS)
 
     async def refusals(child):
         async with patient() as client:
@@ -42,6 +56,7 @@ def test_schemathesis_finds_no_difference_between_the_document_and_the_server(tm
             timeout=120,
             check=False,
             cwd=tmp_path,
+            env=os.environ | {"SCHEMATHESIS_HOOKS": "own_hooks", "PYTHONPATH": str(tmp_path)},
         )
         # Its reports repeat requests of thousands of characters.
         said = "\n".join(line[:300] for line in ended.stdout.splitlines()[-60:])

@@ -34,6 +34,7 @@ def test_a_turn_is_answered_in_the_reports_words(tmp_path):
                 "usage": {"inputTokens": 4, "outputTokens": 2},
                 "configVersion": config.version,
                 "isReplay": False,
+                "stopReason": "end_turn",
             }
             assert prompts(await house.history()) == ["note:1 milk"]
 

@@ -174,7 +174,7 @@ def _markers(message):
 
 @pytest.mark.parametrize("spacing", [(",", ":"), (", ", ": ")])
 def test_a_growing_body_is_parsed_from_where_the_last_one_ended(spacing):
-    prefixes: Prefixes[int] = Prefixes()
+    prefixes = Prefixes()
     parsed = []
     messages = [user(f"é {marker_of(ADA, n)}") for n in range(200)]
     for count in (150, 160, 160, 200):
@@ -191,15 +191,19 @@ def test_a_growing_body_is_parsed_from_where_the_last_one_ended(spacing):
         parsed.append((opened.fold, len(opened.body["messages"])))
         assert opened.body["model"] == "m"
         assert opened.body["messages"] == messages[opened.fold or 0 : count]
-        prefixes.keep(opened, count)
+        prefixes.keep(opened, opened.whole, count)
         assert prefixes.open(data.encode(), "messages").body["messages"] == messages[:count]
     assert parsed == [(None, 150), (150, 10), (160, 0), (160, 40)]
 
 
 def test_a_changed_beginning_is_not_taken_for_the_known_one():
-    prefixes: Prefixes[int] = Prefixes()
+    prefixes = Prefixes()
     messages = [user(f"hello {marker_of(ADA, n)}") for n in range(200)]
-    prefixes.keep(prefixes.open(json.dumps({"messages": messages}).encode(), "messages"), 200)
+    opened = prefixes.open(json.dumps({"messages": messages}).encode(), "messages")
+    prefixes.keep(opened, opened.whole, 200)
+    prefixes.keep(opened, opened.before, 199)
+    other_end = json.dumps({"messages": [*messages[:-1], user("another end")]}).encode()
+    assert prefixes.open(other_end, "messages").fold == 199
     messages[100] = user("something else")
     changed = json.dumps({"messages": [*messages, user("more")]}).encode()
     assert prefixes.open(changed, "messages").fold is None

@@ -142,7 +142,7 @@ def test_interrupt_closes_the_running_turn_and_the_conversation_shows_that_it_wa
             assert await scene.said() == ["busy", "new"]
             shown = scene.model.requests[-1].messages
             assert "interrupted" in text_of(shown[1])
-            with pytest.raises(Superseded, match=r"'busy' was broken off.*new turnId"):
+            with pytest.raises(Superseded, match=r"'busy' was interrupted.*new turnId"):
                 await scene.manager.turn(ADA, "busy", turn_id="busy")
 
     run(scenario())

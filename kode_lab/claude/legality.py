@@ -83,11 +83,12 @@ class Pairing:
         asked: ids of the last message's tool calls.
     """
 
-    __slots__ = ("_seen", "asked", "index")
+    __slots__ = ("_asked_before", "_seen", "asked", "index")
 
     def __init__(self) -> None:
         self.index = 0
         self.asked: list[str] = []
+        self._asked_before: list[str] = []
         # Sets of falling size, merged when two come close: adding an id to a thousand others costs
         # little, and a copy shares them all.
         self._seen: tuple[frozenset[str], ...] = ()
@@ -97,6 +98,17 @@ class Pairing:
         other = Pairing()
         other.index, other.asked, other._seen = self.index, list(self.asked), self._seen
         return other
+
+    def before_last(self) -> Pairing:
+        """Return the state before the last message, which is not the assistant's."""
+        other = self.copy()
+        other.index, other.asked = self.index - 1, list(self._asked_before)
+        return other
+
+    def expect(self, call_ids: Sequence[str]) -> None:
+        """Move past a message with these tool calls."""
+        self.index += 1
+        self._asked_before, self.asked = self.asked, list(call_ids)
 
     def knows(self, call_id: str) -> bool:
         """Whether an earlier tool call had this id."""
@@ -114,8 +126,7 @@ class Pairing:
 
     def replied(self, call_ids: Sequence[str]) -> None:
         """Add the server's own reply with these tool calls."""
-        self.index += 1
-        self.asked = list(call_ids)
+        self.expect(call_ids)
         self.add(call_ids)
 
 
@@ -339,8 +350,8 @@ def _pairing_complaints(messages: Sequence[Mapping[str, Any]], pairs: Pairing) -
     new: set[str] = set()
     for message in messages:
         index, asked = pairs.index, pairs.asked
-        pairs.index += 1
         if message["role"] == "system":
+            pairs.expect(asked)
             continue
         blocks = message["content"] if isinstance(message["content"], list) else []
         answered = [block["tool_use_id"] for block in blocks if block["type"] == "tool_result"]
@@ -358,7 +369,7 @@ def _pairing_complaints(messages: Sequence[Mapping[str, Any]], pairs: Pairing) -
             yield f"messages.{index}: each `tool_use` must have a single `tool_result`"
         if any(block["type"] != "tool_result" for block in blocks[: len(answered)]):
             yield f"messages.{index}: `tool_result` blocks must come first in `content`"
-        pairs.asked = [block["id"] for block in blocks if block["type"] == "tool_use"]
+        pairs.expect([block["id"] for block in blocks if block["type"] == "tool_use"])
         for call_id in pairs.asked:
             if call_id in new or pairs.knows(call_id):
                 yield f"messages.{index}: `tool_use` ids must be unique: {call_id}"

@@ -13,13 +13,24 @@ from __future__ import annotations
 import json
 import re
 from collections import OrderedDict
-from typing import Any, Generic, NamedTuple, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
 import orjson
 
-__all__ = ["PREFIXES_LIMIT", "Opened", "Prefixes"]
+__all__ = ["PREFIXES_LIMIT", "Opened", "Prefixes", "Trimmable"]
 
-Fold = TypeVar("Fold")
+
+class Trimmable(Protocol):
+    """A fold that can be copied without what is only needed while it grows."""
+
+    def copy(self, *, is_trimmed: bool = False) -> Self:
+        """Return a copy."""
+        ...
+
+
+Fold = TypeVar("Fold", bound=Trimmable)
+Problem = TypeVar("Problem")
 
 # Conversations whose latest beginnings are kept: about 2 kB each.
 PREFIXES_LIMIT = 20_000
@@ -34,9 +45,15 @@ _SENTINEL = -7_046_029_254_386_353_131
 _decode_one = json.JSONDecoder().raw_decode
 
 
+# Pieces that one beginning is compared in; then they become one again.
+_SEGMENTS_LIMIT = 16
+# Of each piece of the list its length in bytes and its hash.
+Segments = tuple[tuple[int, int], ...]
+
+
 class _Known(NamedTuple, Generic[Fold]):
     size: int
-    hash: int
+    segments: Segments
     fold: Fold
 
 
@@ -46,17 +63,16 @@ class Opened(NamedTuple, Generic[Fold]):
     Attributes:
         body: the parsed body; its list holds only what follows the known beginning.
         fold: of the known beginning, or None when the list is whole.
-        key, size, hash: where ``Prefixes.keep`` puts the fold of the whole list; key is None when
-            it is not worth keeping.
-        fingerprint: equal for two requests with the same bytes.
+        key: names the conversation; None when its list is not worth keeping.
+        before: the list without its last item, or None where that is known or empty.
+        whole: the whole list.
     """
 
     body: Any
-    fold: Fold | None
-    key: object
-    size: int
-    hash: int
-    fingerprint: int
+    fold: Fold | None = None
+    key: object = None
+    before: Segments | None = None
+    whole: Segments = ()
 
 
 class Prefixes(Generic[Fold]):
@@ -78,16 +94,16 @@ class Prefixes(Generic[Fold]):
             ValueError: it is not JSON.
         """
         if len(data) >= _WORTH_BYTES:
-            opened = self._shortened(data, field, () if is_whole else None)
+            opened = self._shortened(data, field, is_whole=is_whole)
             if opened is not None:
                 return opened
-        return Opened(orjson.loads(data), None, None, 0, 0, hash(data))
+        return Opened(orjson.loads(data))
 
-    def keep(self, opened: Opened[Fold], fold: Fold) -> None:
-        """Remember the fold of the whole list of a body that was opened."""
-        if opened.key is None:
+    def keep(self, opened: Opened[Fold], segments: Segments | None, fold: Fold) -> None:
+        """Remember the fold of ``opened.before`` or of ``opened.whole``."""
+        if opened.key is None or segments is None:
             return
-        known = _Known(opened.size, opened.hash, fold)
+        known = _Known(sum(size for size, _ in segments), segments, fold)
         others = tuple(k for k in self._known.pop(opened.key, ()) if k.size != known.size)
         # Longest first: the next request of a conversation continues the longest.
         best = sorted((known, *others[: _PER_CONVERSATION - 1]), key=lambda k: -k.size)
@@ -95,9 +111,33 @@ class Prefixes(Generic[Fold]):
         if len(self._known) > self._limit:
             self._known.popitem(last=False)
 
-    def _shortened(
-        self, data: bytes, field: str, candidates: tuple[_Known[Fold], ...] | None
-    ) -> Opened[Fold] | None:
+    def grow(
+        self,
+        opened: Opened[Fold],
+        fold: Fold,
+        items: Sequence[Any],
+        add: Callable[[Fold, Sequence[Any]], Problem | None],
+    ) -> Problem | None:
+        """Add the new items to a fold, and remember it before and after the last of them.
+
+        Args:
+            opened: the body that the items are from.
+            fold: of what comes before them; it is changed.
+            items: what follows the known beginning.
+            add: adds items to a fold, or returns why it cannot.
+        """
+        if opened.before is not None:
+            problem = add(fold, items[:-1])
+            if problem is not None:
+                return problem
+            self.keep(opened, opened.before, fold.copy(is_trimmed=True))
+            items = items[-1:]
+        problem = add(fold, items)
+        if problem is None and opened.key is not None:
+            self.keep(opened, opened.whole, fold.copy(is_trimmed=True))
+        return problem
+
+    def _shortened(self, data: bytes, field: str, *, is_whole: bool) -> Opened[Fold] | None:
         found = re.search(rb'"%s"\s*:\s*\[' % field.encode(), data)
         if found is None:
             return None
@@ -105,51 +145,76 @@ class Prefixes(Generic[Fold]):
         marker = _MARKER.search(data, begin)
         key = field, (marker[0] if marker else data[begin : begin + _KEY_BYTES])
         view = memoryview(data)
-        known = next(
-            (
-                k
-                for k in (self._known.get(key, ()) if candidates is None else candidates)
-                if begin + k.size < len(data) and hash(view[begin : begin + k.size]) == k.hash
-            ),
-            None,
-        )
+        known = None
+        if not is_whole:
+            candidates = self._known.get(key, ())
+            known = next((k for k in candidates if _is_begun(view, begin, k.segments)), None)
         at = begin + (known.size if known else 0)
+        segments = known.segments if known else ()
         try:
             text = data[at:].decode()
-            first, used = _span(text, is_first=known is None)
-            end = at + (used if text.isascii() else len(text[:used].encode()))
-            items = orjson.loads("[" + text[first:used] + "]")
-            body = orjson.loads(b"%s%d%s" % (data[:begin], _SENTINEL, data[end:]))
+            first, last, ended, bracket = _span(text, is_first=known is None)
+            items = orjson.loads("[" + text[first:bracket] + "]")
+            if not text.isascii():
+                last, ended, bracket = (
+                    len(text[:place].encode()) for place in (last, ended, bracket)
+                )
+            body = orjson.loads(b"%s%d%s" % (data[:begin], _SENTINEL, data[at + bracket :]))
         except (ValueError, RecursionError):
             return None
         # Otherwise the name was found inside something else.
         if not isinstance(body, dict) or body.get(field) != [_SENTINEL]:
             return None
         body[field] = items
-        tail = hash(view[at:])
-        whole = hash(view[begin:end])
-        mark = hash((known.hash if known else 0, at, tail, hash(view[:begin])))
-        return Opened(body, known.fold if known else None, key, end - begin, whole, mark)
+        before = None
+        if last:
+            before = segments = _joined(
+                view, begin, (*segments, (last, hash(view[at : at + last])))
+            )
+        whole = segments
+        if ended > last:
+            whole = (*segments, (ended - last, hash(view[at + last : at + ended])))
+        return Opened(body, known.fold if known else None, key, before, whole)
 
 
-def _span(text: str, *, is_first: bool) -> tuple[int, int]:
-    """Return where the items of a JSON array begin and where its closing bracket is.
+def _is_begun(view: memoryview, begin: int, segments: Segments) -> bool:
+    """Whether a list begins with these pieces; the last one, which differs soonest, comes first."""
+    end = begin + sum(size for size, _ in segments)
+    if end >= len(view):
+        return False
+    for size, hashed in reversed(segments):
+        if hash(view[end - size : end]) != hashed:
+            return False
+        end -= size
+    return True
+
+
+def _joined(view: memoryview, begin: int, segments: Segments) -> Segments:
+    if len(segments) <= _SEGMENTS_LIMIT:
+        return segments
+    size = sum(size for size, _ in segments)
+    return ((size, hash(view[begin : begin + size])),)
+
+
+def _span(text: str, *, is_first: bool) -> tuple[int, int, int, int]:
+    """Return where the items of an array begin, the last two end, and where its bracket is.
 
     Args:
         text: what follows the opening bracket, or what follows an earlier item.
         is_first: whether it follows the opening bracket.
     """
     at = _after_space(text, 0)
-    first, needs_comma = -1, not is_first
+    first, last, ended, needs_comma = -1, 0, 0, not is_first
     while text[at : at + 1] != "]":
         if needs_comma:
             if text[at : at + 1] != ",":
                 raise ValueError("no comma between items")
             at = _after_space(text, at + 1)
         first = at if first < 0 else first
-        _, at = _decode_one(text, at)
-        at, needs_comma = _after_space(text, at), True
-    return (at if first < 0 else first), at
+        last = ended
+        _, ended = _decode_one(text, at)
+        at, needs_comma = _after_space(text, ended), True
+    return (at if first < 0 else first), last, ended, at
 
 
 def _after_space(text: str, at: int) -> int:

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from kode_lab.claude.api import answer_lab, formats, noted, routed
+from kode_lab.claude.api import answer_lab, fingerprint_of, formats, noted, routed
 from kode_lab.claude.exchange import Exchange
 from kode_lab.claude.formats.responses import ResponsesFormat
 from kode_lab.claude.formats.seam import ApiError, GenerationRequest, WireFormat
@@ -217,7 +217,7 @@ class RecordingProxy:
             call.error = f"not read: {request.message}"[:200]
             return None
         noted(call, speaks.name, request)
-        call.fingerprint = hash((request.parent, data))
+        call.fingerprint = fingerprint_of(call, data)
         self._records.show(call)
         return request
 

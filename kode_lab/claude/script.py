@@ -31,6 +31,7 @@ _TOOLS = {
 }
 _LISTED_LIMIT = 20
 _QUOTE_LIMIT_CHARS = 60
+_READ_LIMIT_CHARS = 10_000
 _ARGUMENT_LIMIT_CHARS = 200
 # How often one prompt may ask for one tool.
 _TIMES_LIMIT = 16
@@ -74,7 +75,7 @@ def plan_of(request: GenerationRequest, today: date) -> Planned:
         today: what "today" and "tomorrow" in a prompt are counted from.
     """
     conversation = request.conversation
-    prompt = _unmarked(conversation.prompt)
+    prompt = _ends_of(_unmarked(conversation.prompt))
     intent = wording.intent_of(prompt)
     offers = {} if request.choice == "none" else {offer.name: offer for offer in request.tools}
     plan = _demanded(request, offers, prompt, today)
@@ -323,6 +324,16 @@ def _unmarked(prompt: str) -> str:
     for marker in markers_in(prompt):
         prompt = prompt.replace(marker, " ")
     return prompt.strip()
+
+
+def _ends_of(prompt: str) -> str:
+    """Return what is read of a prompt: of a long one its beginning and its end.
+
+    Searching a million characters blocks the event loop for a quarter of a second.
+    """
+    if len(prompt) <= 2 * _READ_LIMIT_CHARS:
+        return prompt
+    return f"{prompt[:_READ_LIMIT_CHARS]}\n{prompt[-_READ_LIMIT_CHARS:]}"
 
 
 def _described(schedule: Mapping[str, Any]) -> str:

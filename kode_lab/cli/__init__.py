@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from kode_lab import __version__
 from kode_lab.cli import (
+    audit,
     check,
     faults,
     init_target,
@@ -26,6 +27,7 @@ from kode_lab.cli import (
     reproduce,
     serve,
     simulate,
+    storm,
 )
 from kode_lab.cli.status import INTERRUPTED, UNUSABLE
 from kode_lab.errors import KodeLabError
@@ -43,7 +45,9 @@ _COMMANDS = (
     serve,
     load,
     check,
+    audit,
     faults,
+    storm,
     report,
     record,
 )

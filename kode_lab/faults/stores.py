@@ -97,8 +97,7 @@ class Believed:
         """Return how the turn ended, in the manager's own positions."""
         first = self.lengths.get(lease.key, 0)
         self.lengths[lease.key] = first + len(turn.messages)
-        last = self.lengths[lease.key] - 1
-        return Finished(turn.turn_id, first, last, turn.is_sealed, turn.usage, turn.version)
+        return turn.finished(first)
 
     async def discard(self, lease: Lease) -> None:
         """Discard it."""

@@ -15,7 +15,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from kode_lab.claude.conversation import shown_to
 from kode_lab.errors import ModelUnavailable
@@ -25,6 +25,7 @@ from kode_lab.lab.scenario import Client, TurnScript
 from kode_lab.message import Block, Model, Reply, Request, Usage
 from kode_lab.schedule_assistant import AGENTS, ScheduleBook
 from kode_lab.sessions import SessionManager, Toolbox, TurnEvent
+from kode_lab.sessions.agent import Strategy
 from kode_lab.targets.ours import ManagerTarget
 from kode_lab.targets.target import Answer
 
@@ -211,7 +212,7 @@ class ScriptedTarget:
         self.first_ns: dict[str, int] = {}
         self._ours = ours
         self._manager = manager
-        self._strategy: Any = strategy or None
+        self._strategy = cast("Strategy | None", strategy or None)  # the manager checks it
         self._refused = refused
         self._is_streamed = is_streamed
 

@@ -144,7 +144,9 @@ class LiveState:
             if turn is not None:
                 turn.held_s = span.end_ns / 1e9
         elif step == "ask":
-            self.asks.add((span.end_ns - span.start_ns) / 1e9)
+            # While a tool blocked the loop, an answer of the model could not be seen.
+            blocked_s = span.attributes.get("kode_lab.loop.blocked_s", 0.0)
+            self.asks.add(max(0.0, (span.end_ns - span.start_ns) / 1e9 - blocked_s))
             turn = self._find(span, is_held=True)
             if turn is not None:
                 turn.asks += 1

@@ -80,6 +80,14 @@ class _Figures:
         yield CounterMetricFamily(
             "kode_lab_carried", "Requests passed on to another worker.", self._carried
         )
+        blocked = CounterMetricFamily(
+            "kode_lab_loop_blocked_seconds",
+            "For which async tools blocked the event loop.",
+            labels=["tool"],
+        )
+        for tool in now.blocked:
+            blocked.add_metric([tool.tool], tool.total_s)
+        yield blocked
         yield _counts("kode_lab_turns", "Turns that ended.", "outcome", live_state.outcomes)
         yield _counts("kode_lab_refusals", "Requests never accepted.", "type", live_state.refusals)
         yield _durations("turn", "From acceptance to the end of a turn.", live_state.turns)

@@ -553,7 +553,7 @@ def document(app: Application) -> dict[str, Any]:
         },
         "paths": paths,
         "components": {
-            "schemas": definitions["$defs"],
+            "schemas": definitions["$defs"] | {"JsonValue": schemas.JSON_VALUE},
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{"token": []}] if needs_token else [],

@@ -16,15 +16,28 @@ from collections.abc import Iterable
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import jiter
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 from pydantic.alias_generators import to_camel
 
 from kode_lab.key import ID_LIMIT_CHARS, SessionKey
 from kode_lab.server.refusal import Rejected
 from kode_lab.sessions.agent import STRATEGIES
-from kode_lab.sessions.ticket import PROMPT_LIMIT_CHARS, TURN_ID_LIMIT_CHARS
+from kode_lab.sessions.ticket import (
+    NOT_OF_A_USER,
+    PROMPT_BLOCKS_LIMIT,
+    PROMPT_LIMIT_CHARS,
+    TURN_ID_LIMIT_CHARS,
+)
 
-__all__ = ["EVENTS", "TurnRequest", "checked_body", "is_json", "json_object", "turn_request"]
+__all__ = [
+    "EVENTS",
+    "JSON_VALUE",
+    "TurnRequest",
+    "checked_body",
+    "is_json",
+    "json_object",
+    "turn_request",
+]
 
 EVENTS = ("accepted", "started", "text", "tool_call", "tool_result", "done", "error")
 DEADLINE_LEAST_S = 1.0
@@ -36,7 +49,50 @@ _WIRE = ConfigDict(alias_generator=to_camel, extra="forbid", strict=True, allow_
 
 # Ids and prompts are checked where they are used; here their limits are only described.
 _Id = Annotated[str, Field(json_schema_extra={"minLength": 1, "maxLength": ID_LIMIT_CHARS})]
-_PROMPT: dict[str, Any] = {"minLength": 1, "maxLength": PROMPT_LIMIT_CHARS, "pattern": r"\S"}
+_PROMPT: dict[str, Any] = {
+    "type": "string",
+    "minLength": 1,
+    "maxLength": PROMPT_LIMIT_CHARS,
+    "pattern": r"\S",
+}
+_VALUE = {"$ref": "#/components/schemas/JsonValue"}
+JSON_VALUE = {
+    "anyOf": [
+        {"type": ["null", "boolean", "string"]},
+        {"type": "number", "minimum": -(2**63), "maximum": 2**64 - 1},
+        {"type": "array", "items": _VALUE},
+        {"type": "object", "additionalProperties": _VALUE},
+    ]
+}
+_OTHER_KIND = {
+    "type": "string",
+    "not": {"anyOf": [{"enum": ["text", *NOT_OF_A_USER]}, {"pattern": "_tool_result$"}]},
+}
+_BLOCKS = {
+    "type": "array",
+    "minItems": 1,
+    "maxItems": PROMPT_BLOCKS_LIMIT,
+    "items": {
+        "anyOf": [
+            {
+                "type": "object",
+                "properties": {
+                    "type": {"const": "text"},
+                    "text": {"type": "string", "pattern": r"\S"},
+                },
+                "required": ["type", "text"],
+                "additionalProperties": _VALUE,
+            },
+            {
+                "type": "object",
+                "properties": {"type": _OTHER_KIND},
+                "required": ["type"],
+                "additionalProperties": _VALUE,
+            },
+        ]
+    },
+    "description": "content blocks of the Messages API",
+}
 _TurnId = Annotated[str, Field(min_length=1, max_length=TURN_ID_LIMIT_CHARS)]
 _Count = Annotated[int, Field(ge=0)]
 _Seconds = Annotated[float, Field(ge=0)]
@@ -52,7 +108,7 @@ class TurnBody(BaseModel):
     session_id: Annotated[
         _Id, Field(description="which of the user's conversations; the agentId if not given")
     ] = ""
-    message: Annotated[str, Field(json_schema_extra=_PROMPT)]
+    message: Annotated[str | list[dict[str, Any]], WithJsonSchema({"anyOf": [_PROMPT, _BLOCKS]})]
     turn_id: Annotated[
         _TurnId, Field(description="names the turn, so that it can be sent again and happens once")
     ] = ""
@@ -150,6 +206,7 @@ class ReplyJson(BaseModel):
     usage: UsageJson
     config_version: str
     is_replay: bool
+    stop_reason: str
 
 
 class ErrorJson(BaseModel):

@@ -416,4 +416,5 @@ def reply_json(key: SessionKey, reply: TurnReply) -> dict[str, Any]:
         },
         "configVersion": reply.config_version,
         "isReplay": reply.is_replay,
+        "stopReason": reply.stop_reason,
     }

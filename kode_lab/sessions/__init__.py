@@ -12,7 +12,7 @@ Source of the idea that the right to write is a value: Kleppmann's fencing token
 (https://martin.kleppmann.com/2016/02/08/how-to-do-distributed-locking.html).
 """
 
-from kode_lab.sessions.agent import AgentConfig, AgentShelf
+from kode_lab.sessions.agent import AgentConfig, AgentShelf, ContextPolicy
 from kode_lab.sessions.files.store import JsonStore
 from kode_lab.sessions.manager import SessionManager
 from kode_lab.sessions.postgres.store import PostgresStore
@@ -24,6 +24,7 @@ from kode_lab.sessions.turn_reply import TurnReply
 __all__ = [
     "AgentConfig",
     "AgentShelf",
+    "ContextPolicy",
     "JsonStore",
     "Lease",
     "PostgresStore",

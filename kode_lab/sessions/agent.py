@@ -1,30 +1,32 @@
-"""Agents' shared half: one frozen configuration per agent, from one TOML file, loaded once.
+"""The shared half of an agent: one frozen configuration, from Python values or from a TOML file.
 
 All sessions of an agent hold the same ``AgentConfig`` object; what differs between sessions is
-never in here. The shelf looks at the file's stat before each turn, so that a changed file reaches
-every session at its next turn, while a turn keeps the object it began with. A changed file that
-cannot be used changes nothing but ``problems()``: the version that worked goes on.
+never in it. A shelf of TOML files calls ``stat`` before each turn, so that a changed file reaches
+every session at its next turn, while a running turn keeps the object that it began with. A changed
+file that is not valid only adds to ``problems()``: the last valid version stays in use.
 
-It knows nothing of sessions, stores or models.
+This module must not know sessions, stores or models.
 
 Source: "shared configuration, independent instances" of the concurrency report; git's racy index
-entries for why a file changed a moment ago is read twice.
+entries for why a file that changed a moment ago is read twice.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import time
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, cast, get_args
 
-from kode_lab.errors import CallerError, InvalidConfig, UnknownAgent, UnknownTool
-from kode_lab.sessions.tool import Tool, Toolbox
+from kode_lab.errors import CallerError, InvalidConfig, InvalidTool, UnknownAgent, UnknownTool
+from kode_lab.key import SessionKey
+from kode_lab.sessions.tool import Tool, Toolbox, tools_of
 
 __all__ = [
     "CONFIG_LIMIT_BYTES",
@@ -32,30 +34,54 @@ __all__ = [
     "TOOLS_LIMIT",
     "AgentConfig",
     "AgentShelf",
+    "Agents",
+    "ContextPolicy",
     "Strategy",
     "config_of",
+    "shelf_of",
 ]
 
-# What a turn does when its session is busy: wait, give up, or take the running turn's place.
+# What a turn does when its session is busy: wait, fail, or take the running turn's place.
 Strategy: TypeAlias = Literal["enqueue", "reject", "interrupt", "rollback"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 CONFIG_LIMIT_BYTES = 1_000_000
 TOOLS_LIMIT = 128
 # Kernels stamp files with a clock that ticks every 1-10 ms: within this time of its stamp a file
-# may change again and look the same.
+# may change again without a visible difference.
 _RACY_NS = 100_000_000
-# One path component on every system: no separator, drive, dot in front, or control character.
+# One path component on every system: no separator, drive, leading dot, or control character.
 _FILE_NAME = re.compile(r"\w[\w.-]{0,99}")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class AgentConfig:
-    """All that the sessions of an agent share; deeply immutable.
+class ContextPolicy(NamedTuple):
+    """How much of a session's history the model receives; the record is always whole.
+
+    Without a limit that is everything. A turn is sent whole or not at all, so a tool call is never
+    separated from its result.
 
     Attributes:
+        window_turns: the running turn and so many finished ones before it.
+        window_tokens: as many finished turns as fit into so many tokens (4 bytes of JSON each).
+        compact_above_tokens: above this, the older turns are replaced by a summary, which the
+            model writes under the session's lock.
+        keep_turns: the turns that a summary does not replace.
+    """
+
+    window_turns: int | None = None
+    window_tokens: int | None = None
+    compact_above_tokens: int | None = None
+    keep_turns: int = 4
+
+
+@dataclass(frozen=True, slots=True, eq=False, init=False)
+class AgentConfig:
+    """Everything that the sessions of an agent share; deeply immutable.
+
+    Attributes:
+        agent_id: the agent's name; ``SessionKey.agent_id`` of its sessions.
         model: name of the model, as the Messages API takes it.
         system: the system prompt.
-        tools: what the agent may use, in the order of its file.
+        tools: what the agent may use, in the given order.
         tool_specs: the tools as the Messages API takes them.
         max_tokens: limit of one reply.
         temperature: of sampling, or None for the model's own.
@@ -64,7 +90,9 @@ class AgentConfig:
         queue_limit: turns that may wait for one session.
         tool_timeout_s: for one tool call.
         strategy: one of ``STRATEGIES``, for turns that do not choose.
-        version: short hash of the file.
+        context: how much of the history the model receives.
+        cache: whether to mark the prompt's stable prefix for the API's prompt cache.
+        version: short hash of the configuration.
     """
 
     agent_id: str
@@ -79,7 +107,83 @@ class AgentConfig:
     queue_limit: int
     tool_timeout_s: float
     strategy: Strategy
+    context: ContextPolicy
+    cache: bool
     version: str
+
+    def __init__(
+        self,
+        agent_id: str,
+        model: str,
+        system: str = "",
+        tools: Toolbox | Iterable[Tool | Callable[..., Any]] = (),
+        *,
+        max_tokens: int = 1024,
+        temperature: float | None = None,
+        step_limit: int = 20,
+        deadline_s: float = 300,
+        queue_limit: int = 100,
+        tool_timeout_s: float = 30,
+        strategy: Strategy = "enqueue",
+        context: ContextPolicy | Literal["all"] = "all",
+        cache: bool = False,
+        version: str | None = None,
+    ) -> None:
+        """Check the values and build the configuration.
+
+        Args:
+            agent_id: the agent's name.
+            model: name of the model.
+            system: the system prompt.
+            tools: a toolbox (all its tools), or a list of tools and functions.
+            max_tokens: limit of one reply.
+            temperature: of sampling, or None for the model's own.
+            step_limit: model calls in one turn.
+            deadline_s: from the start of a turn to its reply.
+            queue_limit: turns that may wait for one session.
+            tool_timeout_s: for one tool call.
+            strategy: one of ``STRATEGIES``, for turns that do not choose.
+            context: how much of the history the model receives; ``"all"`` is everything.
+            cache: whether to mark the prompt's stable prefix for the API's prompt cache.
+            version: names this configuration in replies and records; None derives it.
+
+        Raises:
+            InvalidConfig: a value is of the wrong kind or out of its range; names the field.
+            InvalidKey: ``agent_id`` cannot be used.
+        """
+        SessionKey.of("user", agent_id)
+        where = f"agent {agent_id!r:.80}"
+        try:
+            found = tools_of(tools)
+        except InvalidTool as error:
+            raise InvalidConfig(f"{where}: {error}") from None
+        if len(found) > TOOLS_LIMIT:
+            raise InvalidConfig(f"{where}: {len(found)} tools, TOOLS_LIMIT={TOOLS_LIMIT}: use less")
+        fields: dict[str, Any] = {
+            "model": model,
+            "system": system,
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "step_limit": step_limit,
+            "deadline_s": deadline_s,
+            "queue_limit": queue_limit,
+            "tool_timeout_s": tool_timeout_s,
+            "strategy": strategy,
+            "context": context,
+            "cache": cache,
+        }
+        for name, value in fields.items():
+            _check_field(where, name, value)
+        specs = tuple(tool.spec for tool in found)
+        if version is not None and not (version.isprintable() and 0 < len(version) <= 100):
+            raise InvalidConfig(f"{where}: version is {version!r:.80}: use 1 to 100 characters")
+        if version is None:
+            facts = json.dumps([fields, specs], default=_plain, sort_keys=True)
+            version = _version(facts.encode(errors="replace"))
+        fields["context"] = ContextPolicy() if isinstance(context, str) else context
+        fields |= {"agent_id": agent_id, "tools": found, "tool_specs": specs, "version": version}
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
 
     def tool(self, name: str) -> Tool | None:
         """Return the agent's tool of that name, or None."""
@@ -94,8 +198,20 @@ class AgentConfig:
         return tuple(tool.name for tool in self.tools)
 
 
+class Agents(Protocol):
+    """Where the manager finds the configuration of an agent, such as an ``AgentShelf``."""
+
+    def current(self, agent_id: str) -> AgentConfig:
+        """Return the configuration for the next turn.
+
+        Raises:
+            UnknownAgent: there is no agent of that name.
+        """
+        ...
+
+
 class _Stamp(NamedTuple):
-    """What tells one state of a file from another without reading it."""
+    """What differs between two states of a file, without reading it."""
 
     mtime_ns: int
     size_bytes: int
@@ -105,51 +221,81 @@ class _Stamp(NamedTuple):
 class _Shelved(NamedTuple):
     config: AgentConfig
     path: str
-    stamp: _Stamp | None  # as last looked at, good or broken; None when the file is gone
+    stamp: _Stamp | None  # of the last look, valid or not; None when the file is gone
     is_racy: bool
 
 
 class AgentShelf:
-    """The agents of a directory: ``<agent_id>.toml`` each, loaded when first asked for.
+    """Agents by name: Python values, and files ``<agent_id>.toml`` that are loaded when first used.
 
     Args:
-        directory: where the files are.
-        toolbox: the tools that they may name.
+        directory: where the files are; None for a shelf without files.
+        toolbox: the tools that the files may name.
+        agents: configurations made in Python; they take precedence over files of the same name.
         on_problem: called once for each new problem of a file; must not raise.
         clock_ns: wall time, to compare with the stamps of files.
 
     Raises:
-        InvalidConfig: there is no such directory.
+        InvalidConfig: there is no such directory, or ``agents`` holds something else or one name
+            twice.
     """
 
     def __init__(
         self,
-        directory: Path,
-        toolbox: Toolbox,
+        directory: Path | str | None = None,
+        toolbox: Toolbox | None = None,
         *,
+        agents: Iterable[AgentConfig] = (),
         on_problem: Callable[[CallerError], None] | None = None,
         clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
-        if not Path(directory).is_dir():
-            raise InvalidConfig(f"there is no directory of agents {directory}: create it")
-        self.directory = Path(directory)
-        self.toolbox = toolbox
+        if toolbox is not None and not isinstance(toolbox, Toolbox):
+            raise InvalidConfig(f"toolbox is a {type(toolbox).__name__}: pass a Toolbox")
+        if directory is not None and not (
+            isinstance(directory, str | os.PathLike) and Path(directory).is_dir()
+        ):
+            raise InvalidConfig(
+                f"there is no directory of agents {directory!s:.200}: create it, or pass "
+                "agents=[AgentConfig(agent_id, model, ...)]"
+            )
+        self.directory = None if directory is None else Path(directory)
+        self.toolbox = Toolbox() if toolbox is None else toolbox
         self._on_problem = on_problem
         self._clock_ns = clock_ns
+        self._fixed: dict[str, AgentConfig] = {}
         self._shelved: dict[str, _Shelved] = {}
         self._problems: dict[str, CallerError] = {}
+        for config in agents:
+            if getattr(config, "agent_id", None) in self._fixed:
+                raise InvalidConfig(f"two agents are called {config.agent_id!r:.80}: rename one")
+            self.put(config)
 
-    def current(self, agent_id: str) -> AgentConfig:
-        """Return the agent's configuration as its file is now: the same object until that changes.
-
-        It costs one ``stat``; where the file was changed and cannot be used, the last version that
-        could is given, and the problem is told and kept.
+    def put(self, config: AgentConfig) -> None:
+        """Add an agent, or replace it: its sessions use the new configuration from the next turn.
 
         Raises:
-            UnknownAgent: there is no file of that name, nor was there; names those there are.
-            InvalidConfig: the file cannot be used, and there is no older version.
+            InvalidConfig: the value is not an ``AgentConfig``.
+        """
+        if not isinstance(config, AgentConfig):
+            raise InvalidConfig(
+                f"an agent is a {type(config).__name__}: pass AgentConfig(agent_id, model, ...)"
+            )
+        self._fixed[config.agent_id] = config
+
+    def current(self, agent_id: str) -> AgentConfig:
+        """Return the agent's configuration as it is now: the same object until it changes.
+
+        For a file this costs one ``stat``. If the file was changed and is not valid, the last
+        valid version is returned, and the problem is reported and kept.
+
+        Raises:
+            UnknownAgent: there is no such agent; names those that exist.
+            InvalidConfig: the file is not valid, and there is no older version.
             UnknownTool: likewise, because it names a tool that is not in the toolbox.
         """
+        fixed = self._fixed.get(agent_id)
+        if fixed is not None:
+            return fixed
         shelved = self._shelved.get(agent_id)
         if shelved is not None:
             stamp = _stamp(shelved.path)
@@ -158,33 +304,36 @@ class AgentShelf:
         return self._look_again(agent_id, shelved)
 
     def problems(self) -> tuple[CallerError, ...]:
-        """Return what is wrong now with the files, as of when each agent was last asked for."""
+        """Return what is wrong with the files, as of the last use of each agent."""
         return tuple(self._problems.values())
 
     @property
     def agent_ids(self) -> tuple[str, ...]:
-        """The agents that have a file now, sorted."""
-        names = (path.stem for path in self.directory.glob("*.toml"))
-        return tuple(sorted(name for name in names if _FILE_NAME.fullmatch(name)))
+        """The agents that exist now, sorted."""
+        names = set(self._fixed)
+        if self.directory is not None:
+            stems = (path.stem for path in self.directory.glob("*.toml"))
+            names.update(stem for stem in stems if _FILE_NAME.fullmatch(stem))
+        return tuple(sorted(names))
 
     def _look_again(self, agent_id: str, shelved: _Shelved | None) -> AgentConfig:
         path = self._path(agent_id)
-        # Both before reading: a change while it is read is then seen at the next turn.
+        # Both before reading, so that a change during the reading is seen at the next turn.
         looked_ns = self._clock_ns()
         stamp = _stamp(path)
         try:
             content = self._content(agent_id, path, stamp)
             if shelved is not None and shelved.config.version == _version(content):
-                config = shelved.config  # only touched, or mended as it was: still the same object
+                config = shelved.config  # the same content: keep the same object
             else:
                 config = config_of(agent_id, content, self.toolbox, where=path)
         except CallerError as error:
             if shelved is None:
                 if not isinstance(error, UnknownAgent):
-                    self._tell(agent_id, error)
+                    self._report(agent_id, error)
                 raise
             config = shelved.config
-            self._tell(agent_id, type(error)(f"{error}; version {config.version} goes on"))
+            self._report(agent_id, type(error)(f"{error}; version {config.version} stays in use"))
         else:
             self._problems.pop(agent_id, None)
         is_racy = stamp is not None and looked_ns - stamp.mtime_ns < _RACY_NS
@@ -192,8 +341,10 @@ class AgentShelf:
         return config
 
     def _path(self, agent_id: str) -> str:
+        if self.directory is None:
+            raise UnknownAgent(f"there is no agent {agent_id!r:.80}; {self._known()}")
         if not _FILE_NAME.fullmatch(agent_id):
-            raise UnknownAgent(f"{agent_id!r:.80} is no name of an agent; {self._known()}")
+            raise UnknownAgent(f"{agent_id!r:.80} is not the name of an agent; {self._known()}")
         return os.path.join(self.directory, f"{agent_id}.toml")  # noqa: PTH118 - stat takes text
 
     def _content(self, agent_id: str, path: str, stamp: _Stamp | None) -> bytes:
@@ -207,7 +358,7 @@ class AgentShelf:
                 f" (CONFIG_LIMIT_BYTES={CONFIG_LIMIT_BYTES})"
             )
         try:
-            if not Path(path).is_file():  # reading a pipe would never end
+            if not Path(path).is_file():  # reading a pipe would block
                 raise InvalidConfig(f"{path} is not a file: put the configuration there")
             return Path(path).read_bytes()
         except OSError as error:
@@ -217,22 +368,49 @@ class AgentShelf:
 
     def _known(self) -> str:
         known = self.agent_ids
-        listed = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
-        return f"{self.directory} has: {listed or 'none'} (add <agentId>.toml for another)"
+        listed = (", ".join(known[:20]) or "none") + (", ..." if len(known) > 20 else "")
+        if self.directory is None:
+            return f"agents: {listed}"
+        return f"{self.directory} has: {listed} (add <agentId>.toml for another)"
 
-    def _tell(self, agent_id: str, problem: CallerError) -> None:
+    def _report(self, agent_id: str, problem: CallerError) -> None:
         before = self._problems.get(agent_id)
         self._problems[agent_id] = problem
         if self._on_problem is not None and str(before) != str(problem):
             self._on_problem(problem)
 
 
+def shelf_of(agents: object) -> Agents:
+    """Return where the agents are found that a caller passed.
+
+    Raises:
+        InvalidConfig: it is neither a shelf, nor an ``AgentConfig``, nor several of them.
+    """
+    if callable(getattr(agents, "current", None)):
+        return cast("Agents", agents)
+    if isinstance(agents, AgentConfig):
+        return AgentShelf(agents=[agents])
+    if isinstance(agents, Mapping):
+        for name, config in agents.items():
+            if isinstance(config, AgentConfig) and config.agent_id != name:
+                raise InvalidConfig(
+                    f"agents: {name!r:.60} is the name of agent {config.agent_id!r:.60}: use one"
+                )
+        return AgentShelf(agents=agents.values())
+    if isinstance(agents, Iterable) and not isinstance(agents, str | bytes):
+        return AgentShelf(agents=agents)
+    raise InvalidConfig(
+        f"agents is a {type(agents).__name__}: pass AgentShelf(directory, toolbox), or a list of "
+        "AgentConfig(agent_id, model, ...)"
+    )
+
+
 def config_of(
     agent_id: str, content: bytes, toolbox: Toolbox, *, where: str = "configuration"
 ) -> AgentConfig:
-    """Return the configuration that the TOML ``content`` says; ``where`` begins each error.
+    """Return the configuration that the TOML ``content`` describes; ``where`` begins each error.
 
-    ``model`` is required. What the other fields are when they are not given stands in ``_FIELDS``.
+    Only ``model`` is required; the other fields have the defaults of ``AgentConfig``.
 
     Raises:
         InvalidConfig: it is not TOML, or a field is unknown, missing, of the wrong kind or out of
@@ -244,23 +422,33 @@ def config_of(
         given = tomllib.loads(content.decode("utf-8-sig") + "\n")
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidConfig(f"{where}: not TOML: {error}") from error
-    for name in given:
+    if "model" not in given:
+        raise InvalidConfig(f"{where}: the field 'model' is missing: {_FIELDS['model'].rule}")
+    names: list[str] = []
+    for name, value in given.items():
+        if name == "tools":
+            names = _tool_names(where, value)
+            continue
         if name not in _FIELDS:
             raise InvalidConfig(f"{where}: there is no field {name!r:.80}{_nearest(name)}")
-    fields: dict[str, Any] = {}
-    for name, field in _FIELDS.items():
-        if name not in given and field.default is _REQUIRED:
-            raise InvalidConfig(f"{where}: the field {name!r} is missing: {field.rule}")
-        fields[name] = given.get(name, field.default)
-        if name in given and not field.accepts(given[name]):
-            raise InvalidConfig(f"{where}: {name} is {given[name]!r:.80}: {field.rule}")
-    tools = tuple(_tool(name, toolbox, where) for name in fields.pop("tools"))
-    return AgentConfig(
-        agent_id=agent_id,
-        tools=tools,
-        tool_specs=tuple(tool.spec for tool in tools),
-        version=_version(content),
-        **fields,
+        if name == "context" and isinstance(value, dict):
+            given[name] = _policy_of(where, value)
+        _check_field(where, name, given[name])
+    given["tools"] = [_tool(name, toolbox, where) for name in names]
+    return AgentConfig(agent_id, version=_version(content), **given)
+
+
+def _tool_names(where: str, value: Any) -> list[str]:
+    if (
+        isinstance(value, list)
+        and len(value) <= TOOLS_LIMIT
+        and all(isinstance(name, str) for name in value)
+        and len(set(value)) == len(value)
+    ):
+        return value
+    raise InvalidConfig(
+        f"{where}: tools is {value!r:.80}: list different names of tools"
+        f" (TOOLS_LIMIT={TOOLS_LIMIT})"
     )
 
 
@@ -273,76 +461,102 @@ def _tool(name: str, toolbox: Toolbox, where: str) -> Tool:
     return tool
 
 
+def _policy_of(where: str, table: Mapping[str, Any]) -> ContextPolicy:
+    for name in table:
+        if name not in ContextPolicy._fields:
+            raise InvalidConfig(
+                f"{where}: context has no field {name!r:.80}; fields: "
+                f"{', '.join(ContextPolicy._fields)}"
+            )
+    return ContextPolicy(**table)
+
+
 class _Field(NamedTuple):
-    default: Any
     rule: str  # what to do, as the end of an error
     accepts: Callable[[Any], bool]
 
 
-def _text(default: Any, limit_chars: int, *, least_chars: int = 0) -> _Field:
+def _text(least_chars: int, limit_chars: int) -> _Field:
     return _Field(
-        default,
-        f"give a text of {least_chars} to {limit_chars} characters",
+        f"use a text of {least_chars} to {limit_chars} characters",
         lambda value: isinstance(value, str) and least_chars <= len(value) <= limit_chars,
     )
 
 
-def _whole(default: int, least: int, most: int) -> _Field:
+def _whole(least: int, most: int) -> _Field:
     return _Field(
-        default,
-        f"give a whole number from {least} to {most}",
+        f"use a whole number from {least} to {most}",
         lambda value: type(value) is int and least <= value <= most,
     )
 
 
-def _number(default: float | None, least: float, most: float) -> _Field:
+def _number(least: float, most: float, *, or_none: bool = False) -> _Field:
     return _Field(
-        default,
-        f"give a number from {least:g} to {most:g}",
-        # "type is" keeps true and false out; neither comparison holds for nan.
-        lambda value: type(value) in (int, float) and least <= value <= most,
+        f"use a number from {least:g} to {most:g}",
+        # "type is" excludes true and false; both comparisons are false for nan.
+        lambda value: (
+            (or_none and value is None) or (type(value) in (int, float) and least <= value <= most)
+        ),
     )
 
 
-def _is_tool_list(value: Any) -> bool:
+def _is_policy(value: Any) -> bool:
+    if not isinstance(value, ContextPolicy):
+        return bool(value == "all")
+    limits = (value.window_turns, value.window_tokens, value.compact_above_tokens)
     return (
-        isinstance(value, list)
-        and len(value) <= TOOLS_LIMIT
-        and all(isinstance(name, str) for name in value)
-        and len(set(value)) == len(value)
+        sum(limit is not None for limit in limits) <= 1
+        and all(limit is None or type(limit) is int for limit in limits)
+        and all(0 <= (limit or 0) <= 1_000_000_000 for limit in limits)
+        and (limits[1] is None or limits[1] > 0)
+        and (limits[2] is None or limits[2] > 0)
+        and type(value.keep_turns) is int
+        and 0 <= value.keep_turns <= 1_000
     )
 
 
-_REQUIRED = object()
 _FIELDS: Mapping[str, _Field] = {
-    "model": _text(_REQUIRED, 200, least_chars=1),
-    "system": _text("", 500_000),
-    "tools": _Field(
-        (), f"list different names of tools (TOOLS_LIMIT={TOOLS_LIMIT})", _is_tool_list
+    "model": _text(1, 200),
+    "system": _text(0, 500_000),
+    "max_tokens": _whole(1, 1_000_000),
+    "temperature": _number(0, 1, or_none=True),
+    "step_limit": _whole(1, 1_000),
+    "deadline_s": _number(0.001, 86_400),
+    "queue_limit": _whole(0, 1_000_000),
+    "tool_timeout_s": _number(0.001, 86_400),
+    "strategy": _Field(f"use one of {', '.join(STRATEGIES)}", STRATEGIES.__contains__),
+    "context": _Field(
+        'use "all", or one of window_turns, window_tokens, compact_above_tokens (whole numbers) '
+        "with keep_turns from 0 to 1000",
+        _is_policy,
     ),
-    "max_tokens": _whole(1024, 1, 1_000_000),
-    "temperature": _number(None, 0, 1),
-    "step_limit": _whole(20, 1, 1_000),
-    "deadline_s": _number(300, 0.001, 86_400),
-    "queue_limit": _whole(100, 0, 1_000_000),
-    "tool_timeout_s": _number(30, 0.001, 86_400),
-    "strategy": _Field("enqueue", f"give one of {', '.join(STRATEGIES)}", STRATEGIES.__contains__),
+    "cache": _Field("use true or false", lambda value: isinstance(value, bool)),
 }
+
+
+def _check_field(where: str, name: str, value: Any) -> None:
+    if not _FIELDS[name].accepts(value):
+        raise InvalidConfig(f"{where}: {name} is {value!r:.80}: {_FIELDS[name].rule}")
 
 
 def _nearest(name: str) -> str:
     import difflib  # noqa: PLC0415 - for errors only
 
-    near = difflib.get_close_matches(name, _FIELDS, n=1)
-    return f": did you mean {near[0]!r}?" if near else f"; fields: {', '.join(_FIELDS)}"
+    known = [*_FIELDS, "tools"]
+    near = difflib.get_close_matches(name, known, n=1)
+    return f": did you mean {near[0]!r}?" if near else f"; fields: {', '.join(known)}"
 
 
 def _stamp(path: str) -> _Stamp | None:
     try:
-        found = os.stat(path)  # noqa: PTH116 - on the path of every turn
+        found = os.stat(path)  # noqa: PTH116 - every turn calls this
     except OSError:
         return None
     return _Stamp(found.st_mtime_ns, found.st_size, found.st_ino)
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else list(value)
 
 
 def _version(content: bytes) -> str:

@@ -89,6 +89,10 @@ class Conversation:
         """Return the messages from ``start`` to before ``end``, decoded for the caller."""
         return _decoded(self._lines[start:end])
 
+    def text_bytes(self, start: int, end: int) -> int:
+        """Return the length of the messages from ``start`` to before ``end`` as JSON."""
+        return sum(map(len, self._lines[start:end]))
+
     def shown(
         self, tail: Sequence[bytes] = (), *, head: Sequence[bytes] = (), start: int = 0
     ) -> Shown:

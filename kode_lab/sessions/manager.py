@@ -16,8 +16,9 @@ import contextlib
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextvars import ContextVar
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Protocol, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from kode_lab.errors import (
     CallerError,
@@ -25,23 +26,24 @@ from kode_lab.errors import (
     Draining,
     InvalidPrompt,
     InvalidScenario,
+    SelfDeadlock,
     SessionBusy,
     Superseded,
     TurnFailed,
-    UnknownAgent,
     WaitingRoomFull,
 )
 from kode_lab.history.span import Span, Trace
 from kode_lab.key import SessionKey
-from kode_lab.message import Message, Model, user
-from kode_lab.sessions.agent import AgentConfig, Strategy
+from kode_lab.message import Content, Message, Model, user
+from kode_lab.sessions.agent import AgentConfig, Agents, Strategy, shelf_of
 from kode_lab.sessions.files.store import JsonStore
 from kode_lab.sessions.lock import LockStatistics
 from kode_lab.sessions.open_turn import Finished, OpenTurn
 from kode_lab.sessions.residents import Agent, Residents
-from kode_lab.sessions.session import Session, TurnEvent
+from kode_lab.sessions.session import Session, TurnEvent, checked_model
 from kode_lab.sessions.store import Lease, Lookable, Rewindable, Store
 from kode_lab.sessions.ticket import Ticket, checked_deadline, checked_turn_id
+from kode_lab.sessions.tool import Blocked, LoopLag
 from kode_lab.sessions.turn_reply import TurnReply, reply_of
 
 __all__ = ["Agents", "ManagerStatistics", "SessionManager", "TurnEvent", "TurnReply"]
@@ -57,33 +59,8 @@ _STOPPED = "(This turn was stopped before its answer.)"
 _BROKEN_OFF = "(This turn was broken off before its answer.)"
 
 
-class Agents(Protocol):
-    """Where the manager finds the configuration of an agent, such as an ``AgentShelf``."""
-
-    def current(self, agent_id: str) -> AgentConfig:
-        """Return the configuration for the next turn.
-
-        Raises:
-            UnknownAgent: there is no agent of that name.
-        """
-        ...
-
-
-class _FixedAgents:
-    """Agents that were given as ``AgentConfig`` objects and stay as they are."""
-
-    __slots__ = ("_configs",)
-
-    def __init__(self, configs: Mapping[str, AgentConfig]) -> None:
-        self._configs = dict(configs)
-
-    def current(self, agent_id: str) -> AgentConfig:
-        """Return the agent's configuration."""
-        try:
-            return self._configs[agent_id]
-        except (KeyError, TypeError):
-            known = ", ".join(self._configs) or "none"
-            raise UnknownAgent(f"there is no agent {agent_id!r:.80}; agents: {known}") from None
+# The turns, of any manager, whose tools this code runs for: the outermost first.
+_RUNS_FOR: ContextVar[tuple[Ticket, ...]] = ContextVar("turns that this code runs for", default=())
 
 
 class ManagerStatistics(NamedTuple):
@@ -95,6 +72,7 @@ class ManagerStatistics(NamedTuple):
         residents: idle agents in memory.
         lock: the store's lock.
         residents_bytes: the memory of the idle agents.
+        blocked: the async tools that blocked the event loop, and for how long.
     """
 
     turns: int
@@ -102,6 +80,7 @@ class ManagerStatistics(NamedTuple):
     residents: int
     lock: LockStatistics
     residents_bytes: int = 0
+    blocked: tuple[Blocked, ...] = ()
 
 
 class SessionManager:
@@ -133,14 +112,10 @@ class SessionManager:
         resident_idle_s: float = 900.0,
         drain_s: float = 30.0,
     ) -> None:
-        if not callable(model):
-            raise InvalidScenario(
-                f"model is a {type(model).__name__}: pass an async function that takes a Request "
-                "and returns a Reply, or Claude(...)"
-            )
-        self._agents = _agents_of(agents)
+        self._agents = shelf_of(agents)
         self._store = _store_of(store)
-        self._model = model
+        self._model = checked_model(model)
+        self._lag = LoopLag()
         self._trace = trace
         self._residents = Residents(
             limit=residents_limit,
@@ -150,6 +125,8 @@ class SessionManager:
         self._drain_s = drain_s
         # The turns in flight of each userId:sessionId, in the order of their arrival.
         self._in_line: dict[tuple[str, ...], dict[Ticket, None]] = {}
+        # Turns that tools asked for: the sessions that wait for them, and the session they are in.
+        self._nested: dict[Ticket, tuple[set[tuple[str, str]], tuple[str, str]]] = {}
         # Deletions, rewinds and forks under way.
         self._others: set[asyncio.Task[Any] | None] = set()
         self._is_closing = False
@@ -158,7 +135,7 @@ class SessionManager:
     async def turn(
         self,
         key: SessionKey,
-        prompt: str,
+        prompt: Content,
         *,
         turn_id: str | None = None,
         strategy: Strategy | None = None,
@@ -169,7 +146,7 @@ class SessionManager:
 
         Args:
             key: the session.
-            prompt: what the user says.
+            prompt: text, or content blocks of the Messages API (text, images, documents).
             turn_id: names the turn: sent again, it returns the saved reply, or continues where a
                 crash or an error stopped it.
             strategy: when the session is busy: ``enqueue``, ``reject``, ``interrupt`` (the others
@@ -188,6 +165,8 @@ class SessionManager:
         config = self._agents.current(key.agent_id)
         ticket = Ticket(key, prompt, turn_id, strategy, config, on_event)
         limit_s = config.deadline_s if deadline_s is None else checked_deadline(deadline_s)
+        if waiting := self._waiting_for_this(key):
+            self._nested[ticket] = (waiting, key[:2])
         timer = ticket.expire_in(limit_s)
         line = self._in_line.setdefault(key[:2], {})
         # A turn that is sent again waits for its first sending: it is one turn.
@@ -210,6 +189,7 @@ class SessionManager:
             timer.cancel()
             ticket.ran_out()  # it may have ended in another way all the same
             ticket.gave_way()
+            self._nested.pop(ticket, None)
             ticket.task = None  # which holds the error, whose traceback holds the ticket
             del line[ticket]
             if not line:
@@ -406,6 +386,7 @@ class SessionManager:
             len(self._residents),
             self._store.statistics(),
             self._residents.size_bytes,
+            self._lag.by_tool(),
         )
 
     async def aclose(self) -> None:
@@ -461,6 +442,7 @@ class SessionManager:
     @contextlib.asynccontextmanager
     async def _holding(self, key: SessionKey, wait_s: float | None) -> AsyncIterator[Lease]:
         """Hold the session for something that is not a turn."""
+        self._waiting_for_this(key)
         try:
             queue_limit = self._agents.current(key.agent_id).queue_limit
         except CallerError:
@@ -486,6 +468,32 @@ class SessionManager:
 
     # ---- one turn, step by step
 
+    def _waiting_for_this(self, key: SessionKey) -> set[tuple[str, str]]:
+        """Return the sessions whose tools run this code, and so wait for what it asks for.
+
+        Raises:
+            SelfDeadlock: one of them would wait for itself, directly or through other sessions.
+        """
+        if not (outer := _RUNS_FOR.get()):
+            return set()
+        # A task that a tool left running may outlive the turn: nothing waits for it then.
+        waiting = {
+            ticket.key[:2] for ticket in outer if ticket in self._in_line.get(ticket.key[:2], ())
+        }
+        reached: set[tuple[str, str]] = set()
+        ahead = [key[:2]]
+        while ahead:
+            session = ahead.pop()
+            if session in waiting:
+                raise SelfDeadlock(
+                    f"{key}: a tool of a turn asks in a session that waits for this tool, so it "
+                    "would wait for itself: use another sessionId, or ask after the turn"
+                )
+            if session not in reached:
+                reached.add(session)
+                ahead += [to for froms, to in self._nested.values() if session in froms]
+        return waiting
+
     async def _hold(self, ticket: Ticket) -> TurnReply:
         """Wait for the session, and take the turn under its lease."""
         key = ticket.key
@@ -498,6 +506,7 @@ class SessionManager:
                 raise
             raise SessionBusy(f"{key}: a turn is running, and the strategy is reject") from error
         error_name: str | None = None
+        runs_for = _RUNS_FOR.set((*_RUNS_FOR.get(), ticket))
         try:
             ticket.is_running = True
             self._span(ticket, "wait", start_ns, {"kode_lab.queue.length": ahead})
@@ -510,6 +519,7 @@ class SessionManager:
             error_name = type(error).__name__
             raise
         finally:
+            _RUNS_FOR.reset(runs_for)
             self._store.release(lease)
             version = ticket.config.version
             facts = {"kode_lab.config.version": version, "kode_lab.fence": lease.fence}
@@ -534,6 +544,8 @@ class SessionManager:
             self._model,
             self._trace,
             ticket.on_event,
+            lag=self._lag,
+            end_s=ticket.end_s,
         )
         try:
             while not session.is_answered:
@@ -642,33 +654,14 @@ def _store_of(store: object) -> Store:
     """Return the store, or one of files in a directory that is named."""
     if isinstance(store, str | os.PathLike):
         return JsonStore(os.fspath(store))
-    if not callable(getattr(store, "hold", None)):
+    if isinstance(store, type) or not callable(getattr(store, "hold", None)):
+        what = (
+            f"the class {store.__name__}"
+            if isinstance(store, type)
+            else f"a {type(store).__name__}"
+        )
         raise InvalidScenario(
-            f"store is a {type(store).__name__}: pass a directory's path, a JsonStore, a "
+            f"store is {what}: pass a directory's path, a JsonStore, a "
             "PostgresStore, or your own kode_lab.Store"
         )
     return store  # type: ignore[return-value]  # its other methods are its own to have
-
-
-def _agents_of(agents: object) -> Agents:
-    """Return where agents are found, of what a caller may pass."""
-    if callable(getattr(agents, "current", None)):
-        return agents  # type: ignore[return-value]
-    if isinstance(agents, Mapping):
-        named = dict(agents)
-    elif isinstance(agents, Iterable) and not isinstance(agents, str | bytes):
-        configs = list(agents)
-        named = {getattr(config, "agent_id", ""): config for config in configs}
-        if len(named) < len(configs):
-            raise InvalidScenario("agents: two of them have the same agent_id: rename one")
-    else:
-        raise InvalidScenario(
-            f"agents is a {type(agents).__name__}: pass an AgentShelf, a mapping of agent ids to "
-            "AgentConfig, or a list of AgentConfig"
-        )
-    for name, config in named.items():
-        if not isinstance(config, AgentConfig):
-            raise InvalidScenario(
-                f"agents: {name!r:.60} is a {type(config).__name__}: pass an AgentConfig"
-            )
-    return _FixedAgents(named)

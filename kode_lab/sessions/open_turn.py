@@ -49,7 +49,8 @@ class Finished(NamedTuple):
         is_sealed: it was ended from outside and has no reply.
         version: of the configuration that it began with.
         is_rewound: its messages were removed by a rewind; its id stays known.
-        facts: what else is known of it, as JSON values (``stop_reason``, for example).
+        facts: what else is known of it, as JSON values: ``stop_reason`` if it is not ``end_turn``,
+            ``thinking_by`` (the model that wrote the thinking in it, "*" for several).
     """
 
     turn_id: str
@@ -71,6 +72,8 @@ class OpenTurn:
         calls: the tool calls of the last reply that have no result yet, in order.
         begun: ids of those calls that were started.
         is_answered: the model has given its final reply.
+        is_paused: the model's service paused the last reply; asked again, it continues it.
+        thinking: the models that wrote thinking, by the index of the message that holds it.
         facts: what else is to be remembered of the turn, as JSON values.
     """
 
@@ -80,10 +83,12 @@ class OpenTurn:
         "calls",
         "facts",
         "is_answered",
+        "is_paused",
         "is_sealed",
         "messages",
         "results",
         "steps",
+        "thinking",
         "turn_id",
         "usage",
         "version",
@@ -100,8 +105,10 @@ class OpenTurn:
         self.calls: tuple[ToolCall, ...] = ()
         self.begun: set[str] = set()
         self.is_answered = False
+        self.is_paused = False
         self.is_sealed = False
         self.facts: dict[str, Any] = {}
+        self.thinking: dict[int, str] = {}
 
     @property
     def encoded(self) -> list[bytes]:
@@ -111,8 +118,24 @@ class OpenTurn:
             self._encoded.extend(map(encode, self.messages[done:]))
         return self._encoded
 
-    def add_reply(self, content: Message, usage: Usage) -> None:
-        """Add the model's reply. The caller's objects are copied: the model may still have them."""
+    def add_reply(
+        self, content: Message, usage: Usage, facts: Mapping[str, Any] = _NO_FACTS
+    ) -> None:
+        """Add the model's reply. The caller's objects are copied: the model may still have them.
+
+        A reply that continues a paused one becomes one message with it.
+
+        Args:
+            content: the assistant's message.
+            usage: what it took.
+            facts: ``stop_reason`` if it is not the usual one, ``thinking_by`` (the model that wrote
+                the thinking in it) if there is any.
+        """
+        if self.is_paused:
+            paused = self.messages.pop()
+            del self._encoded[len(self.messages) :]
+            content = assistant([*paused["content"], *content["content"]])
+        self._take_facts(facts)
         written = encode(content)
         own: Message = decode(written)
         self.calls = tool_calls_of(own["content"])
@@ -121,7 +144,8 @@ class OpenTurn:
         if len(self._encoded) == len(self.messages):
             self._encoded.append(written)
         self.messages.append(own)
-        self.is_answered = not self.calls
+        self.is_paused = self.facts.get("stop_reason") == "pause_turn" and not self.calls
+        self.is_answered = not self.calls and not self.is_paused
         self.usage = Usage(
             self.usage.input_tokens + usage.input_tokens,
             self.usage.output_tokens + usage.output_tokens,
@@ -155,9 +179,9 @@ class OpenTurn:
         """
         not_run = f"Not run. {reason}"
         entries = [self.result_entry(result) for result in self.refuse_calls(not_run)]
-        self.is_sealed = self.is_answered = True
         last = assistant(reason)
-        self.messages.append(last)
+        self.add_reply(last, Usage())
+        self.is_sealed = True
         return [*entries, {"reply": last, "usage": [0, 0], "sealed": True}]
 
     def opening(self, fence: int) -> dict[str, Any]:
@@ -201,10 +225,23 @@ class OpenTurn:
         self.facts.update(facts)
         return {"facts": facts}
 
+    def _take_facts(self, facts: Mapping[str, Any]) -> None:
+        """Remember the facts of the reply that comes next."""
+        self.facts.pop("stop_reason", None)  # of the reply before
+        if by := facts.get("thinking_by"):
+            at = len(self.messages)
+            self.thinking[at] = by if self.thinking.get(at, by) == by else "*"
+            models = set(self.thinking.values())
+            facts = {**facts, "thinking_by": by if models == {by} else "*"}
+        self.facts.update(facts)
+
     @staticmethod
-    def reply_entry(message: Message, usage: Usage) -> dict[str, Any]:
+    def reply_entry(
+        message: Message, usage: Usage, facts: Mapping[str, Any] = _NO_FACTS
+    ) -> dict[str, Any]:
         """Return the journal's entry of a reply."""
-        return {"reply": message, "usage": [*usage]}
+        entry: dict[str, Any] = {"reply": message, "usage": [*usage]}
+        return entry | {"facts": dict(facts)} if facts else entry
 
     @staticmethod
     def result_entry(result: ToolResult) -> dict[str, Any]:
@@ -219,13 +256,14 @@ class OpenTurn:
     def replay(self, entry: Mapping[str, Any]) -> bool:
         """Apply one more entry of the journal; return whether it was one of a turn's steps."""
         if "reply" in entry:
-            self.add_reply(entry["reply"], Usage(*entry["usage"]))
+            self.add_reply(entry["reply"], Usage(*entry["usage"]), entry.get("facts", _NO_FACTS))
             self.is_sealed = "sealed" in entry
             if "not_run" in entry:
                 self.refuse_calls(entry["not_run"])
         elif "result" in entry:
             self.add_result(ToolResult(**entry["result"]))
-        elif "facts" not in entry:
+        elif "facts" in entry:
+            self.facts.update(entry["facts"])
+        else:
             return False
-        self.facts.update(entry.get("facts", {}))
         return True

@@ -35,6 +35,7 @@ class Agent:
         conversation: all that was said.
         finished: how each turn in the conversation ended, by turn id.
         open: a turn left unfinished, or None.
+        thinking: the turns that hold a model's thinking, by that model.
     """
 
     __slots__ = (
@@ -47,6 +48,7 @@ class Agent:
         "kept_bytes",
         "key",
         "open",
+        "thinking",
     )
 
     def __init__(self, lease: Lease, stored: Stored) -> None:
@@ -60,6 +62,9 @@ class Agent:
         self.idle_since_s = 0.0
         self.kept_bytes = 0
         self._call_ids: set[str] | None = None
+        self.thinking: dict[str, list[Finished]] = {}
+        for finished in self.finished.values():
+            self._index_thinking(finished)
         self._turns_bytes = sum(map(_bytes_of, stored.finished.values()))
 
     @property
@@ -86,8 +91,13 @@ class Agent:
         if self._call_ids is not None:
             self._call_ids |= _call_ids(turn.messages)
         self.finished[finished.turn_id] = finished
+        self._index_thinking(finished)
         self._turns_bytes += _bytes_of(finished)
         self.open = None
+
+    def _index_thinking(self, finished: Finished) -> None:
+        if finished.facts and not finished.is_rewound and "thinking_by" in finished.facts:
+            self.thinking.setdefault(finished.facts["thinking_by"], []).append(finished)
 
 
 def _bytes_of(turn: Finished) -> int:

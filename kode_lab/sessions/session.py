@@ -1,23 +1,34 @@
-"""All that a holder may do with a session: ask the model, use its tools, commit the turn.
+"""Everything that a turn may do with its session: ask the model, use its tools, commit.
 
 A ``Session`` exists only while its lease is held; it is the one argument through which a turn
-gets the world. Each step is journalled before the next one starts, and leaves one span. It does
-not decide what comes next (``turn``), who holds when (``manager``), or how anything is stored
-(``store``).
+reaches the model, the tools and the store. Each step is journalled before the next one starts, and
+leaves one span. This module must not decide what comes next (``turn``), when a session is held
+(``manager``), or how anything is stored (``store``).
+
+What the model receives is built here from the record: the agent's context policy applies, and
+thinking that another model signed is left out. The record itself is always whole.
+
+Source: https://docs.anthropic.com/en/api/handling-stop-reasons (what each stop reason asks of a
+client) and .../build-with-claude/extended-thinking (thinking blocks belong to their model).
 """
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from itertools import groupby, islice
+from typing import Any, Literal, NamedTuple, cast
 
-from kode_lab.errors import ModelGarbage, StepLimitReached
+from kode_lab.errors import CallerError, ModelGarbage, ModelRefused, StepLimitReached
 from kode_lab.history.span import Span, Trace
 from kode_lab.message import (
+    CUT_OFF,
+    Block,
+    Message,
     Model,
     Reply,
     Request,
@@ -25,29 +36,65 @@ from kode_lab.message import (
     ToolResult,
     Usage,
     assistant,
+    has_thinking,
     tool_calls_of,
+    without_thinking,
 )
-from kode_lab.sessions.agent import AgentConfig
-from kode_lab.sessions.conversation import encode
+from kode_lab.sessions.agent import AgentConfig, ContextPolicy
+from kode_lab.sessions.conversation import Shown, encode
 from kode_lab.sessions.open_turn import Finished, OpenTurn
 from kode_lab.sessions.residents import Agent
 from kode_lab.sessions.store import Lease, Store
-from kode_lab.sessions.tool import ToolContext, use
+from kode_lab.sessions.tool import LoopLag, ToolContext, use
 
-__all__ = ["Session", "TurnEvent"]
+__all__ = ["Session", "TurnEvent", "checked_model"]
 
 # As much of a tool's result as a picture or a table can show.
 _SHOWN_CHARS = 200
+# The Messages API accepts no empty message, and a person should see why there is no text.
+_WORDS_FOR_NOTHING = {
+    "refusal": "(The model refused to answer.)",
+    "max_tokens": "(The reply was cut off at its token limit, before any text.)",
+    "model_context_window_exceeded": "(The reply was cut off: the model's context is full.)",
+}
 _EMPTY_REPLY = "(The reply was empty.)"
-# As many digits as only a number near the end of 64 bits has.
+_ALL = ContextPolicy()
+# A rough but stable measure; English prose has about four.
+_BYTES_PER_TOKEN = 4
+# Only numbers near the end of 64 bits have so many digits.
 _LONG_NUMBER = re.compile(r"\d{19}")
+# What services write when a thinking block is not theirs, and when a conversation is too long.
+_WRONG_SIGNATURE = re.compile(r"signature|thinking", re.IGNORECASE)
+_TOO_LONG = re.compile(r"too long|too large|context (window|length)|token.* maximum", re.IGNORECASE)
+
+
+def checked_model(model: object) -> Model:
+    """Return the model if it can be called as one.
+
+    Raises:
+        CallerError: it is a class, cannot be called, or does not take ``(request, on_text)``.
+    """
+    expected = "pass an async function (request, on_text=None) -> Reply, or an open Claude"
+    if isinstance(model, type):
+        raise CallerError(
+            f"model is the class {model.__name__}: make an object of it, or {expected}"
+        )
+    if not callable(model):
+        raise CallerError(f"model is a {type(model).__name__}: {expected}")
+    try:
+        inspect.signature(model).bind(None, None)
+    except TypeError as error:
+        raise CallerError(f"model cannot be called as a model ({error}): {expected}") from None
+    except ValueError:
+        pass  # built in: it has no signature to look at
+    return cast("Model", model)
 
 
 class TurnEvent(NamedTuple):
-    """Something that a watcher of a turn is told while it runs.
+    """An event of a running turn.
 
     Attributes:
-        data: nothing for ``started``, the piece for ``text``, the ``ToolCall``, the ``ToolResult``.
+        data: None for ``started``, the piece for ``text``, the ``ToolCall``, the ``ToolResult``.
     """
 
     kind: Literal["started", "text", "tool_call", "tool_result"]
@@ -65,6 +112,8 @@ class Session:
     __slots__ = (
         "_agent",
         "_config",
+        "_end_s",
+        "_lag",
         "_last_steps",
         "_lease",
         "_model",
@@ -86,7 +135,11 @@ class Session:
         model: Model,
         trace: Trace | None,
         on_event: Callable[[TurnEvent], None] | None,
+        *,
+        lag: LoopLag | None = None,
+        end_s: float | None = None,
     ) -> None:
+        """Set it up; ``end_s`` is when the turn's time ends, in the loop's time."""
         self._lease = lease
         self._store = store
         self._agent = agent
@@ -95,6 +148,8 @@ class Session:
         self._model = model
         self._trace = trace
         self._on_event = on_event
+        self._lag = LoopLag() if lag is None else lag
+        self._end_s = end_s
         self._last_steps: list[dict[str, Any]] = []
         self.finished: Finished | None = None
         self.is_committing = False
@@ -106,11 +161,11 @@ class Session:
 
     @property
     def calls(self) -> tuple[ToolCall, ...]:
-        """The tool calls that wait for their results."""
+        """The tool calls that have no result yet."""
         return self._turn.calls
 
     async def ask(self) -> None:
-        """Ask the model with all that was said before, and journal its reply.
+        """Ask the model with the conversation, and journal its reply.
 
         Raises:
             StepLimitReached: the agent's ``step_limit`` of model calls is used up.
@@ -122,46 +177,42 @@ class Session:
                 f"{self._lease.key}: the model still asks for tools after {turn.steps} replies, "
                 f"step_limit={config.step_limit}: raise it, or look at what the tools answer"
             )
-        request = Request(
-            config.model,
-            config.system,
-            self._agent.conversation.shown(turn.encoded),
-            config.tool_specs,
-            config.max_tokens,
-            config.temperature,
-        )
-        start_ns = time.monotonic_ns()
+        start_ns, lag_s = time.monotonic_ns(), self._lag.total_s
         attributes: dict[str, Any] = {"gen_ai.request.model": config.model}
         try:
-            reply = await self._model(request, self._on_text if self._on_event else None)
-            _check(reply, turn, self._agent)
+            reply = await self._reply(self._conversation())
+            _check(reply)
         except BaseException as error:
-            self._span("ask", start_ns, attributes, error)
+            self._span("ask", start_ns, self._with_lag(attributes, lag_s), error)
             raise
         attributes["gen_ai.usage.input_tokens"] = reply.usage.input_tokens
         attributes["gen_ai.usage.output_tokens"] = reply.usage.output_tokens
         attributes["gen_ai.response.finish_reasons"] = [reply.stop_reason]
-        self._span("ask", start_ns, attributes)
+        self._span("ask", start_ns, self._with_lag(attributes, lag_s))
         await self._keep_reply(reply)
 
     async def use(self) -> None:
-        """Use the tools that the last reply asked for, all at once, and journal each result."""
+        """Use the tools that the last reply asked for, and journal each result.
+
+        They run together, except tools that run alone: these split the calls into groups, and the
+        groups run in the order of the reply.
+        """
         calls = self._turn.calls
         if len(calls) == 1:
             await self._use_one(calls[0])
             return
-        try:
-            async with asyncio.TaskGroup() as group:
-                for call in calls:
-                    group.create_task(self._use_one(call))
-        except BaseExceptionGroup as failed:  # a tool's failure is a result: this is the store's
-            raise failed.exceptions[0] from None
+        for is_alone, group in groupby(calls, self._is_alone):
+            if is_alone:
+                for call in group:
+                    await self._use_one(call)
+            else:
+                await self._use_together(tuple(group))
 
     async def commit(self) -> None:
         """Append the turn to the conversation, all or nothing; then it is acknowledged.
 
         Raises:
-            StaleLease: somebody held the session since; nothing was appended.
+            StaleLease: the session was held by another since; nothing was appended.
             StoreUnwritable: the disk refused.
         """
         start_ns = time.monotonic_ns()
@@ -174,46 +225,142 @@ class Session:
         self._agent.took(self._turn, self.finished)
         self._span("commit", start_ns, {"kode_lab.messages": len(self._turn.messages)})
 
+    def _conversation(self) -> Shown:
+        """Return the messages that the model receives."""
+        agent, turn, model = self._agent, self._turn, self._config.model
+        start = _window_start(self._config.context, agent, turn)
+        messages = agent.conversation.shown(turn.encoded, start=start)
+        if agent.thinking or turn.thinking:
+            # Thinking is signed by its model, and another model's service refuses it.
+            foreign = [
+                at - start
+                for by, turns in agent.thinking.items()
+                if by != model
+                for finished in turns
+                for at in range(max(finished.first, start), finished.last + 1)
+            ]
+            first = len(messages) - len(turn.messages)
+            foreign += [first + at for at, by in turn.thinking.items() if by != model]
+            for at in foreign:
+                messages[at]["content"] = without_thinking(messages[at])["content"]
+        return messages
+
+    async def _reply(self, messages: Sequence[Message]) -> Reply:
+        """Return the model's reply; if it refuses earlier thinking, ask once more without it."""
+        try:
+            return await self._asked(messages)
+        except ModelRefused as error:
+            if _WRONG_SIGNATURE.search(str(error)) and any(map(has_thinking, messages)):
+                return await self._asked([without_thinking(message) for message in messages])
+            if _TOO_LONG.search(str(error)):
+                raise ModelRefused(
+                    f"{error}; the whole history is sent: declare a context policy for agent "
+                    f"{self._config.agent_id!r:.80} (context = {{ window_turns = 20 }}, "
+                    "window_tokens or compact_above_tokens)"
+                    if self._config.context == _ALL
+                    else f"{error}; lower the limit in {self._config.context}"
+                ) from error
+            raise
+
+    async def _asked(self, messages: Sequence[Message]) -> Reply:
+        config = self._config
+        left_s = None if self._end_s is None else self._end_s - asyncio.get_running_loop().time()
+        request = Request(
+            config.model,
+            config.system,
+            messages,
+            config.tool_specs,
+            config.max_tokens,
+            config.temperature,
+            time_left_s=left_s,
+            cache=config.cache,
+        )
+        answer: object = self._model(request, self._on_text if self._on_event else None)
+        if not isinstance(answer, Awaitable):
+            raise ModelGarbage(
+                f"the model returned a {type(answer).__name__} that cannot be awaited: "
+                "define it with `async def`"
+            )
+        reply: Reply = await answer
+        return reply
+
+    def _is_alone(self, call: ToolCall) -> bool:
+        tool = self._config.tool(call.name)
+        return tool is not None and tool.is_alone
+
+    async def _use_together(self, calls: Sequence[ToolCall]) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                for call in calls:
+                    group.create_task(self._use_one(call))
+        except BaseExceptionGroup as failed:  # a tool's failure is a result: this is the store's
+            raise failed.exceptions[0] from None
+
     async def _keep_reply(self, reply: Reply) -> None:
-        turn = self._turn
-        # The Messages API takes no blank text back.
+        turn, stop_reason = self._turn, reply.stop_reason
+        # The Messages API does not accept blank text in a request.
         said = [b for b in reply.content if b["type"] != "text" or b["text"].strip()]
-        message = assistant(said or _EMPTY_REPLY)
-        turn.add_reply(message, reply.usage)
-        entry = turn.reply_entry(message, reply.usage)
+        if stop_reason == "refusal":  # what it asked for before it refused may not be whole
+            said = [block for block in said if block["type"] != "tool_use"]
+        if tool_calls_of(said):
+            said = _with_own_ids(said, turn, self._agent.call_ids)
+        if not said or said[-1]["type"] in ("thinking", "redacted_thinking"):
+            words = _WORDS_FOR_NOTHING.get(stop_reason, _EMPTY_REPLY)
+            said.append({"type": "text", "text": words})
+        message = assistant(said)
+        facts = {} if stop_reason in ("end_turn", "tool_use") else {"stop_reason": stop_reason}
+        if has_thinking(message):
+            facts["thinking_by"] = self._config.model
+        entry = turn.reply_entry(message, reply.usage, facts)
+        turn.add_reply(message, reply.usage, facts)
         if turn.is_answered:
-            self._last_steps.append(entry)  # goes down with the commit, which is the next step
+            self._last_steps.append(entry)  # is written with the commit, which is the next step
             return
-        if reply.stop_reason == "max_tokens":  # with the reply, or a crash between lets them run
-            cut = f"Not run: the reply was cut off at max_tokens={self._config.max_tokens}."
+        if stop_reason in CUT_OFF:  # with the reply: after a crash in between they would run
+            limit = (
+                f" at max_tokens={self._config.max_tokens}" if stop_reason == "max_tokens" else ""
+            )
+            cut = f"Not run: the reply was cut off{limit}."
             turn.refuse_calls(cut)
             entry["not_run"] = cut
         await self._store.journal(self._lease, turn, entry)
 
     async def _use_one(self, call: ToolCall) -> None:
         key, turn, config = self._lease.key, self._turn, self._config
-        # Clients count turns anew in each session, and models the calls in each conversation.
+        # Clients may use the same turn ids in every session, and models the same call ids.
         once = encode([*key, turn.turn_id, call.id]).decode()
         context = ToolContext(key, turn.turn_id, call.id, once)
         turn.begun.add(call.id)
         self._tell("tool_call", call)
         start_ns = time.monotonic_ns()
         attributes: dict[str, Any] = {"gen_ai.tool.name": call.name, "gen_ai.tool.call.id": call.id}
-        tool = config.tool(call.name)
+        tool, lag_s = config.tool(call.name), self._lag.total_s
         try:
-            result = await use(tool, call, context, config.tool_timeout_s, known=config.tool_names)
+            result = await use(
+                tool,
+                call,
+                context,
+                config.tool_timeout_s,
+                known=config.tool_names,
+                lag=self._lag,
+            )
         except BaseException as error:
             self._span("tool", start_ns, attributes, error)
             raise
         attributes["kode_lab.tool.result"] = result.content[:_SHOWN_CHARS]
         attributes["kode_lab.tool.is_error"] = result.is_error
-        self._span("tool", start_ns, attributes)
+        self._span("tool", start_ns, self._with_lag(attributes, lag_s))
         await self._keep_result(result)
         self._tell("tool_result", result)
 
     async def _keep_result(self, result: ToolResult) -> None:
         self._turn.add_result(result)
         await self._store.journal(self._lease, self._turn, self._turn.result_entry(result))
+
+    def _with_lag(self, attributes: dict[str, Any], before_s: float) -> dict[str, Any]:
+        """Add the time for which tools blocked the loop, so that it is not taken for the step's."""
+        blocked_s = self._lag.total_s - before_s
+        return attributes | {"kode_lab.loop.blocked_s": blocked_s} if blocked_s else attributes
 
     def _on_text(self, piece: str) -> None:
         self._tell("text", piece)
@@ -237,17 +384,67 @@ class Session:
             )
 
 
-def _check(reply: object, turn: OpenTurn, agent: Agent) -> None:
-    """Refuse what would make the conversation illegal for ever."""
-    if not isinstance(reply, Reply) or not isinstance(reply.content, tuple | list):
-        raise ModelGarbage(f"the model gave {reply!r:.80}, not a Reply with its blocks")
+def _window_start(policy: ContextPolicy, agent: Agent, turn: OpenTurn) -> int:
+    """Return the index of the first message that the model receives."""
+    if policy == _ALL:
+        return 0
+    newest_first = (f for f in reversed(agent.finished.values()) if not f.is_rewound)
+    start = len(agent.conversation)
+    if policy.window_turns is not None:
+        for finished in islice(newest_first, policy.window_turns):
+            start = finished.first
+        # Turns of a conversation that was adopted have no record: they count as one.
+        return 0 if len(agent.finished) < policy.window_turns else start
+    if policy.window_tokens is not None:
+        left_bytes = policy.window_tokens * _BYTES_PER_TOKEN - sum(map(len, turn.encoded))
+        for finished in newest_first:
+            left_bytes -= agent.conversation.text_bytes(finished.first, finished.last + 1)
+            if left_bytes < 0:
+                break
+            start = finished.first
+        return start
+    return 0
+
+
+def _with_own_ids(blocks: list[Block], turn: OpenTurn, taken: set[str]) -> list[Block]:
+    """Return the blocks with a new id for each tool call whose id the conversation has already.
+
+    Some services number their calls anew in each reply, and the Messages API accepts an id once.
+    """
+    here = {
+        call.id for message in turn.messages[1::2] for call in tool_calls_of(message["content"])
+    }
+    own: list[Block] = []
+    for block in blocks:
+        if block["type"] != "tool_use":
+            own.append(block)
+            continue
+        given = new = block["id"]
+        number = len(taken) + len(here)
+        while new in taken or new in here:
+            number += 1
+            new = f"{given}-{number}"
+        here.add(new)
+        own.append(block if new == given else {**block, "id": new})
+    return own
+
+
+def _check(reply: object) -> None:
+    """Refuse a reply that would make the conversation illegal."""
+    if not isinstance(reply, Reply):
+        raise ModelGarbage(
+            f"the model returned a {type(reply).__name__} ({reply!r:.60}), not a Reply: return "
+            "Reply(blocks, stop_reason), or Reply.of_text(text)"
+        )
+    if not isinstance(reply.content, tuple | list):
+        raise ModelGarbage(
+            f"the content of a reply is a tuple of blocks, not {reply.content!r:.80}"
+        )
     if not isinstance(reply.usage, Usage):
         raise ModelGarbage(f"the usage of a reply is a Usage, not {reply.usage!r:.80}")
-    asked = _checked_calls(reply)
-    if asked:
-        used = {c.id for message in turn.messages[1::2] for c in tool_calls_of(message["content"])}
-        if twice := (asked & used) | (asked & agent.call_ids):
-            raise ModelGarbage(f"a tool call needs an id of its own, {min(twice)!r:.40} was used")
+    if not isinstance(reply.stop_reason, str) or not reply.stop_reason:
+        raise ModelGarbage(f"the stop_reason of a reply is a word, not {reply.stop_reason!r:.80}")
+    _check_blocks(reply)
     rich = [block for block in reply.content if len(block) > 2 or "text" not in block]
     try:
         if rich:
@@ -270,9 +467,7 @@ def _checked_integer(digits: str) -> int:
     return value
 
 
-def _checked_calls(reply: Reply) -> set[str]:
-    """Return the ids of the tool calls of a reply whose blocks are blocks."""
-    asked: set[str] = set()
+def _check_blocks(reply: Reply) -> None:
     for block in reply.content:
         kind = block.get("type") if isinstance(block, dict) else None
         if not isinstance(kind, str) or kind == "tool_result":
@@ -280,14 +475,8 @@ def _checked_calls(reply: Reply) -> set[str]:
         if kind == "text" and not isinstance(block.get("text"), str):
             raise ModelGarbage(f"a text block has a text, not {block!r:.80}")
         if kind == "tool_use":
-            _check_call(block, asked)
-    return asked
-
-
-def _check_call(block: Mapping[str, Any], asked: set[str]) -> None:
-    call_id, name = block.get("id"), block.get("name")
-    if not (isinstance(call_id, str) and isinstance(name, str)) or call_id in asked:
-        raise ModelGarbage(f"a tool call needs a name and an id of its own: {block!r:.80}")
-    if not isinstance(block.get("input"), dict):
-        raise ModelGarbage(f"the input of tool call {call_id!r:.40} is not an object")
-    asked.add(call_id)
+            call_id, name = block.get("id"), block.get("name")
+            if not (isinstance(call_id, str) and isinstance(name, str) and call_id):
+                raise ModelGarbage(f"a tool call needs a name and an id: {block!r:.80}")
+            if not isinstance(block.get("input"), dict):
+                raise ModelGarbage(f"the input of tool call {call_id!r:.40} is not an object")

@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+import orjson
 
 from kode_lab.errors import InvalidPrompt
 from kode_lab.key import SessionKey
+from kode_lab.message import Block, Content
 from kode_lab.sessions.agent import STRATEGIES, AgentConfig, Strategy
 from kode_lab.sessions.session import Session, TurnEvent
 
 __all__ = [
     "DEADLINE_LIMIT_S",
+    "NOT_OF_A_USER",
+    "PROMPT_BLOCKS_LIMIT",
+    "PROMPT_LIMIT_BYTES",
     "PROMPT_LIMIT_CHARS",
     "TURN_ID_LIMIT_CHARS",
     "Ticket",
@@ -25,8 +31,13 @@ __all__ = [
 ]
 
 PROMPT_LIMIT_CHARS = 1_000_000
+# Of a prompt of content blocks, as JSON: the Messages API accepts requests of 32 MB.
+PROMPT_LIMIT_BYTES = 30_000_000
+PROMPT_BLOCKS_LIMIT = 1_000
 TURN_ID_LIMIT_CHARS = 200
 DEADLINE_LIMIT_S = 30 * 86_400
+NOT_OF_A_USER = ("tool_use", "tool_result", "thinking", "redacted_thinking", "server_tool_use",
+                 "mcp_tool_use", "compaction")  # fmt: skip
 
 
 class Ticket:
@@ -35,6 +46,7 @@ class Ticket:
     Attributes:
         turn_id: the caller's, or a new one.
         config: the agent's configuration, looked at again when the turn begins.
+        end_s: when its time ends, in the loop's time.
         task: the task that waits for the reply.
         session: what the turn works with once it holds the session.
         superseded_by: how it was told to end, ``interrupt`` or ``rollback``; None if it was not.
@@ -50,6 +62,7 @@ class Ticket:
     __slots__ = (
         "_cancels",
         "config",
+        "end_s",
         "is_asked_away",
         "is_expired",
         "is_running",
@@ -67,7 +80,7 @@ class Ticket:
     def __init__(
         self,
         key: SessionKey,
-        prompt: str,
+        prompt: Content,
         turn_id: str | None,
         strategy: Strategy | None,
         config: AgentConfig,
@@ -75,6 +88,7 @@ class Ticket:
     ) -> None:
         self.key = key
         self.prompt = _checked_prompt(prompt)
+        self.end_s: float | None = None
         self.turn_id = os.urandom(12).hex() if turn_id is None else checked_turn_id(turn_id)
         self.strategy = strategy or config.strategy
         if self.strategy not in STRATEGIES:
@@ -107,6 +121,7 @@ class Ticket:
         It does what ``asyncio.timeout`` does at a third of its cost of 4 us.
         """
         loop = asyncio.get_running_loop()
+        self.end_s = loop.time() + limit_s
         if limit_s <= 0:
             return loop.call_soon(self._expire)  # no later than what the turn itself waits for
         return loop.call_later(limit_s, self._expire)
@@ -140,15 +155,54 @@ class Ticket:
             self.task.cancel()
 
 
-def _checked_prompt(prompt: object) -> str:
+def _checked_prompt(prompt: object) -> Content:
+    """Return the prompt: text as it is, content blocks as a copy.
+
+    Raises:
+        InvalidPrompt: it is empty, too long, or holds what a user cannot say; names the block.
+    """
+    if isinstance(prompt, list | tuple):
+        return _checked_blocks(prompt)
     if not isinstance(prompt, str) or not prompt.strip():
-        raise InvalidPrompt("the prompt is empty or not text: send at least one word")
+        raise InvalidPrompt("the prompt is empty or not text: send text or a list of blocks")
     if len(prompt) > PROMPT_LIMIT_CHARS:
         raise InvalidPrompt(
             f"the prompt has {len(prompt)} characters: shorten it to {PROMPT_LIMIT_CHARS=}"
         )
     _check_unicode("the prompt", prompt)
     return prompt
+
+
+def _checked_blocks(blocks: Sequence[object]) -> list[Block]:
+    if not 0 < len(blocks) <= PROMPT_BLOCKS_LIMIT:
+        raise InvalidPrompt(
+            f"the prompt has {len(blocks)} blocks: send 1 to {PROMPT_BLOCKS_LIMIT=} of them"
+        )
+    for at, block in enumerate(blocks):
+        kind = block.get("type") if isinstance(block, dict) else None
+        if not isinstance(block, dict) or not isinstance(kind, str):
+            raise InvalidPrompt(f"block {at} of the prompt is not an object with a type")
+        if kind in NOT_OF_A_USER or kind.endswith("_tool_result"):
+            raise InvalidPrompt(
+                f"block {at} of the prompt has type {kind:.60}, which only a model or a tool may "
+                "say: send text, image, document, search_result or tool_reference blocks"
+            )
+        if kind == "text" and not isinstance(block.get("text"), str):
+            raise InvalidPrompt(f"block {at} of the prompt has type text, and its text is no text")
+        if kind == "text" and not block["text"].strip():
+            raise InvalidPrompt(f"block {at} of the prompt is an empty text: leave it out")
+    try:
+        data = orjson.dumps(blocks)
+        copy: list[Block] = orjson.loads(data)
+    except (TypeError, orjson.JSONDecodeError) as error:
+        raise InvalidPrompt(f"the prompt cannot be written as JSON: {error}") from None
+    if len(data) > PROMPT_LIMIT_BYTES:
+        raise InvalidPrompt(
+            f"the prompt has {len(data)} bytes: shorten it to {PROMPT_LIMIT_BYTES=}"
+        )
+    if copy != list(blocks):  # NaN, infinity, a tuple
+        raise InvalidPrompt("the prompt holds a value that JSON cannot hold: send finite numbers")
+    return copy
 
 
 def checked_turn_id(turn_id: object) -> str:

@@ -1,7 +1,7 @@
-"""What an acknowledged turn gave, read from the conversation that it is now part of.
+"""The reply of an acknowledged turn, read from the conversation that it is now part of.
 
-A turn that has just ended and one that ended long ago are read the same way, so a turn sent again
-gives the same reply.
+A turn that has just ended and one that ended long ago are read the same way, so a turn that is sent
+again returns what it returned the first time.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ __all__ = ["TurnReply", "reply_of"]
 
 
 class TurnReply(NamedTuple):
-    """What an acknowledged turn gave.
+    """The reply of an acknowledged turn.
 
     Attributes:
-        text: the final reply.
-        tool_calls: all that the turn made, in order.
+        text: the text of the final reply.
+        tool_calls: all tool calls of the turn, in order.
         usage: tokens of all its model calls.
         config_version: of the configuration that it began with.
         is_replay: it had finished before, and this is its saved reply.
+        stop_reason: why the final reply ended: ``end_turn``, or why it is not whole
+            (``max_tokens``, ``refusal``, ``model_context_window_exceeded``, ...).
     """
 
     turn_id: str
@@ -33,13 +35,14 @@ class TurnReply(NamedTuple):
     usage: Usage
     config_version: str
     is_replay: bool
+    stop_reason: str = "end_turn"
 
 
 def reply_of(agent: Agent, finished: Finished, *, is_replay: bool) -> TurnReply:
     """Return the reply of a turn that is in the conversation.
 
     Raises:
-        Superseded: it was broken off and closed: there is no reply.
+        Superseded: it was interrupted, stopped or rewound: there is no reply.
     """
     if finished.is_rewound:
         raise Superseded(
@@ -48,11 +51,12 @@ def reply_of(agent: Agent, finished: Finished, *, is_replay: bool) -> TurnReply:
         )
     if finished.is_sealed:
         raise Superseded(
-            f"{agent.key}: turn {finished.turn_id!r} was broken off and closed; "
+            f"{agent.key}: turn {finished.turn_id!r} was interrupted and closed; "
             "what it did stays in the conversation: send it with a new turnId"
         )
+    stop_reason = finished.facts.get("stop_reason", "end_turn")
     messages = agent.conversation.messages(finished.first, finished.last + 1)
-    reply = Reply(tuple(messages[-1]["content"]), "end_turn")
+    reply = Reply(tuple(messages[-1]["content"]), stop_reason)
     calls = [
         call
         for message in messages
@@ -60,5 +64,11 @@ def reply_of(agent: Agent, finished: Finished, *, is_replay: bool) -> TurnReply:
         for call in tool_calls_of(message["content"])
     ]
     return TurnReply(
-        finished.turn_id, reply.text, tuple(calls), finished.usage, finished.version, is_replay
+        finished.turn_id,
+        reply.text,
+        tuple(calls),
+        finished.usage,
+        finished.version,
+        is_replay,
+        stop_reason,
     )

@@ -1,9 +1,10 @@
 """The crash proof: a process full of turns is killed again and again; what is lost is counted.
 
 The proof is the client. It knows what it asked for and what was acknowledged, and after each
-``kill -9`` it reads what rests on the disk: every acknowledged turn must be there, once, in order,
-with its tools' effects, in a conversation that the Messages API takes. Then the next life goes on,
-and turns that were on their way are sent again under their ids, or given up.
+``kill -9`` it reads what is stored: every acknowledged turn must be there, once, in order, with its
+tools' effects, in a conversation that the Messages API takes. Then the next process continues, and
+turns that were on their way are sent again under their ids, or given up. With PostgreSQL, every
+fifth kill is one of the database, too.
 
 It owns the counting; the process that is killed is ``crash_worker``.
 
@@ -17,38 +18,43 @@ import json
 import os
 import select
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from random import Random
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Self, TypeAlias, get_args
 
 import orjson
 
+from kode_lab.child import PYTHON_MODULE, Child
 from kode_lab.claude.legality import problem_of
 from kode_lab.errors import InvalidScenario
 from kode_lab.message import Message, text_of, user
 from kode_lab.schedule_assistant import ScheduleBook
-from kode_lab.sessions import JsonStore
 from kode_lab.storms.crash_worker import (
-    JOURNAL_BYTES,
     key_of,
     managing,
     prompt_of,
+    store_in,
     titles_of,
 )
+from kode_lab.testing.postgres import ThrowawayPostgres
 
-__all__ = ["KILLS", "CrashCount", "crash_proof"]
+__all__ = ["KILLS", "STORES", "CrashCount", "crash_proof"]
 
 KILLS = 300
+StoreName: TypeAlias = Literal["process", "power", "postgres"]
+STORES: tuple[StoreName, ...] = get_args(StoreName)
 _SESSIONS = 8
 _TURNS_A_LIFE = 200
 # New sessions from time to time: looking at a conversation costs its length.
 _LIVES_A_SESSION = 10
 _GIVE_UP = 0.1
+_KILLS_A_DATABASE = 5
+# A worker that was killed may hold its sessions until the database sees its connection end.
+_QUEUE = 10
 # A worker that says nothing for so long is stuck, and that is a finding.
 _SILENCE_S = 60.0
 
@@ -102,24 +108,29 @@ def crash_proof(
     seed: int,
     directory: Path,
     *,
-    durability: Literal["process", "power"] = "process",
+    store: StoreName = "process",
     turns_a_life: int = _TURNS_A_LIFE,
     told: Callable[[CrashCount], None] | None = None,
 ) -> CrashCount:
-    """Kill a working process so often, and give what was counted.
+    """Kill a working process so often, and return what was counted.
 
     Args:
         seed: of the moments of the kills and of which turns are given up. The moment is a number
             of acknowledged turns and a time after the last, so no two runs are the same.
-        directory: empty; what is left in it is the last sessions.
+        directory: empty; the last sessions are left in it.
+        store: files with one of their durabilities, or a throwaway PostgreSQL.
         turns_a_life: acknowledged turns between two kills, on the average.
-        told: is told the count after each kill.
+        told: is called with the count after each kill.
 
     Raises:
-        InvalidScenario: the worker died by itself or fell silent; its reason is on stderr.
+        InvalidScenario: the worker died by itself or fell silent; its log's end is in the message.
+        PostgresMissing: there is no PostgreSQL on this machine.
     """
-    with _Worker(directory, durability) as worker:
-        proof = _Proof(directory, durability, Random(seed))
+    with ExitStack() as stack:
+        server = stack.enter_context(_postgres()) if store == "postgres" else None
+        where = store if server is None else server.dsn
+        worker = stack.enter_context(_Worker(directory, where))
+        proof = _Proof(directory, where, Random(seed))
         for life in range(kills):
             if life % _LIVES_A_SESSION == 0:
                 proof.end_sessions()
@@ -129,6 +140,9 @@ def crash_proof(
             for session, number in worker.live(life, turns, limit, proof.random.random() * 0.003):
                 proof.took(session, number)
             proof.add(kills=1)
+            if server is not None and life % _KILLS_A_DATABASE == 0:
+                server.kill9()
+                server.start()
             proof.look()
             if told is not None:
                 told(proof.count)
@@ -136,23 +150,30 @@ def crash_proof(
         return proof.count
 
 
+def _postgres() -> ThrowawayPostgres:
+    # Processes are killed, not the machine: what was written survives without a sync, and a restart
+    # takes 0.1 s instead of 4.
+    return ThrowawayPostgres(settings={"fsync": "off"})
+
+
 class _Worker:
     """The process that forks, and the one life at a time that it gives."""
 
-    def __init__(self, directory: Path, durability: str) -> None:
-        command = (sys.executable, "-m", "kode_lab.storms.crash_worker")
-        self._process = subprocess.Popen(  # noqa: S603 - our own module
-            (*command, str(directory), durability), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    def __init__(self, directory: Path, where: str) -> None:
+        self._child = Child(
+            (PYTHON_MODULE, "kode_lab.storms.crash_worker", str(directory), where),
+            log=directory / "worker.log",
+            is_piped=True,
         )
         self._rest = b""
 
     def live(
         self, life: int, turns: dict[str, int], limit: int, more_s: float
     ) -> list[tuple[str, int]]:
-        """Let it work until so many turns are acknowledged and a moment longer; give them all."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"life": life, "turns": turns}).encode() + b"\n")
-        self._process.stdin.flush()
+        """Let it work until so many turns are acknowledged and a moment longer; return them all."""
+        assert self._child.stdin is not None
+        self._child.stdin.write(json.dumps({"life": life, "turns": turns}).encode() + b"\n")
+        self._child.stdin.flush()
         acknowledged: list[tuple[str, int]] = []
         pid = 0
         while True:
@@ -165,7 +186,8 @@ class _Worker:
                 elif rest[0] == str(-signal.SIGKILL):
                     return acknowledged
                 else:
-                    raise InvalidScenario(f"the worker of life {life} died by itself: see above")
+                    last = self._child.last_words()
+                    raise InvalidScenario(f"the worker of life {life} died by itself: {last}")
             if pid and len(acknowledged) >= limit:
                 time.sleep(more_s)
                 os.kill(pid, signal.SIGKILL)
@@ -173,9 +195,9 @@ class _Worker:
 
     def _lines(self) -> list[str]:
         """Return the lines that came, at least one; what a kill cut off is no line."""
-        assert self._process.stdout is not None
+        assert self._child.stdout is not None
         data = b""
-        fd = self._process.stdout.fileno()
+        fd = self._child.stdout.fileno()
         poll = select.poll()
         poll.register(fd, select.POLLIN)
         while b"\n" not in data:
@@ -183,7 +205,7 @@ class _Worker:
                 raise InvalidScenario(f"the worker was silent for {_SILENCE_S:g} s: it is stuck")
             piece = os.read(fd, 65_536)
             if not piece:
-                raise InvalidScenario("the worker's parent ended: its reason is on stderr")
+                raise InvalidScenario(f"the worker's parent ended: {self._child.last_words()}")
             data = self._rest = self._rest + piece
         whole, _, self._rest = data.rpartition(b"\n")
         return whole.decode().split("\n")
@@ -192,21 +214,15 @@ class _Worker:
         return self
 
     def __exit__(self, *error: object) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdout.close()  # a worker that still lives dies of its next word
-        self._process.stdin.close()
-        self._process.wait()
+        self._child.kill()
 
 
 class _Proof:
     """What the client knows of the sessions of this moment, and what it has counted."""
 
-    def __init__(
-        self, directory: Path, durability: Literal["process", "power"], random: Random
-    ) -> None:
+    def __init__(self, directory: Path, where: str, random: Random) -> None:
         self.directory = directory
-        self.durability = durability
+        self.where = where
         self.random = random
         self.count = CrashCount()
         self.acknowledged: dict[str, list[str]] = {}
@@ -244,7 +260,7 @@ class _Proof:
         self.add(acknowledged=1)
 
     def look(self) -> None:
-        """Compare what rests on the disk with what was acknowledged."""
+        """Compare what is stored with what was acknowledged."""
         paths = [path for session in self.next for path in self._paths(session)]
         torn = [path for path in paths if _is_torn(path)]
         for session, messages in asyncio.run(self._messages()).items():
@@ -260,7 +276,7 @@ class _Proof:
 
     async def _finish(self) -> None:
         book = ScheduleBook(self.directory / "book.sqlite")
-        async with managing(self.directory, self.durability, book) as manager:
+        async with managing(self.directory, self.where, book) as manager:
             for session, number in list(self.next.items()):
                 prompt = prompt_of(session, number)
                 await manager.turn(key_of(session), prompt, turn_id=f"t{number}")
@@ -276,13 +292,11 @@ class _Proof:
 
     async def _messages(self) -> dict[str, list[Message]]:
         """Open the store as the next process would, which mends it, and read the sessions."""
-        store = JsonStore(
-            self.directory / "store", durability=self.durability, journal_bytes=JOURNAL_BYTES
-        )
+        store = store_in(self.directory, self.where)
         found = {}
         try:
             for session in self.next:
-                lease = await store.hold(key_of(session), queue_limit=0)
+                lease = await store.hold(key_of(session), queue_limit=_QUEUE)
                 found[session] = (await store.load(lease)).messages
                 store.release(lease)
         finally:

@@ -1,14 +1,14 @@
 """The process that the crash proof kills: a manager that takes turn after turn of some sessions.
 
-It runs as ``python -m kode_lab.storms.crash_worker DIRECTORY DURABILITY``. The process that is
-started does nothing but fork: one worker for each line on its stdin, so that a life begins in
-milliseconds. A line says which turn each session is to go on with. The worker tells of each turn
-that was acknowledged, on stdout, and never ends by itself.
+It runs as ``python -m kode_lab.storms.crash_worker DIRECTORY STORE``, where the store is a
+durability of files or the DSN of a database. The process that is started only forks: one worker for
+each line on its stdin, so that a worker is ready in milliseconds. A line says with which turn each
+session continues. The worker reports each acknowledged turn on stdout, and never ends by itself.
 
     in    {"life": 3, "turns": {"ada-0": 17, ...}}
     out   born PID     ack ada-0 17     ack ada-0 18  ...     dead STATUS
 
-It must never know what the proof concludes from that.
+It must never know what is concluded from that.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any, Literal
 
 from kode_lab.key import SessionKey
 from kode_lab.message import Reply, Request, Usage, text_of
 from kode_lab.schedule_assistant import AGENTS, ScheduleBook, toolbox
-from kode_lab.sessions import AgentShelf, JsonStore, SessionManager
+from kode_lab.sessions import AgentShelf, JsonStore, PostgresStore, SessionManager, Store
 
-__all__ = ["AGENT_ID", "JOURNAL_BYTES", "key_of", "managing", "prompt_of", "titles_of"]
+__all__ = ["key_of", "managing", "prompt_of", "store_in", "titles_of"]
 
 AGENT_ID = "schedule-assistant"
 # Small enough to begin again within a life.
@@ -76,17 +75,23 @@ async def _model(request: Request, on_text: object = None) -> Reply:  # noqa: AR
     return Reply(tuple(calls), "tool_use", Usage(1, 1))
 
 
-def managing(
-    directory: Path, durability: Literal["process", "power"], book: ScheduleBook
-) -> SessionManager:
-    """Return the manager of the sessions in that directory."""
-    store = JsonStore(directory / "store", durability=durability, journal_bytes=JOURNAL_BYTES)
-    return SessionManager(store=store, agents=AgentShelf(AGENTS, toolbox(book)), model=_model)
+def store_in(directory: Path, where: str) -> Store:
+    """Return the store of the sessions: files with a durability, or the database of a DSN."""
+    match where:
+        case "process" | "power":
+            return JsonStore(directory / "store", durability=where, journal_bytes=JOURNAL_BYTES)
+    return PostgresStore(where, schema="crash")
 
 
-async def _live(directory: Path, durability: Any, turns: dict[str, int]) -> None:
+def managing(directory: Path, where: str, book: ScheduleBook) -> SessionManager:
+    """Return the manager of the sessions in that store."""
+    agents = AgentShelf(AGENTS, toolbox(book))
+    return SessionManager(store=store_in(directory, where), agents=agents, model=_model)
+
+
+async def _live(directory: Path, where: str, turns: dict[str, int]) -> None:
     book = ScheduleBook(directory / "book.sqlite")
-    manager = managing(directory, durability, book)
+    manager = managing(directory, where, book)
     async with asyncio.TaskGroup() as group:
         for session, number in turns.items():
             group.create_task(_converse(manager, session, number))
@@ -101,12 +106,12 @@ async def _converse(manager: SessionManager, session: str, number: int) -> None:
 
 
 def _say(words: str) -> None:
-    # One write: what is in the pipe survives the death of who wrote it.
+    # One write: what is in the pipe survives the death of its writer.
     os.write(1, f"{words}\n".encode())
 
 
 def _main() -> None:
-    directory, durability = Path(sys.argv[1]), sys.argv[2]
+    directory, where = Path(sys.argv[1]), sys.argv[2]
     book = ScheduleBook(directory / "book.sqlite")
     toolbox(book)  # for what it imports: no life has to do that again
     book.close()
@@ -115,7 +120,7 @@ def _main() -> None:
         pid = os.fork()
         if not pid:
             try:
-                asyncio.run(_live(directory, durability, order["turns"]))
+                asyncio.run(_live(directory, where, order["turns"]))
             except BaseException:  # noqa: BLE001 - the loop around this is the parent's
                 sys.excepthook(*sys.exc_info())
             os._exit(1)

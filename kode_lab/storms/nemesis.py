@@ -1,10 +1,10 @@
-"""The nemesis: what is done to workers, database and connections, one fault after another.
+"""The nemesis: faults of workers, database and connections, one after another.
 
-It owns the moments and the victims, writes each fault to the history before it happens, and
-measures how long a session whose holder was killed had to wait for its next one. It asks no turn.
+It chooses moments and victims, writes each fault to the history before it happens, and measures how
+long a session whose holder was killed waited for the next one. It asks no turn.
 
-A moment is a share of the turns that ended, so that a slow machine sees as many faults a turn as a
-fast one.
+A moment is a share of the turns that ended, so that a slow machine sees as many faults per turn as
+a fast one.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from random import Random
 
 from kode_lab.history.operation import HistoryWriter
@@ -23,24 +24,28 @@ from kode_lab.testing.postgres import ThrowawayPostgres
 
 __all__ = ["Nemesis"]
 
-# Past the TTL by so much, and a random part of it more.
+# A pause lasts so many TTLs, and a random part of one more.
 _PAST_TTL = 1.5
-# A waiter has certainly asked the database by now, if he was sent so long ago.
+# A turn that was sent so long ago has certainly asked the database for its session.
 _ASKED_NS = 20_000_000
 _LOOK_S = 0.002
-# For a worker that is in the middle of a turn; a busy fleet has one at almost any moment.
+# How long to look for a worker in the middle of a turn; a busy fleet has one almost always.
 _VICTIM_LIMIT_S = 10.0
 _SLOW_S = (0.05, 0.2)
+# In the statement that saves a step or a turn, and in no other.
+_IN_A_SAVE = b'"role"'
+# A write arrives so long after the worker can save again: before its next write, or after many.
+_LATE_S = (0.02, 0.5)
 
 
 class Nemesis:
-    """Does a storm's faults.
+    """Causes a storm's faults.
 
     Attributes:
         handovers_ns: from each kill to the next holder's grant, for each session that the victim
             was in a turn of and somebody at another worker waited for.
-        faults: how many were done.
-        is_over: all were done.
+        kills: of workers and of the database.
+        is_over: all faults have happened.
     """
 
     def __init__(
@@ -64,12 +69,13 @@ class Nemesis:
         self._one_ended = asyncio.Event()
         self._ended = 0
         self._born = 0
-        self._deeds: dict[str, Callable[[], Awaitable[None]]] = {
+        self._faults: dict[str, Callable[[], Awaitable[None]]] = {
             "kill": self._kill,
             "pause": self._pause,
             "restart": self._restart,
             "cut": self._cut,
             "slow": self._slow,
+            "late": self._late,
         }
 
     async def begin(self) -> None:
@@ -77,52 +83,52 @@ class Nemesis:
         await asyncio.gather(*(self.bear() for _ in range(self._storm.workers)))
 
     async def bear(self) -> Worker:
-        """Start one more worker, behind a door of its own where there are doors."""
+        """Start one more worker, behind a door of its own where there is a proxy."""
         self._born += 1
         name = f"w{self._born}"
         dsn = self._server.dsn if self._proxy is None else await self._proxy.open(name)
         return await self._fleet.start(name, dsn)
 
     def heard(self, held: Held) -> None:
-        """Take note that a turn came to its session."""
-        victim, killed_ns = self._waited_for.get(held.ask.key, ("", 0))
+        """Note that a turn got its session."""
+        victim, killed_ns = self._waited_for.get(held.key, ("", 0))
         if victim and held.worker != victim and held.at_ns > killed_ns:
-            del self._waited_for[held.ask.key]
+            del self._waited_for[held.key]
             self.handovers_ns.append(held.at_ns - killed_ns)
 
     def note_end(self) -> None:
-        """Take note that a turn ended."""
+        """Note that a turn ended."""
         self._ended += 1
         self._one_ended.set()
 
-    async def rage(self) -> None:
-        """Do all faults, each when its share of the turns has ended."""
+    async def run(self) -> None:
+        """Cause all faults, each when its share of the turns has ended."""
         storm = self._storm
-        deeds = list(storm.faults) * storm.times
-        self._random.shuffle(deeds)
-        for number, name in enumerate(deeds, 1):
-            due = number * storm.turns // (len(deeds) + 1)
+        names = list(storm.faults) * storm.times
+        self._random.shuffle(names)
+        for number, name in enumerate(names, 1):
+            due = number * storm.turns // (len(names) + 1)
             while self._ended < due:
                 self._one_ended.clear()
                 await self._one_ended.wait()
             # Anywhere in a turn, and not where one has just ended.
             await asyncio.sleep(self._random.uniform(0.0, 2 * storm.ttft_s))
-            await self._deeds[name]()
+            await self._faults[name]()
         self._history.fault("quiet", time.monotonic_ns())
         self.is_over = True
 
-    # ---- what it does
+    # ---- the faults
 
     async def _kill(self) -> None:
         victim = self._random.choice(self._fleet.workers)
         now_ns = time.monotonic_ns()
         waited_for = {
-            ask.key
-            for ask in victim.held.values()
+            held
+            for held in victim.held.values()
             for other in self._fleet.workers
             if other is not victim
             for asked, sent_ns in list(other.asked.values())
-            if asked.key == ask.key and now_ns - sent_ns > _ASKED_NS
+            if asked == held and now_ns - sent_ns > _ASKED_NS
         }
         self._history.fault("kill", time.monotonic_ns(), f"kill -9 of worker {victim.name}")
         self._waited_for = {key: (victim.name, time.monotonic_ns()) for key in waited_for}
@@ -170,18 +176,35 @@ class Nemesis:
             door.open.set()
         self._history.fault("heal", time.monotonic_ns())
 
+    async def _late(self) -> None:
+        """Hold a write back until its sender gave up, and deliver it while the session goes on."""
+        assert self._proxy is not None
+        victim = await self._at_work()
+        door = self._proxy.doors[victim.name]
+        self._history.fault("partition", time.monotonic_ns(), f"a write of {victim.name} is held")
+        door.is_refusing = True
+        door.hold_next(_IN_A_SAVE)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_VICTIM_LIMIT_S):
+                await door.has_held.wait()
+        await asyncio.sleep(2 * self._storm.patience_s)
+        door.is_refusing = False
+        self._history.fault("heal", time.monotonic_ns())
+        await asyncio.sleep(self._random.uniform(0.0, self._random.choice(_LATE_S)))
+        door.deliver()
+
     def _past_ttl_s(self) -> float:
         return self._storm.ttl_s * (_PAST_TTL + self._random.random() / 2)
 
     async def _at_work(self) -> Worker:
-        """Return a worker in the middle of a turn; of these, one whom others wait for."""
+        """Return a worker in the middle of a turn that others wait for."""
         until_s = time.monotonic() + _VICTIM_LIMIT_S
         while time.monotonic() < until_s:
             workers = list(self._fleet.workers)
             self._random.shuffle(workers)
             for worker in workers:
-                wanted = {a.key for o in workers if o is not worker for a, _ in o.asked.values()}
-                if any(ask.key in wanted for ask in worker.held.values()):
+                wanted = {key for o in workers if o is not worker for key, _ in o.asked.values()}
+                if not wanted.isdisjoint(worker.held.values()):
                     return worker
             await asyncio.sleep(_LOOK_S)
         return self._random.choice(self._fleet.workers)

@@ -1,9 +1,12 @@
-"""One storm ridden out: clients ask and write down what they saw, and the judge decides.
+"""Run one storm: clients ask and record what they see, and the judge decides.
 
-It owns the clients' side of the run: who writes what to the history and when. A client writes its
-invoke before it sends and its completion after the answer. Whoever got no definite answer sends the
-same turn again, under the same id and another name, to a worker drawn anew. At the end faults are
-declared over, and a fresh worker is asked one more turn of each session and reads it.
+It owns the clients of the run. A client without a definite answer sends the same turn again, under
+the same id and another name, to a worker drawn anew. When the faults are over, a fresh worker is
+asked one more turn of each session and reads it.
+
+It also owns what the database itself records of stale writes: triggers look at each turn and step
+that is saved, and a wrapper around ``refusal`` notes what was refused. So the fence is checked from
+the rows, by other statements than those that keep it; neither changes an answer.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import asyncio
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import AsyncExitStack, closing
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -20,22 +23,21 @@ from typing import NamedTuple
 
 from kode_lab.check import Verdict, check_path
 from kode_lab.check.render import headline
-from kode_lab.errors import KodeLabError, Refused, Superseded
-from kode_lab.history.operation import Effect, HistoryWriter, markers_in
+from kode_lab.history.operation import HistoryWriter
 from kode_lab.key import SessionKey
+from kode_lab.lab.client import Client
 from kode_lab.lab.records import Run, RunRecorder
 from kode_lab.lab.scenario import Ask
-from kode_lab.schedule_assistant import ScheduleBook
 from kode_lab.sessions.postgres.connection import PostgresConnection
+from kode_lab.sessions.postgres.schema import FENCES
 from kode_lab.storms.fleet import Fleet, Held, Worker
 from kode_lab.storms.nemesis import Nemesis
 from kode_lab.storms.proxy import Proxy
 from kode_lab.storms.storm import Dice, Storm
-from kode_lab.storms.watch import Watched, install, watched
 from kode_lab.storms.worker import Post
 from kode_lab.testing.postgres import ThrowawayPostgres
 
-__all__ = ["Outcome", "ride"]
+__all__ = ["StormOutcome", "Watched", "run_storm"]
 
 # Sendings of one turn, and how long the last of a session may take.
 ATTEMPTS_LIMIT = 100
@@ -44,19 +46,31 @@ _AGAIN_AFTER_S = 0.01
 # A run whose faults never end must end all the same.
 _TURNS_FACTOR_LIMIT = 20
 _SCHEMA = "storm"
-# What the fleet's workers bear before they tell a client; a restart of the database takes less.
-_PATIENCE_S = 10.0
 
 
-class Outcome(NamedTuple):
-    """What came of a storm.
+class Watched(NamedTuple):
+    """What was seen.
+
+    Attributes:
+        refused: writes that came too late, and that no earlier sending had saved.
+        accepted: writes of an overtaken holder that were saved all the same.
+        backward: turns that follow one of a later holder.
+    """
+
+    refused: int = 0
+    accepted: int = 0
+    backward: int = 0
+
+
+class StormOutcome(NamedTuple):
+    """The result of a storm.
 
     Attributes:
         kills: of workers and of the database.
         handovers_ms: from a kill to the next holder's grant, sorted.
-        stale: writes of overtaken holders, as the database tells of them.
+        stale: writes of overtaken holders, as the database saw them.
         zombies: turns whose worker answered that it was overtaken.
-        is_stuck: it did not come to its end within its limit.
+        is_stuck: it did not end within its limit.
         complaints: what the workers wrote on stderr.
     """
 
@@ -95,7 +109,6 @@ class _Clients:
     dice: Dice
     random: Random
     told: Callable[[int], None]
-    book: Path
     asked: int = 0
     ended: int = 0
     zombies: int = 0
@@ -126,24 +139,24 @@ class _Clients:
         return self.random.choice(self.fleet.workers)
 
 
-async def ride(
+async def run_storm(
     storm: Storm,
     results: Path,
     *,
     command: str = "",
     code: Path | None = None,
     told: Callable[[int], None] = lambda _: None,
-) -> Outcome:
-    """Do the storm, judge it, and give what came of it.
+) -> StormOutcome:
+    """Run the storm, judge it, and return the outcome.
 
     Args:
-        results: where the run's directory goes.
-        code: where another ``kode_lab`` lies that the workers run: to see it convicted.
-        told: is told how many turns have ended, at each end.
+        results: the directory for the run's own one.
+        code: the directory of another ``kode_lab`` for the workers, to see it convicted.
+        told: is called with the number of ended turns whenever one ends.
 
     Raises:
         PostgresMissing: there is no PostgreSQL on this machine.
-        InvalidScenario: a worker does not come.
+        InvalidScenario: a worker does not start.
     """
     name = f"postgres-{storm.name}"
     recorder = RunRecorder(
@@ -168,7 +181,7 @@ async def ride(
     nemesis = clients.nemesis
     handovers_ms = tuple(sorted(ns / 1e6 for ns in nemesis.handovers_ns))
     took_s = time.monotonic() - began_s
-    return Outcome(
+    return StormOutcome(
         storm,
         run,
         verdict,
@@ -189,7 +202,7 @@ async def _opened(
     code: Path | None,
     told: Callable[[int], None],
 ) -> tuple[_Clients, ThrowawayPostgres]:
-    # A kill of processes, not of the machine: what was written stands without a sync.
+    # Processes are killed, not the machine: what was written survives without a sync.
     settings = {"fsync": "off", "max_connections": "200"}
     server = await stack.enter_async_context(ThrowawayPostgres(settings=settings))
     home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kode-")))
@@ -200,10 +213,10 @@ async def _opened(
         str((recorder.path / "schedules.sqlite3").absolute()),
         storm.ttl_s,
         storm.ttft_s,
-        _PATIENCE_S,
+        storm.patience_s,
     )
     proxy: Proxy | None = None
-    if {"cut", "slow"} & set(storm.faults):
+    if {"cut", "slow", "late"} & set(storm.faults):
         draw = Random(f"{storm.seed}/proxy")
         proxy = await stack.enter_async_context(Proxy(server.dsn, home, random=draw))
 
@@ -211,39 +224,39 @@ async def _opened(
         nemesis.heard(held)
 
     fleet = await stack.enter_async_context(Fleet(post, home, heard=heard, code=code))
-    link = PostgresConnection(server.dsn, schema=_SCHEMA)
-    await install(link)
-    await link.aclose()
+    connection = PostgresConnection(server.dsn, schema=_SCHEMA)
+    for statement in _INSTALL:
+        await connection.fetch(statement)
+    await connection.aclose()
     nemesis = Nemesis(storm, fleet, server, proxy, recorder.history)
     await nemesis.begin()
     draw = Random(f"{storm.seed}/clients")
-    book = Path(post.book)
-    clients = _Clients(storm, fleet, nemesis, recorder.history, Dice(storm), draw, told, book)
+    clients = _Clients(storm, fleet, nemesis, recorder.history, Dice(storm), draw, told)
     return clients, server
 
 
 async def _watched(server: ThrowawayPostgres) -> Watched:
-    link = PostgresConnection(server.dsn, schema=_SCHEMA)
+    connection = PostgresConnection(server.dsn, schema=_SCHEMA)
     try:
-        return await watched(link)
+        return Watched(*(await connection.fetch(_WATCHED))[0])
     finally:
-        await link.aclose()
+        await connection.aclose()
 
 
 async def _is_stuck(clients: _Clients) -> bool:
-    """Do it all, and give whether it had to be broken off."""
+    """Run it to its end; return whether it had to be stopped."""
     try:
         async with asyncio.timeout(clients.storm.limit_s):
-            await _done(clients)
+            await _run(clients)
     except TimeoutError:
         return True
     return False
 
 
-async def _done(clients: _Clients) -> None:
+async def _run(clients: _Clients) -> None:
     async with asyncio.TaskGroup() as group:
         if clients.storm.faults:
-            group.create_task(clients.nemesis.rage())
+            group.create_task(clients.nemesis.run())
         for number in range(clients.storm.clients):
             group.create_task(_ask_all(clients, f"c{number}"))
     fresh = await clients.nemesis.bear()
@@ -256,74 +269,82 @@ async def _ask_all(clients: _Clients, name: str) -> None:
         await asyncio.sleep(ask.pause_s)
         for _ in range(ATTEMPTS_LIMIT):
             process = f"{name}.{lives}" if lives else name
-            worker, timeout_s = await clients.anyone(), clients.storm.timeout_s
-            outcome, is_closed = await _turn(clients, worker, process, ask, timeout_s)
-            lives += outcome == "info"
-            if is_closed or (
-                outcome == "ok" and clients.random.random() >= clients.storm.again_share
+            outcome = await Client(await clients.anyone(), clients.history).turn(
+                process,
+                ask.key,
+                ask.marker,
+                ask.prompt,
+                turn_id=ask.turn_id,
+                timeout_s=clients.storm.timeout_s,
+            )
+            lives += outcome.type == "info"
+            clients.zombies += "StaleLease" in outcome.error
+            is_answered = outcome.type == "ok"
+            if outcome.is_final or (
+                is_answered and clients.random.random() >= clients.storm.again_share
             ):
                 break
             await asyncio.sleep(_AGAIN_AFTER_S)
         clients.end()
 
 
-async def _turn(
-    clients: _Clients, worker: Worker, process: str, ask: Ask, timeout_s: float
-) -> tuple[str, bool]:
-    """Ask one turn of one worker, and write down what its client can know of it.
-
-    Gives the outcome, and whether the turn is closed, so that asking again is useless.
-    """
-    outcome, error, answer, is_closed = "info", "", None, False
-    history = clients.history
-    history.invoke(ask.key, process, time.monotonic_ns(), marker=ask.marker, turn_id=ask.turn_id)
-    try:
-        async with asyncio.timeout(timeout_s):
-            answer = await worker.turn(ask)
-        outcome = "ok"
-    except Refused as refused:
-        outcome, error = "fail", str(refused)
-    except KodeLabError as failure:
-        is_closed = isinstance(failure, Superseded)
-        error = str(failure)
-        clients.zombies += error.startswith("StaleLease")
-    except TimeoutError:
-        error = f"no answer within {timeout_s=:g}"
-    finally:
-        told = {} if answer is None else answer._asdict()
-        history.complete(process, time.monotonic_ns(), outcome, error=error, **told)
-    return outcome, is_closed
-
-
 async def _probe(clients: _Clients, fresh: Worker) -> None:
     """Ask every session once more at a fresh worker, read it there, and read what tools did."""
     if not clients.storm.faults:
         clients.history.fault("quiet", time.monotonic_ns())
+    client = Client(fresh, clients.history)
     async with asyncio.TaskGroup() as probes:
         for number, key in enumerate(clients.keys):
             ask = clients.storm.probe(key)
-            probes.create_task(_turn(clients, fresh, f"probe-{number}", ask, PROBE_LIMIT_S))
+            probes.create_task(
+                client.turn(
+                    f"probe-{number}",
+                    key,
+                    ask.marker,
+                    ask.prompt,
+                    turn_id=ask.turn_id,
+                    timeout_s=PROBE_LIMIT_S,
+                )
+            )
     for number, key in enumerate(clients.keys):
-        process = f"reader-{number}"
-        clients.history.invoke(key, process, time.monotonic_ns(), f="read")
-        try:
-            markers = await fresh.markers(key)
-        except KodeLabError as error:
-            clients.history.complete(process, time.monotonic_ns(), "info", error=str(error))
-        else:
-            clients.history.complete(process, time.monotonic_ns(), "ok", markers=markers)
+        await client.read(f"reader-{number}", key)
     by_user = {key.user_id: key for key in clients.keys}
-    with closing(ScheduleBook(clients.book)) as book:
-        for number, (user_id, key) in enumerate(by_user.items()):
-            process = f"book-{number}"
-            clients.history.invoke(key, process, time.monotonic_ns(), f="effects")
-            effects = _effects(book, user_id)
-            clients.history.complete(process, time.monotonic_ns(), "ok", effects=effects)
+    for number, key in enumerate(by_user.values()):
+        await client.effects(f"book-{number}", key)
 
 
-def _effects(book: ScheduleBook, user_id: str) -> list[Effect]:
-    """Return the entries; a title that is a marker's says which turn asked for its entry."""
-    return [
-        Effect(str(one.id), "create_schedule", (*markers_in(f"#{one.title}"), "")[0], user_id)
-        for one in book.query(user_id)
-    ]
+# ---- what the database records of stale writes
+
+
+_ARGUMENTS = """
+    me bigint, which bigint, under bigint, what bigint, at_turn int, at_step int, id text,
+    written text"""
+_NAMES = ", ".join(words.split()[0] for words in _ARGUMENTS.split(","))
+_INSTALL = (
+    "CREATE TABLE seen (is_accepted boolean, conversation bigint, fence bigint)",
+    f"""CREATE FUNCTION note_saved() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        INSERT INTO seen SELECT true, NEW.conversation, NEW.fence
+            FROM conversation c JOIN session s ON s.id = c.session
+            WHERE c.id = NEW.conversation AND s.fence / {FENCES} > NEW.fence / {FENCES};
+        RETURN NULL;
+    END $$""",  # noqa: S608 - a number
+    "CREATE TRIGGER note AFTER INSERT ON turn FOR EACH ROW EXECUTE FUNCTION note_saved()",
+    "CREATE TRIGGER note AFTER INSERT ON step FOR EACH ROW EXECUTE FUNCTION note_saved()",
+    "ALTER FUNCTION refusal RENAME TO refusal_itself",
+    f"""CREATE FUNCTION refusal({_ARGUMENTS}) RETURNS TABLE (reason text, turns int)
+    LANGUAGE plpgsql AS $$
+    BEGIN
+        SELECT r.reason, r.turns INTO reason, turns FROM refusal_itself({_NAMES}) AS r;
+        INSERT INTO seen SELECT false, what, under WHERE reason <> 'saved';
+        RETURN NEXT;
+    END $$""",  # noqa: S608 - names of this module
+)
+_WATCHED = """
+    SELECT
+        (SELECT count(*) FROM seen WHERE NOT is_accepted),
+        (SELECT count(*) FROM seen WHERE is_accepted),
+        (SELECT count(*) FROM (SELECT fence, max(fence) OVER (
+            PARTITION BY conversation ORDER BY number
+            ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before FROM turn) t
+            WHERE fence < before)"""

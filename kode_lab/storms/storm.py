@@ -1,7 +1,7 @@
-"""A storm: what a fleet's clients ask, and what is done to fleet and database meanwhile; a value.
+"""A storm as a value: what the clients of several workers ask, and which faults happen meanwhile.
 
 It owns the numbers of a run and draws its turns: any turn may go to any worker, so that sessions
-move, and a few hot sessions get much of the load, so that somebody always waits.
+move, and a few hot sessions get much of the load, so that turns always wait.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ __all__ = ["FAULTS", "STORMS", "TURNS_LIMIT", "Dice", "Storm"]
 
 TURNS_LIMIT = 1_000_000
 WORKERS_LIMIT = 64
-# What is done, in one clause each.
+# What happens, in one clause each.
 FAULTS = {
     "kill": "a worker is killed with kill -9, and another one comes",
     "pause": "a worker is stopped in the middle of a turn for longer than the TTL",
     "restart": "PostgreSQL is killed with all its processes, and started again",
     "cut": "a connection is cut in the middle of a message",
     "slow": "a worker's answers from the database are late, or stop for less or more than the TTL",
+    "late": "a write is held back until its sender gave up, and arrives while the session goes on",
 }
 _USERS = 16
 _PROMPTS = (
@@ -49,6 +50,7 @@ class Storm:
         hot: sessions that get ``hot_share`` of the turns.
         ttft_s: the least that a call of the simulated model takes, on the average.
         ttl_s: after which a silent worker is taken for gone.
+        patience_s: how long a worker retries a database that does not answer.
         timeout_s: how long a client waits for an answer, before it sends the turn again.
         again_share: of the turns that were answered; their clients send them again all the same.
         limit_s: a run that is not over by then is stuck, and judged as it stands.
@@ -65,6 +67,7 @@ class Storm:
     clients: int = 48
     ttft_s: float = 0.004
     ttl_s: float = 30.0
+    patience_s: float = 10.0
     timeout_s: float = 60.0
     again_share: float = 0.0
     limit_s: float = 1800.0
@@ -73,7 +76,7 @@ class Storm:
     def __post_init__(self) -> None:
         unknown = sorted(set(self.faults) - set(FAULTS))
         if unknown:
-            raise InvalidScenario(f"no fault {unknown[0]!r:.60}: name some of {', '.join(FAULTS)}")
+            raise InvalidScenario(f"no fault {unknown[0]!r:.60}: choose of {', '.join(FAULTS)}")
         for name, most in (
             ("turns", TURNS_LIMIT),
             ("sessions", TURNS_LIMIT),
@@ -81,9 +84,12 @@ class Storm:
             ("clients", TURNS_LIMIT),
         ):
             if not 1 <= getattr(self, name) <= most:
-                raise InvalidScenario(f"{name}={getattr(self, name)}: choose 1 to {most}")
+                value = getattr(self, name)
+                raise InvalidScenario(f"{name}={value} is not valid: choose 1 to {most}")
         if not 1 <= self.hot <= self.sessions:
-            raise InvalidScenario(f"hot={self.hot}: choose 1 to sessions={self.sessions}")
+            raise InvalidScenario(
+                f"hot={self.hot} is not valid: choose 1 to sessions={self.sessions}"
+            )
 
     def keys(self) -> tuple[SessionKey, ...]:
         """Return the sessions; users share the names of their sessions."""
@@ -103,7 +109,7 @@ class Storm:
 
 
 class Dice:
-    """Draws a storm's turns, one after another, for whichever client comes next."""
+    """Draws a storm's turns, one after another, for the next client that is free."""
 
     def __init__(self, storm: Storm) -> None:
         self._storm = storm
@@ -123,7 +129,7 @@ class Dice:
         return Ask(key, marker[1:], marker, f"{prompt} {marker}", random.uniform(0.0, 0.003))
 
 
-# The runs of ``kode-lab faults postgres``; a short TTL where a worker must be given up for it.
+# The runs of ``kode-lab storm postgres``; a short TTL where a worker must count as dead.
 STORMS = {
     storm.name: storm
     for storm in (
@@ -133,6 +139,13 @@ STORMS = {
         Storm("restart", ("restart",), times=8, turns=4_000),
         Storm("cut", ("cut",), times=60, turns=4_000),
         Storm("slow", ("slow",), times=12, turns=4_000, ttl_s=1.5),
-        Storm("all", tuple(FAULTS), times=12, turns=12_000, ttl_s=1.5),
+        Storm("late", ("late",), times=20, turns=4_000, hot_share=0.8, patience_s=0.3),
+        Storm(
+            "all",
+            tuple(name for name in FAULTS if name != "late"),  # it needs a short patience
+            times=12,
+            turns=12_000,
+            ttl_s=1.5,
+        ),
     )
 }

@@ -1,18 +1,17 @@
-"""A worker of the failure runs: a real process with a manager of its own on the shared database.
+"""A worker of a storm: a real process with a manager of its own on the shared database.
 
-It runs as ``python -m kode_lab.storms.worker`` and takes one line of JSON (``Post``) that
-says where everything is. That process makes the schema and from then on does nothing but fork: a
-worker for each further line on its stdin, so that one is there again milliseconds after it was
-killed. When its stdin ends, so do all its workers, the stopped ones too.
+It runs as ``python -m kode_lab.storms.worker`` and reads one line of JSON (``Post``) that says
+where everything is. That process makes the schema and from then on only forks: a worker for each
+further line on its stdin, so that a new one is ready milliseconds after one was killed.
 
 Each worker talks over one unix socket, a JSON value a line:
 
     in    {"n": 7, "key": [...], "prompt": ..., "turn_id": ...}     or {"n": 8, "read": [...]}
     out   {"worker": "w2", "pid": 4711}                             when it is ready
-          {"held": "TURN_ID", "ns": ...}                            the turn has its session
-          {"n": 7, "outcome": "ok", "text": ..., "fence": ...}      as the client may know it
+          {"held": "TURN_ID", "ns": ...}                            the turn got its session
+          {"n": 7, "outcome": "ok", "text": ..., "fence": ...}      what its client may know
 
-It must never know what is done to it, nor what anybody concludes from its answers.
+It must never know which faults happen, nor what is concluded from its answers.
 """
 
 from __future__ import annotations
@@ -29,7 +28,6 @@ from typing import Any, NamedTuple
 from kode_lab.claude.in_process import InProcessClaude
 from kode_lab.claude.profile import Profile
 from kode_lab.errors import CallerError, KodeLabError, Refused
-from kode_lab.history.operation import markers_in
 from kode_lab.history.span import Span
 from kode_lab.key import SessionKey
 from kode_lab.message import text_of
@@ -39,21 +37,21 @@ from kode_lab.sessions.postgres.store import PostgresStore
 
 __all__ = ["LINE_LIMIT_BYTES", "Post"]
 
-# The final read of a hot session has some thousand markers.
+# The final read of a hot session has some thousand prompts.
 LINE_LIMIT_BYTES = 16 * 1024 * 1024
-# Nobody waits for a worker that leaves.
+# What a worker has for its last turns when its client is gone.
 _LEAVE_S = 10.0
 
 
 class Post(NamedTuple):
-    """Where a fleet's workers find what they need.
+    """Where the workers of a storm find what they need.
 
     Attributes:
         socket: where the fleet listens.
         dsn: of the database itself, to make the schema with.
         book: the schedule book that all workers share.
         ttft_s: the least that a model call takes, on the average.
-        patience_s: how long a worker tries a database that does not answer.
+        patience_s: how long a worker retries a database that does not answer.
     """
 
     socket: str
@@ -66,7 +64,7 @@ class Post(NamedTuple):
 
 
 class _Worker:
-    """One worker: its manager, and the line to whoever asks."""
+    """One worker: its manager, and the connection to its clients."""
 
     def __init__(
         self,
@@ -80,7 +78,7 @@ class _Worker:
         self._at_work: set[asyncio.Task[None]] = set()
 
     async def serve(self, reader: asyncio.StreamReader) -> None:
-        """Take orders until there are no more."""
+        """Do what is asked until the connection ends."""
         while line := await reader.readline():
             order = json.loads(line)
             what = self._read(order) if "read" in order else self._turn(order)
@@ -98,7 +96,7 @@ class _Worker:
             answer |= {"outcome": "fail", "error": _said(refused)}
         except KodeLabError as failure:
             answer["error"] = _said(failure)
-        except Exception as failure:  # noqa: BLE001 - the judge is to hear of what must not happen
+        except Exception as failure:  # noqa: BLE001 - the judge must see what should not happen
             answer["error"] = f"unexpected {_said(failure)}"
         answer["fence"] = self._fences.pop(turn_id, 0)
         say(self._writer, answer)
@@ -107,16 +105,15 @@ class _Worker:
         answer: dict[str, Any] = {"n": order["n"], "outcome": "info"}
         try:
             messages = await self._manager.history(SessionKey(*order["read"]))
-            prompts = (message for message in messages if message["role"] == "user")
-            found = [marker for prompt in prompts for marker in markers_in(text_of(prompt))]
-            answer |= {"outcome": "ok", "markers": found}
+            prompts = [text_of(message) for message in messages if message["role"] == "user"]
+            answer |= {"outcome": "ok", "prompts": prompts}
         except KodeLabError as failure:
             answer["error"] = _said(failure)
         say(self._writer, answer)
 
 
 def say(writer: asyncio.StreamWriter, value: dict[str, Any]) -> None:
-    """Write one line; who does not listen any more misses it."""
+    """Write one line, unless the client is gone."""
     if not writer.is_closing():
         writer.write(json.dumps(value, separators=(",", ":")).encode() + b"\n")
 
@@ -154,14 +151,14 @@ async def _make_schema(post: Post) -> None:
 
 
 def _become(post: Post, name: str, dsn: str) -> None:
-    """Be a worker to the end; what a fork must not share with its parent is let go first."""
+    """Work until the client is gone; a fork must not share its parent's stdin and stdout."""
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
     os.dup2(nothing, 1)
     try:
         asyncio.run(_work(post, name, dsn))
     except (ConnectionError, KeyboardInterrupt):
-        os._exit(0)  # whoever asked is gone
+        os._exit(0)  # the client is gone
     except BaseException:  # noqa: BLE001 - the loop around this is the parent's
         sys.excepthook(*sys.exc_info())
         os._exit(1)
@@ -169,8 +166,7 @@ def _become(post: Post, name: str, dsn: str) -> None:
 
 
 def _main() -> None:
-    # Ctrl-C is for who started it; the end of its stdin says so here, and workers end first.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     post = Post(**json.loads(sys.stdin.readline()))
     asyncio.run(_make_schema(post))
     book = ScheduleBook(Path(post.book))
@@ -186,10 +182,6 @@ def _main() -> None:
         if not pid:
             _become(post, name, dsn)
         pids.add(pid)
-    for pid in pids:  # none of them is reaped, so no number can be another's by now
-        os.kill(pid, signal.SIGKILL)
-    for pid in pids:
-        os.waitpid(pid, 0)
 
 
 if __name__ == "__main__":

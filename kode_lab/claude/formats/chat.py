@@ -69,15 +69,12 @@ class ChatFormat:
         try:
             opened = self._prefixes.open(data, "messages")
             try:
-                request = _request(opened, is_strict=self._is_strict)
+                return _request(opened, self._prefixes, is_strict=self._is_strict)
             except Incomplete:
                 opened = self._prefixes.open(data, "messages", is_whole=True)
-                request = _request(opened, is_strict=self._is_strict)
+                return _request(opened, self._prefixes, is_strict=self._is_strict)
         except ValueError as error:
             return ApiError(400, f"We could not parse the JSON body of your request. ({error})")
-        if isinstance(request, GenerationRequest):
-            self._prefixes.keep(opened, request.conversation.copy(is_trimmed=True))
-        return request
 
     def begin(self, request: GenerationRequest) -> ApiError | None:
         """Nothing is held for a client, so nothing is reserved."""
@@ -179,7 +176,9 @@ class ChatFormat:
         return words.wrong("messages", "The reasoning of an assistant message is not valid.")
 
 
-def _request(opened: Opened[Conversation], *, is_strict: bool) -> GenerationRequest | ApiError:
+def _request(
+    opened: Opened[Conversation], prefixes: Prefixes[Conversation], *, is_strict: bool
+) -> GenerationRequest | ApiError:
     body = opened.body
     if not isinstance(body, dict):
         return ApiError(400, "The request body must be a JSON object")
@@ -187,7 +186,16 @@ def _request(opened: Opened[Conversation], *, is_strict: bool) -> GenerationRequ
     if problem is not None:
         return problem
     conversation = Conversation() if opened.fold is None else opened.fold.copy()
-    problem = _fold(conversation, body["messages"], is_strict=is_strict)
+    if not body["messages"] and not conversation.count:
+        return words.wrong("messages", "[] is too short - 'messages'", "array_below_min_length")
+    problem = prefixes.grow(
+        opened,
+        conversation,
+        body["messages"],
+        lambda growing, some: _fold(growing, some, is_strict=is_strict),
+    )
+    if problem is None and conversation.pairs and is_strict:
+        problem = _unanswered(conversation.count, conversation.pairs)
     if problem is not None:
         return problem
     for text in _texts_beside(body):
@@ -267,8 +275,6 @@ def _fold(
     conversation: Conversation, messages: Sequence[Mapping[str, Any]], *, is_strict: bool
 ) -> ApiError | None:
     """Add messages; each tool call of one must be answered before any other message."""
-    if not messages and not conversation.count:
-        return words.wrong("messages", "[] is too short - 'messages'", "array_below_min_length")
     open_calls: tuple[str, ...] = conversation.pairs or ()
     for at, message in enumerate(messages, conversation.count):
         role, content = message.get("role"), message.get("content")
@@ -313,8 +319,6 @@ def _fold(
         else:
             conversation.add_system(words.text_of_parts(content))
         conversation.size_chars += size_of(message)
-    if open_calls and is_strict:
-        return _unanswered(conversation.count, open_calls)
     conversation.pairs = open_calls
     return None
 

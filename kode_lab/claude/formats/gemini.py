@@ -116,15 +116,12 @@ class GeminiFormat:
         try:
             opened = self._prefixes.open(data, "contents")
             try:
-                request = _request(opened, model, is_stream=is_stream, is_strict=self._is_strict)
+                return self._request(opened, model, is_stream=is_stream)
             except Incomplete:
                 opened = self._prefixes.open(data, "contents", is_whole=True)
-                request = _request(opened, model, is_stream=is_stream, is_strict=self._is_strict)
+                return self._request(opened, model, is_stream=is_stream)
         except ValueError as error:
             return ApiError(400, f"Invalid JSON payload received. {error}")
-        if isinstance(request, GenerationRequest):
-            self._prefixes.keep(opened, request.conversation.copy(is_trimmed=True))
-        return request
 
     def begin(self, request: GenerationRequest) -> ApiError | None:
         """Nothing is held for a client, so nothing is reserved."""
@@ -212,6 +209,66 @@ class GeminiFormat:
         del request
         return _bad_signature()
 
+    def _request(
+        self, opened: Opened[Conversation], model: str, *, is_stream: bool
+    ) -> GenerationRequest | ApiError:
+        body = opened.body
+        if not isinstance(body, dict):
+            return ApiError(400, "Invalid JSON payload received. The body must be an object.")
+        contents = body.get("contents")
+        if isinstance(contents, dict):
+            contents = [contents]
+        if not isinstance(contents, list) or not all(isinstance(one, dict) for one in contents):
+            return ApiError(400, "* GenerateContentRequest.contents: contents is not specified")
+        conversation = Conversation() if opened.fold is None else opened.fold.copy()
+        if not contents and not conversation.count:
+            return ApiError(400, "* GenerateContentRequest.contents: contents is not specified")
+        is_strict = self._is_strict
+        problem = self._prefixes.grow(
+            opened,
+            conversation,
+            contents,
+            lambda growing, some: _fold(growing, some, model, is_strict=is_strict),
+        )
+        if problem is None and conversation.pairs and is_strict:
+            problem = ApiError(400, _ONE_TURN)
+        if problem is not None:
+            return problem
+        system = _get(body, "systemInstruction")
+        for part in _parts_of(system) if isinstance(system, dict) else ():
+            conversation.mention(str(part.get("text") or ""))
+        tools = body.get("tools") or ()
+        offers = tuple(_offers([tools] if isinstance(tools, dict) else tools))
+        choice, forced, allowed = _choice_of(_get(body, "toolConfig"))
+        config = _get(body, "generationConfig") or {}
+        thinking = _get(config, "thinkingConfig") or {}
+        size = size_of((system, body.get("tools"))) + conversation.size_chars
+        schema = _get(config, "responseJsonSchema") or _get(config, "responseSchema")
+        if schema is None and _get(config, "responseMimeType") == "application/json":
+            schema = {"type": "object", "properties": {"answer": {"type": "string"}}}
+        limit = _get(config, "maxOutputTokens")
+        if limit is not None and (
+            isinstance(limit, bool) or not isinstance(limit, int) or limit < 1
+        ):
+            return ApiError(
+                400,
+                "* GenerateContentRequest.generation_config.max_output_tokens: must be positive",
+            )
+        return GenerationRequest(
+            model,
+            conversation,
+            body,
+            size // 4 + 4 * conversation.count,
+            tuple(offer for offer in offers if not allowed or offer.name in allowed),
+            choice,
+            forced,
+            schema=schema,
+            max_tokens=limit,
+            stops=_get(config, "stopSequences") or (),
+            thinks=bool(_get(thinking, "includeThoughts")),
+            is_stream=is_stream,
+        )
+
     def _count(
         self, path: str, data: bytes, headers: Mapping[bytes, bytes]
     ) -> Mapping[str, Any] | ApiError:
@@ -235,56 +292,6 @@ def _get(value: Any, name: str) -> Any:
     if name in value:
         return value[name]
     return value.get("".join(f"_{c.lower()}" if c.isupper() else c for c in name))
-
-
-def _request(
-    opened: Opened[Conversation], model: str, *, is_stream: bool, is_strict: bool
-) -> GenerationRequest | ApiError:
-    body = opened.body
-    if not isinstance(body, dict):
-        return ApiError(400, "Invalid JSON payload received. The body must be an object.")
-    contents = body.get("contents")
-    if isinstance(contents, dict):
-        contents = [contents]
-    if not isinstance(contents, list) or not all(isinstance(one, dict) for one in contents):
-        return ApiError(400, "* GenerateContentRequest.contents: contents is not specified")
-    conversation = Conversation() if opened.fold is None else opened.fold.copy()
-    if not contents and not conversation.count:
-        return ApiError(400, "* GenerateContentRequest.contents: contents is not specified")
-    problem = _fold(conversation, contents, model, is_strict=is_strict)
-    if problem is not None:
-        return problem
-    system = _get(body, "systemInstruction")
-    for part in _parts_of(system) if isinstance(system, dict) else ():
-        conversation.mention(str(part.get("text") or ""))
-    tools = body.get("tools") or ()
-    offers = tuple(_offers([tools] if isinstance(tools, dict) else tools))
-    choice, forced, allowed = _choice_of(_get(body, "toolConfig"))
-    config = _get(body, "generationConfig") or {}
-    thinking = _get(config, "thinkingConfig") or {}
-    size = size_of((system, body.get("tools"))) + conversation.size_chars
-    schema = _get(config, "responseJsonSchema") or _get(config, "responseSchema")
-    if schema is None and _get(config, "responseMimeType") == "application/json":
-        schema = {"type": "object", "properties": {"answer": {"type": "string"}}}
-    limit = _get(config, "maxOutputTokens")
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-        return ApiError(
-            400, "* GenerateContentRequest.generation_config.max_output_tokens: must be positive"
-        )
-    return GenerationRequest(
-        model,
-        conversation,
-        body,
-        size // 4 + 4 * conversation.count,
-        tuple(offer for offer in offers if not allowed or offer.name in allowed),
-        choice,
-        forced,
-        schema=schema,
-        max_tokens=limit,
-        stops=_get(config, "stopSequences") or (),
-        thinks=bool(_get(thinking, "includeThoughts")),
-        is_stream=is_stream,
-    )
 
 
 def _choice_of(config: Any) -> tuple[str, str, Sequence[str]]:
@@ -360,8 +367,6 @@ def _fold(
             text, is_error = _result_text(answer.get("response"))
             results.append((found[0], text, is_error))
         conversation.add_user(texts, results)
-    if open_calls and is_strict:
-        return ApiError(400, _ONE_TURN)
     conversation.pairs = open_calls
     return None
 

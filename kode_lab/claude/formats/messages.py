@@ -140,18 +140,17 @@ class MessagesFormat:
                     held = found
                 elif self._is_strict:
                     return found
-            if held is not None and opened.fold is not None:
-                opened = self._prefixes.open(data, "messages", is_whole=True)
+            if held is not None:
+                opened = self._prefixes.open(data, "messages", is_whole=True)._replace(
+                    key=None, before=None
+                )
             try:
-                request = self._request(opened, headers, held, is_count=is_count)
+                return self._request(opened, headers, held, is_count=is_count)
             except Incomplete:
                 opened = self._prefixes.open(data, "messages", is_whole=True)
-                request = self._request(opened, headers, held, is_count=is_count)
+                return self._request(opened, headers, held, is_count=is_count)
         except ValueError as error:
             return ApiError(400, f"The request body is not valid JSON: {error}")
-        if isinstance(request, GenerationRequest) and held is None and not is_count:
-            self._prefixes.keep(opened, request.conversation.copy(is_trimmed=True))
-        return request
 
     def begin(self, request: GenerationRequest) -> ApiError | None:
         """Reserve the reply that a thread continues from: each can be continued only once."""
@@ -307,9 +306,15 @@ class MessagesFormat:
             problem = _signature_problem(model, at, message) if self._is_strict else None
             if problem is not None:
                 return problem
-        conversation = conversation_of(messages, fold.copy() if fold is not None else None)
-        conversation.pairs = pairs
-        conversation.size_chars += sum(map(size_of, messages))
+        conversation = Conversation() if fold is None else fold.copy()
+
+        def add(growing: Conversation, some: Sequence[Mapping[str, Any]]) -> ApiError | None:
+            conversation_of(some, growing)
+            growing.size_chars += sum(map(size_of, some))
+            growing.pairs = pairs if growing.count == pairs.index else pairs.before_last()
+            return None
+
+        self._prefixes.grow(opened, conversation, messages, add)
         thread = body.get("thread") or {}
         if thread and body.get("context_management") is not None and self._is_strict:
             return _thread_error(

@@ -111,18 +111,16 @@ class ResponsesFormat:
             base = self._base(body) if isinstance(body, dict) else None
             if isinstance(base, ApiError):
                 return base
-            if base is not None and opened.fold is not None:
-                opened = self._prefixes.open(data, "input", is_whole=True)
+            if base is not None:
+                opened = self._prefixes.open(data, "input", is_whole=True)._replace(
+                    key=None, before=None
+                )
             try:
-                request = self._request(opened, base)
+                return self._request(opened, base)
             except Incomplete:
-                opened = self._prefixes.open(data, "input", is_whole=True)
-                request = self._request(opened, base)
+                return self._request(self._prefixes.open(data, "input", is_whole=True), base)
         except ValueError as error:
             return ApiError(400, f"We could not parse the JSON body of your request. ({error})")
-        if isinstance(request, GenerationRequest) and base is None:
-            self._prefixes.keep(opened, request.conversation.copy(is_trimmed=True))
-        return request
 
     def begin(self, request: GenerationRequest) -> ApiError | None:
         """Lock the conversation, or return the error that it is locked."""
@@ -321,7 +319,12 @@ class ResponsesFormat:
         given = body.get("input") or []
         items = [{"role": "user", "content": given}] if isinstance(given, str) else given
         items_known = self._items if self._is_strict else None
-        problem = _fold(conversation, items, body["model"], items_known)
+        problem = self._prefixes.grow(
+            opened,
+            conversation,
+            items,
+            lambda growing, some: _fold(growing, some, body["model"], items_known),
+        )
         if problem is None and self._is_strict:
             problem = _open_calls_problem(conversation)
         if problem is not None:

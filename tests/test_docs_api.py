@@ -1,0 +1,30 @@
+"""docs/api.md names everything that is public, and its examples print what the page says."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import kode_lab
+
+PAGE = (Path(__file__).parent.parent / "docs" / "api.md").read_text("utf-8")
+
+
+def test_every_public_name_is_on_the_page():
+    named = set(re.findall(r"`(\w+)", PAGE))
+    assert set(kode_lab.__all__) - {"__version__"} <= named
+
+
+def test_every_example_prints_what_the_page_says(tmp_path):
+    pattern = r"(?ms)^```python\n(.*?)^```\n(?:\nIt prints `([^`]*)`)?"
+    parts = re.findall(pattern, PAGE)
+    assert all(said for _, said in parts), "say after each example what it prints"
+    program = "\n".join(program for program, _ in parts)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    expected = [said for _, said in parts]
+    # A run shows its progress between these lines.
+    assert [line for line in done.stdout.splitlines() if line in expected] == expected
