@@ -14,8 +14,11 @@ from collections.abc import Sequence
 
 from kode_lab import __version__
 from kode_lab.cli import (
+    adopt,
     audit,
+    backup,
     check,
+    doctor,
     faults,
     init_target,
     judge,
@@ -50,6 +53,9 @@ _COMMANDS = (
     storm,
     report,
     record,
+    backup,
+    doctor,
+    adopt,
 )
 _ARGPARSE_UNUSABLE = 2
 # What a shell shows of a command whose reader went away (128 + SIGPIPE).

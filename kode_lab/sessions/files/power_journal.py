@@ -38,7 +38,7 @@ from kode_lab.errors import StoreUnwritable
 from kode_lab.sessions.files.disk import SCARCE, Disk, explained
 from kode_lab.sessions.files.session_files import MESSAGES, TURNS, SessionFiles, Tail
 
-__all__ = ["JOURNAL_BYTES", "PowerJournal"]
+__all__ = ["JOURNAL_BYTES", "PowerJournal", "generation_in"]
 
 # Room for some 25,000 turns between two rounds of syncing the files themselves, which take 4 us of
 # CPU a turn with half of it; recovering a full one takes two seconds.
@@ -270,6 +270,12 @@ class PowerJournal:
         self._sequence = self._at = 0
 
 
+def generation_in(data: bytes) -> int:
+    """Return the generation that a journal begins with."""
+    generation: int = _FRAME.unpack_from(data)[2] if len(data) >= _FRAME.size else 0
+    return generation
+
+
 def recover(fd: int, root: Path, disk: Disk) -> int:
     """Apply the frames of a journal, sync what they touch, empty it; give its generation.
 
@@ -277,7 +283,7 @@ def recover(fd: int, root: Path, disk: Disk) -> int:
         OSError: the disk failed; the journal is as it was.
     """
     data = disk.read(fd, disk.size(fd), 0)
-    generation: int = _FRAME.unpack_from(data)[2] if len(data) >= _FRAME.size else 0
+    generation = generation_in(data)
     touched: set[str] = set()
     for directory, tails in _frames(data):
         touched.add(f"{root}/{directory}")

@@ -360,6 +360,10 @@ class JsonStore:
             return (self.root / self._directory(key)).is_dir()
         return True
 
+    def directory_of(self, key: SessionKey) -> Path:
+        """Return the directory of a session's files, whether it exists or not."""
+        return self.root / self._directory(key)
+
     def statistics(self) -> LockStatistics:
         """Return what the in-process lock is doing."""
         return self._lock.statistics()
