@@ -194,12 +194,16 @@ class ModelUnavailable(TurnFailed):
     """The model's service could not answer (429, 5xx, no connection, time-out).
 
     Attributes:
-        retry_after_s: what the service asked us to wait, or None.
+        retry_after_s: how long the service asks to wait, or None.
+        is_retryable: whether the service leaves it open to send the request again.
     """
 
-    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self, message: str, *, retry_after_s: float | None = None, is_retryable: bool = True
+    ) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.is_retryable = is_retryable
 
 
 class ModelGarbage(TurnFailed):

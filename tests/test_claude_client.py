@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from simulated_http import MODEL, TOOL, against, ask, until
 
 from kode_lab.claude import Claude, Fault, Profile
+from kode_lab.claude.client import _body_of
 from kode_lab.errors import (
     CallerError,
     InvalidScenario,
@@ -73,6 +75,23 @@ def test_read_only_tools_and_tuples_can_be_sent():
         return await claude(request._replace(messages=tuple(request.messages)))
 
     assert against(scenario).stop_reason == "tool_use"
+
+
+def test_marks_of_the_prompt_cache_leave_the_prefix_and_the_caller_s_messages_as_they_are():
+    request = ask()._replace(system="be brief", cache=True, tools=[TOOL])
+    longer = request._replace(
+        messages=[*request.messages, assistant("hi"), *ask("and now?").messages]
+    )
+    before = json.dumps(longer.messages)
+    first, second = (json.loads(_body_of(one, is_stream=False)) for one in (request, longer))
+    mark = {"type": "ephemeral"}
+    assert first["system"] == second["system"]
+    assert first["system"][0]["cache_control"] == mark
+    assert first["messages"][-1]["content"][-1].pop("cache_control") == mark
+    assert second["messages"][-1]["content"][-1].pop("cache_control") == mark
+    assert first["messages"] == second["messages"][:1]
+    assert json.dumps(longer.messages) == before
+    assert "cache_control" not in _body_of(request._replace(cache=False), is_stream=False).decode()
 
 
 def test_text_that_is_not_unicode_is_refused_before_it_is_sent():

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from simulated_http import against, ask, failing
 
 from kode_lab.claude import Attempt, Claude, Fault, SimulatedClaude
+from kode_lab.claude.failure import RETRY_AFTER_LIMIT_S, retry_after_s
 from kode_lab.errors import (
     ModelGarbage,
     ModelRefused,
@@ -125,7 +128,8 @@ def test_every_attempt_of_a_retried_call_is_told():
     assert requests == statistics.attempts == len(attempts) == 3
     assert statistics.calls == 1
     assert [attempt.number for attempt in attempts] == [0, 1, 2]
-    assert [attempt.pause_s for attempt in attempts] == [0.0, 0.0, None]
+    assert attempts[-1].pause_s is None
+    assert all(0.1 <= attempt.pause_s <= 0.1 + 0.5 * 2**attempt.number for attempt in attempts[:2])
     assert ["529" in attempt.error for attempt in attempts] == [True, True, False]
     assert attempts[-1].error == ""
 
@@ -139,7 +143,7 @@ def test_a_retry_ends_at_its_limit_with_the_last_error():
 
     fault = Fault("status", times=None, retry_after_s=0.0)
     against(scenario, server={"faults": [fault]}, retries=2, on_attempt=attempts.append)
-    assert [attempt.pause_s for attempt in attempts] == [0.0, 0.0, None]
+    assert [attempt.pause_s is None for attempt in attempts] == [False, False, True]
 
 
 def test_a_wrong_request_is_not_repeated():
@@ -175,3 +179,75 @@ def test_a_stream_that_breaks_before_its_first_word_is_repeated():
 
     server = {"faults": [Fault("error_event", status=529, after_events=1, retry_after_s=0.0)]}
     assert against(scenario, server=server, retries=1) == 2
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry-after": "7"}, 7.0),
+        ({"retry-after": "7.5"}, 7.5),
+        ({"retry-after": "0"}, 0.0),
+        ({"retry-after-ms": "1500"}, 1.5),
+        ({"retry-after-ms": "1500", "retry-after": "9"}, 1.5),
+        ({"retry-after-ms": "soon", "retry-after": "9"}, 9.0),
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0.0),
+        ({"retry-after": "Fri, 31 Dec 9999 23:59:59 GMT"}, RETRY_AFTER_LIMIT_S),
+        ({"retry-after": "1e300"}, RETRY_AFTER_LIMIT_S),
+        ({"retry-after": "inf"}, None),
+        ({"retry-after": "-inf"}, None),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": "-1"}, None),
+        ({"retry-after": ""}, None),
+        ({"retry-after": "tomorrow"}, None),
+        ({"retry-after": "Wed, 99 Oct 99999999999999 07:28:00 GMT"}, None),
+        ({}, None),
+    ],
+)
+def test_every_form_of_retry_after_is_read_and_what_cannot_be_meant_is_none(headers, seconds):
+    assert retry_after_s(headers) == seconds
+
+
+@given(st.text(max_size=40))
+@settings(deadline=None, max_examples=50)
+def test_whatever_a_service_writes_the_wait_is_finite_or_none(value):
+    for name in ("retry-after", "retry-after-ms"):
+        found = retry_after_s({name: value})
+        assert found is None or 0 <= found <= RETRY_AFTER_LIMIT_S
+
+
+@given(
+    number=st.integers(0, 10),
+    asked_s=st.none() | st.floats(0, RETRY_AFTER_LIMIT_S),
+    left_s=st.floats(-10, 1e6),
+    seed=st.integers(0, 5),
+)
+@settings(deadline=None, max_examples=100)
+def test_a_pause_is_above_what_was_asked_and_inside_what_is_left(number, asked_s, left_s, seed):
+    pause_s = Claude("http://127.0.0.1:1", seed=seed)._pause_s(number, asked_s, left_s)
+    least_s = max(0.1, asked_s or 0.0)
+    if pause_s is None:
+        assert least_s >= left_s
+    else:
+        assert least_s <= pause_s < left_s
+        assert pause_s <= least_s + 8.0
+
+
+def test_sessions_that_were_refused_together_do_not_come_back_together():
+    pauses = [Claude("http://127.0.0.1:1")._pause_s(0, 1.0, 300.0) for _ in range(40)]
+    assert max(pauses) - min(pauses) > 0.5
+    assert min(pauses) >= 1.0
+
+
+@pytest.mark.parametrize("form", ["seconds", "milliseconds", "date", "both"])
+def test_a_wait_that_does_not_fit_into_the_turn_fails_at_once_and_is_passed_on(form):
+    attempts: list[Attempt] = []
+
+    async def scenario(claude, _):
+        with pytest.raises(ModelUnavailable, match=r"it asks to wait .* s, and .* s are left") as e:
+            await claude(ask(time_left_s=30.0))
+        return e.value
+
+    fault = Fault("status", status=429, times=None, retry_after_s=600.0, retry_form=form)
+    error = against(scenario, server={"faults": [fault]}, retries=5, on_attempt=attempts.append)
+    assert 590 < error.retry_after_s <= 600
+    assert [attempt.pause_s for attempt in attempts] == [None]

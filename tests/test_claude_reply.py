@@ -150,14 +150,69 @@ def test_an_event_out_of_order_or_without_its_fields_is_garbage(event):
         assembled([event])
 
 
-def test_tool_input_that_is_not_json_is_garbage():
+def streamed_call(pieces, stop_reason):
     call = {"type": "tool_use", "id": "a", "name": "b", "input": {}}
-    delta = {"type": "input_json_delta", "partial_json": '{"half":'}
-    with pytest.raises(ModelGarbage, match="not JSON"):
-        assembled(
-            [
-                {"type": "content_block_start", "index": 0, "content_block": call},
-                {"type": "content_block_delta", "index": 0, "delta": delta},
-                {"type": "content_block_stop", "index": 0},
-            ]
-        )
+    events = [
+        {"type": "message_start", "message": message([], stop_reason=None)},
+        {"type": "content_block_start", "index": 0, "content_block": call},
+    ]
+    for piece in pieces:
+        delta = {"type": "input_json_delta", "partial_json": piece}
+        events.append({"type": "content_block_delta", "index": 0, "delta": delta})
+    events += [
+        {"type": "content_block_stop", "index": 0},
+        {"type": "message_delta", "delta": {"stop_reason": stop_reason}, "usage": {}},
+        {"type": "message_stop"},
+    ]
+    return assembled(events)[0].reply().content[0]["input"]
+
+
+@pytest.mark.parametrize("stop_reason", ["max_tokens", "model_context_window_exceeded", "refusal"])
+@pytest.mark.parametrize(
+    ("pieces", "found"),
+    [
+        (['{"x": "ha', "lf"], {"x": "half"}),
+        (['{"x": 1, "y": [1, 2'], {"x": 1, "y": [1, 2]}),
+        (['{"x'], {}),
+        (["{"], {}),
+        ([""], {}),
+        ([], {}),
+        (["[1"], {}),
+        (["\x00"], {}),
+        (['{"x": "whole"}'], {"x": "whole"}),
+    ],
+)
+def test_the_input_of_a_call_that_was_cut_off_is_what_arrived(pieces, found, stop_reason):
+    assert streamed_call(pieces, stop_reason) == found
+
+
+def test_a_streamed_input_that_is_not_json_becomes_an_argument_that_no_tool_has():
+    assert streamed_call(['{"half":'], "tool_use") == {"INVALID_JSON": '{"half":'}
+    assert streamed_call(['{"n": 1}', ' {"n"'], "tool_use") == {"INVALID_JSON": '{"n": 1} {"n"'}
+    assert streamed_call([""], "tool_use") == {}
+    with pytest.raises(ModelGarbage, match="needs input"):
+        streamed_call(["[1]"], "tool_use")
+
+
+def test_deltas_of_a_kind_that_is_not_known_grow_the_fields_of_their_names():
+    delta = {"type": "content_block_delta", "index": 0}
+    kind = {"type": "future_delta"}
+    block = {"type": "future_block", "body": None, "parts": ["a"], "about": {"n": 1}}
+    events = [
+        {"type": "message_start", "message": message([], stop_reason=None)},
+        {"type": "content_block_start", "index": 0, "content_block": block},
+        delta | {"delta": kind | {"body": "so ", "parts": ["b"], "about": {"m": 2}}},
+        delta | {"delta": kind | {"body": "far", "new": 7, "parts": None}},
+        {"type": "content_block_stop", "index": 0},
+        {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {}},
+        {"type": "message_stop"},
+    ]
+    assert assembled(events)[0].reply().content == (
+        {
+            "type": "future_block",
+            "body": "so far",
+            "parts": ["a", "b"],
+            "about": {"n": 1, "m": 2},
+            "new": 7,
+        },
+    )

@@ -1,13 +1,18 @@
-"""From an error of the Messages API, or of the way to it, to one of ours: what, whose, what to do.
+"""Translates an error of the Messages API, or of the network, into one of ours.
 
-It decides which errors are worth another try. It must never send anything itself.
+It says what went wrong and what to do, decides which errors are worth another try, and reads when
+the service wants it. It must not send anything itself.
 
 Source: https://docs.claude.com/en/api/errors (statuses, error types, ``request_id``, and that a
-stream that began with 200 may still carry an error).
+stream that began with 200 may still carry an error); RFC 9110, section 10.2.3 (``Retry-After``);
+anthropic's SDK (``retry-after-ms`` before ``retry-after``, ``x-should-retry`` before the status).
 """
 
 from __future__ import annotations
 
+import math
+import time
+from email.utils import mktime_tz, parsedate_tz
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -17,9 +22,11 @@ from kode_lab.errors import ModelRefused, ModelUnavailable, TurnFailed
 if TYPE_CHECKING:
     import anthropic
 
-__all__ = ["failure_of", "streamed_failure_of"]
+__all__ = ["RETRY_AFTER_LIMIT_S", "failure_of", "retry_after_s", "streamed_failure_of"]
 
-# 4xx that say "not now" rather than "wrong": request time-out, conflict, rate limit.
+# A longer wait that a service asks for is cut to this: a day.
+RETRY_AFTER_LIMIT_S = 86_400.0
+# 4xx that mean "not now" rather than "wrong": request time-out, conflict, rate limit.
 _NOT_NOW = frozenset({408, 409, 429})
 # Inside a stream the status is always 200, so the error's type decides.
 _WRONG_TYPES = frozenset(
@@ -44,10 +51,10 @@ _ADVICE = {
 
 
 def failure_of(error: anthropic.APIError, where: str) -> TurnFailed:
-    """Return our error for one that the SDK raised; ``where`` names who was asked."""
+    """Return our error for one that the SDK raised; ``where`` names the service."""
     response = getattr(error, "response", None)
     if response is None:
-        # No answer at all. The cause says why; the SDK's own sentence does not.
+        # There is no answer. The cause has the reason; the SDK's own sentence has not.
         cause = error.__cause__ or error
         return ModelUnavailable(
             f"no answer from {where}: {type(cause).__name__}: {cause}; "
@@ -57,11 +64,13 @@ def failure_of(error: anthropic.APIError, where: str) -> TurnFailed:
     request_id = response.headers.get("request-id", "unknown")
     kind, said = _told(error.body)
     what = f"{where} answered {status} {kind} (request {request_id}): {said or error.message}"
-    if 400 <= status < 500 and status not in _NOT_NOW:
+    should_retry = {"true": True, "false": False}.get(response.headers.get("x-should-retry", ""))
+    if 400 <= status < 500 and status not in _NOT_NOW and not should_retry:
         return ModelRefused(f"{what}; {_ADVICE.get(status, _ADVICE[400])}")
     return ModelUnavailable(
         f"{what}; {_ADVICE.get(status, 'send again later')}",
-        retry_after_s=_retry_after_s(response.headers),
+        retry_after_s=retry_after_s(response.headers),
+        is_retryable=should_retry is not False,
     )
 
 
@@ -79,16 +88,30 @@ def streamed_failure_of(data: str, request_id: str, where: str) -> TurnFailed:
 
 
 def _told(body: Any) -> tuple[str, str]:
-    """What the error body says: its type and its sentence."""
+    """Return the type and the sentence of an error body."""
     error = body.get("error") if isinstance(body, dict) else None
     if not isinstance(error, dict):
         return "error", ""
     return str(error.get("type", "error")), str(error.get("message", ""))
 
 
-def _retry_after_s(headers: Any) -> float | None:
-    try:
-        seconds = float(headers.get("retry-after"))
-    except (TypeError, ValueError):
-        return None
-    return seconds if seconds >= 0 else None
+def retry_after_s(headers: Any) -> float | None:
+    """Return how long the service asks to wait: finite, from 0 to ``RETRY_AFTER_LIMIT_S``.
+
+    None if it does not say, or not in a way that can be read.
+    """
+    for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        value = headers.get(name)
+        if value is None:
+            continue
+        try:
+            seconds = float(value) * unit_s
+        except ValueError:
+            parsed = parsedate_tz(value) if unit_s == 1.0 else None
+            try:
+                seconds = math.nan if parsed is None else max(0.0, mktime_tz(parsed) - time.time())
+            except (OverflowError, ValueError):
+                continue
+        if math.isfinite(seconds) and seconds >= 0:
+            return min(seconds, RETRY_AFTER_LIMIT_S)
+    return None

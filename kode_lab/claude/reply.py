@@ -1,13 +1,13 @@
-"""From what the Messages API sends to a ``Reply``: whole, or put together from stream events.
+"""Makes a ``Reply`` of what the Messages API sends: a whole message, or the events of a stream.
 
-Decisions without input or output: it gets parsed JSON and gives values, or says why it cannot.
-It must never know how the bytes came, nor who asked.
+It takes parsed JSON and returns values, or raises with the reason. A streamed and a whole message
+end in the same reply, block for block, also for kinds of blocks and deltas that are newer than this
+file: a delta's fields are added to the fields of the same name in its block. Unknown events are
+ignored, as the API's versioning rules ask of clients. It must not know how the bytes arrived.
 
-Unknown block types and unknown event types pass through or are ignored, as the API's versioning
-promise asks of clients.
-
-Source: https://docs.claude.com/en/api/messages-streaming (events, deltas, cumulative usage).
-Idea: h11, where everything that decides stays apart from everything that waits.
+Source: https://docs.claude.com/en/api/messages-streaming (events, deltas, cumulative usage) and
+.../agents-and-tools/tool-use/fine-grained-tool-streaming (input that is not valid JSON). The split
+between what decides and what waits is h11's.
 """
 
 from __future__ import annotations
@@ -15,16 +15,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import orjson
+import jiter
 
 from kode_lab.errors import ModelGarbage
-from kode_lab.message import Block, Reply, Usage
+from kode_lab.message import CUT_OFF, Block, Reply, Usage
 
 __all__ = ["Assembly", "reply_of"]
 
-# Where each kind of delta is appended in its block.
-_APPENDED = {"text_delta": "text", "thinking_delta": "thinking", "signature_delta": "signature"}
-# What must hold for a block of a known type to be usable by a turn.
+# What a block of a known type must have so that a turn can use it.
 _FIELDS: dict[str, tuple[tuple[str, type], ...]] = {
     "text": (("text", str),),
     "tool_use": (("id", str), ("name", str), ("input", dict)),
@@ -57,11 +55,11 @@ def reply_of(message: Any) -> Reply:
 
 
 class Assembly:
-    """A message growing from the events of one stream.
+    """A message that grows from the events of one stream.
 
     Attributes:
-        is_complete: whether ``message_stop`` has come; only then is ``reply`` meaningful.
-        has_text: whether any text was handed on, so that a retry would say it twice.
+        is_complete: whether ``message_stop`` has arrived; only then is ``reply`` meaningful.
+        has_text: whether any text was passed on, so that a retry would repeat it.
     """
 
     __slots__ = ("_blocks", "_json", "_message", "_on_text", "has_text", "is_complete")
@@ -75,17 +73,15 @@ class Assembly:
         self.has_text = False
 
     def take(self, event: Any) -> None:
-        """Take one event: parsed data whose ``type`` says what it is; unknown types are ignored.
+        """Add one event, parsed JSON with a ``type``; unknown types are ignored.
 
         Raises:
-            ModelGarbage: the event lacks a field or comes out of its order.
+            ModelGarbage: the event lacks a field or is out of order.
         """
         try:
             self._take(event)
         except (KeyError, TypeError, AttributeError) as error:
             raise ModelGarbage(f"stream event {event!r:.80} cannot be used: {error!r}") from None
-        except orjson.JSONDecodeError as error:
-            raise ModelGarbage(f"a tool's streamed input is not JSON: {error}") from None
 
     def reply(self) -> Reply:
         """Return the reply that the events make.
@@ -93,6 +89,10 @@ class Assembly:
         Raises:
             ModelGarbage: they do not make one.
         """
+        is_cut = self._message.get("stop_reason") in CUT_OFF
+        for index, pieces in self._json.items():
+            self._blocks[index]["input"] = _input_of("".join(pieces), is_cut=is_cut)
+        self._json = {}
         content = [self._blocks[index] for index in sorted(self._blocks)]
         return reply_of(self._message | {"content": content})
 
@@ -102,10 +102,6 @@ class Assembly:
             self._grow(event["index"], event["delta"])
         elif kind == "content_block_start":
             self._blocks[event["index"]] = dict(event["content_block"])
-        elif kind == "content_block_stop":
-            pieces = self._json.pop(event["index"], None)
-            if pieces is not None:
-                self._blocks[event["index"]]["input"] = orjson.loads("".join(pieces) or "{}")
         elif kind == "message_start":
             self._message = dict(event["message"])
         elif kind == "message_delta":
@@ -118,16 +114,48 @@ class Assembly:
     def _grow(self, index: int, delta: dict[str, Any]) -> None:
         kind = delta["type"]
         block = self._blocks[index]
-        field = _APPENDED.get(kind)
-        if field is not None:
-            block[field] = block.get(field, "") + delta[field]
-            if field == "text":
-                self.has_text = True
-                self._on_text(delta[field])
+        if kind == "text_delta":
+            text = delta["text"]
+            block["text"] = block.get("text", "") + text
+            self.has_text = True
+            self._on_text(text)
         elif kind == "input_json_delta":
             self._json.setdefault(index, []).append(delta["partial_json"])
         elif kind == "citations_delta":
             block["citations"] = [*(block.get("citations") or ()), delta["citation"]]
+        else:
+            for name, value in delta.items():
+                if name != "type":
+                    block[name] = _joined(block.get(name), value)
+
+
+def _joined(before: Any, more: Any) -> Any:
+    """Return a block's field after one more delta."""
+    if isinstance(before, str) and isinstance(more, str):
+        return before + more
+    if isinstance(before, list) and isinstance(more, list):
+        return [*before, *more]
+    if isinstance(before, dict) and isinstance(more, dict):
+        return before | more
+    return before if more is None else more
+
+
+def _input_of(text: str, *, is_cut: bool) -> Any:
+    """Return the input of a tool call that was streamed as text.
+
+    Of a reply that was cut off it is what arrived, as in a whole message. Other text that is not
+    JSON becomes an argument that no tool has, so that the tool does not run and the model is told.
+    """
+    try:
+        return jiter.from_json(text.encode() or b"{}")
+    except ValueError:
+        if not is_cut:
+            return {"INVALID_JSON": text}
+    try:
+        found = jiter.from_json(text.encode(), partial_mode="trailing-strings")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _check(index: int, block: Any) -> None:
