@@ -22,7 +22,17 @@ from kode_lab.check.selftest import is_explained
 
 HOME = Path(kode_lab.check.__file__).parent
 # What the verdict depends on, each after those that it imports.
-MODULES = ("verdict", "evidence", "search", "rules", "shared_rules", "columns", "screen", "judge")
+MODULES = (
+    "verdict",
+    "evidence",
+    "search",
+    "rules",
+    "shared_rules",
+    "lines",
+    "columns",
+    "screen",
+    "judge",
+)
 NAME = "mutant_check"
 # Of the mutants of a module, the share that must be killed. Those that live change a limit, an
 # order of equal things, a message, or what is only faster.

@@ -9,6 +9,7 @@ from kode_lab.check import ANOMALIES, GUARANTEES, check, sentences
 from kode_lab.check.ascii_history import draw, drawn
 from kode_lab.check.evidence import WITNESS_OVERTAKERS
 from kode_lab.check.render import reads_html, reads_text
+from kode_lab.check.rules import RULES
 from kode_lab.check.verdict import worst
 from kode_lab.errors import InvalidRecord, InvalidScenario
 from kode_lab.key import SessionKey
@@ -191,26 +192,34 @@ def test_a_guarantee_or_an_engine_that_does_not_exist_is_refused_with_those_that
         check(FINE, overtaking_limit=-1)
 
 
-def test_a_rule_that_throws_leaves_its_guarantee_unknown_and_never_hides_what_others_found():
-    # A digest that is no number breaks comparing, not by design but as a bug would.
+def test_a_rule_that_throws_leaves_its_guarantee_unknown_and_never_hides_what_others_found(
+    monkeypatch,
+):
+    def broken(_case, _crashes):
+        raise ZeroDivisionError
+
+    monkeypatch.setitem(RULES, "ordered", broken)
+    verdict = check(FINE)
+    assert (verdict.status, verdict.exit_status) == ("unknown", 2)
+    assert "the rule failed: ZeroDivisionError" in verdict.reason
+    refused = drawn("ada:1  |--r--x")
+    shown = FINE[-1]._replace(markers=(*FINE[-1].markers, "r"))
+    verdict = check([*FINE[:-1], *refused, shown])
+    assert verdict.status == "invalid"
+    assert verdict.counts == {"aborted read": 1}
+
+
+def test_evidence_that_cannot_be_laid_out_is_unknown_and_never_a_crash():
     class Bug:
         def __eq__(self, other):
             raise ZeroDivisionError
 
         __hash__ = None
 
-    def broken(history):
-        last = history[1]
-        return [*history[:1], last._replace(read=last.read._replace(digest=Bug())), *history[2:]]
-
-    verdict = check(broken(FINE))
-    assert (verdict.status, verdict.exit_status) == ("unknown", 2)
-    assert "the rule failed: ZeroDivisionError" in verdict.reason
-    refused = drawn("ada:1  |--r--x")
-    shown = FINE[-1]._replace(markers=(*FINE[-1].markers, "r"))
-    verdict = check([*broken(FINE)[:-1], *refused, shown])
-    assert verdict.status == "invalid"
-    assert verdict.counts == {"aborted read": 1}
+    broken = FINE[1]._replace(read=FINE[1].read._replace(digest=Bug()))
+    verdict = check([FINE[0], broken, *FINE[2:]])
+    assert verdict.status == "unknown"
+    assert "ZeroDivisionError" in verdict.reason
 
 
 def test_the_same_marker_for_two_turns_is_no_evidence():

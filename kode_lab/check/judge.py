@@ -41,7 +41,7 @@ from kode_lab.check.shared_rules import (
     tools,
     within_turn,
 )
-from kode_lab.check.verdict import ANOMALIES, Anomaly, Evidence, Verdict, conclude
+from kode_lab.check.verdict import ANOMALIES, SAFETY, Anomaly, Evidence, Verdict, conclude
 from kode_lab.errors import InvalidRecord, InvalidScenario
 from kode_lab.history.digest import digest_of
 from kode_lab.history.operation import (
@@ -440,7 +440,6 @@ class Hearing:
         for key, session in by_session.items():
             if session[0].process == NEMESIS:
                 continue
-            case = _case_in(key, by_session)
             sent = {o.marker for o in session if o.f == "turn"}
             if not heard.isdisjoint(sent):
                 marker = min(heard.intersection(sent))
@@ -456,7 +455,15 @@ class Hearing:
                 if operation.f == "turn":
                     is_probe = operation.invoke_ns > quiet
                     self.probes.append(operation) if is_probe else self.asked.add(key)
-            self.evidence = self.evidence.plus(evidence_of(case, session, crashes))
+            try:
+                case = _case_in(key, by_session)
+                self.evidence = self.evidence.plus(evidence_of(case, session, crashes))
+            except InvalidRecord:
+                raise
+            except Exception as error:  # noqa: BLE001 - as a rule that throws
+                one = f"the evidence of {key} cannot be laid out: {error!r:.200}"
+                self.troubles |= dict.fromkeys(SAFETY, one)
+                continue
             self._judge(case, crashes)
 
     def _judge(self, case: Case, crashes: Sequence[float]) -> None:
