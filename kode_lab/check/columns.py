@@ -236,12 +236,14 @@ def _flags(values: Iterable[bool]) -> Flags:
     return np.fromiter(values, np.bool_)
 
 
-def _hashes_or_zero(markers: Sequence[str]) -> Words:
-    """Return the hash of each marker, 0 for an empty one."""
-    told = np.flatnonzero(_flags(map(bool, markers)))
+def _hashes_or_zero(markers: Sequence[Any]) -> Words:
+    """Return the hash of each marker, 0 for an empty or an absent one."""
+    told = [marker for marker in markers if marker]
+    if len(told) == len(markers):
+        return hashes_of(told)
     hashes = np.zeros(len(markers), np.uint64)
-    if len(told):
-        hashes[told] = hashes_of([marker for marker in markers if marker])
+    if told:
+        hashes[_flags(map(bool, markers))] = hashes_of(told)
     return hashes
 
 
@@ -298,10 +300,13 @@ def _columns_of(
     if len(time_ns) and time_ns.min() < 0:
         raise _Refused
     fields = chunk.invokes
+    size = len(fields["process"])
     keys = zip(fields["user_id"], fields["session_id"], fields["agent_id"], strict=True)
-    kinds = _bytes([_KINDS[f or "turn"] for f in fields["f"]])
-    markers = [marker or "" for marker in fields["marker"]]
-    if "" in markers and any(not m and k == TURN for m, k in zip(markers, kinds, strict=True)):
+    kinds = np.zeros(size, np.int8)
+    if fields["f"].count("turn") < size:
+        kinds = _bytes([_KINDS[f or "turn"] for f in fields["f"]])
+    marker = _hashes_or_zero(fields["marker"])
+    if ((marker == 0) & ((kinds == TURN) | (kinds == _EDIT))).any():
         raise _Refused
     return {
         "event": event,
@@ -309,8 +314,8 @@ def _columns_of(
         "time": time_ns,
         "session": _ints(list(map(numbers.__getitem__, keys))).astype(np.int32),
         "kind": np.where(kinds == _EDIT, TURN, kinds),
-        "marker": _hashes_or_zero(markers),
-        "odd_invoke": _flags(chunk.odd_invokes or [False] * len(markers)) | (kinds >= DECLARED),
+        "marker": marker,
+        "odd_invoke": _flags(chunk.odd_invokes or [False] * size) | (kinds >= DECLARED),
         **_done_columns(chunk, configs),
     }
 
@@ -318,41 +323,53 @@ def _columns_of(
 def _done_columns(chunk: Chunk, configs: dict[str, int]) -> dict[str, NDArray[Any]]:
     fields = chunk.dones
     size = len(fields["process"])
-    is_odd = _flags(chunk.odd_dones or [False] * size)
+    absent = {name: column.count(UNSET) == size for name, column in fields.items()}
+    nothing = np.zeros(size, np.bool_)
+    is_odd = _flags(chunk.odd_dones) if chunk.odd_dones else nothing.copy()
     position, digest = np.full(size, -1, np.int64), np.zeros(size, np.uint64)
-    is_loose = np.zeros(size, np.bool_)
+    is_loose, is_timed, is_shared = nothing.copy(), nothing, nothing
     if any(chunk.has_read):
         has_read = _flags(chunk.has_read)
         position[has_read], digest[has_read], is_loose[has_read], odd = _read_columns(chunk.reads)
         is_odd[has_read] |= odd
-    models = fields["model"]
-    is_timed = np.zeros(size, np.bool_)
-    if any(models):
-        is_timed = _flags(bool(model and model.calls) for model in models)
-        is_odd |= _flags(
-            bool(model)
-            and is_telling(model.stop_reason, model.configs or (), model.tool_results or ())
-            for model in models
-        )
-        calls = [call for model in models if model for call in model.calls or ()]
-        if any(not 0 <= start <= end < NEVER_NS for start, end in calls):
+    if not absent["model"]:
+        is_timed, telling = _model_columns(fields["model"])
+        is_odd |= telling
+    if not absent["effects"] or not absent["tools"]:
+        told = [one for effects in fields["effects"] if effects for one in effects]
+        if any(not one.id for one in told):
             raise _Refused
-    shared = [isinstance(one, list) for one in fields["effects"]]
-    if any(shared) and any(not one.id for told in fields["effects"] if told for one in told):
-        raise _Refused
-    lists = _laid_out([one if isinstance(one, list) else None for one in fields["markers"]])
+        is_shared = _flags(isinstance(one, list) for one in fields["effects"])
+        is_shared |= _flags(isinstance(one, list) for one in fields["tools"])
+    config = np.zeros(size, np.int32)
+    if not absent["config"]:
+        config = _ints([configs[c] if c else 0 for c in fields["config"]]).astype(np.int32)
+    lists: dict[str, Any] = {"list_length": np.full(size, -1), "elements": np.zeros(0, np.uint64)}
+    if not absent["markers"]:
+        lists = _laid_out([one if isinstance(one, list) else None for one in fields["markers"]])
     return {
         "position": position,
         "digest": digest,
         "is_loose": is_loose,
         "odd_done": is_odd,
-        "answered": _hashes_or_zero([answered or "" for answered in fields["answered"]]),
-        "config": _ints([configs[c] if c else 0 for c in fields["config"]]).astype(np.int32),
-        "is_shared": _flags(shared) | _flags(isinstance(one, list) for one in fields["tools"]),
+        "answered": _hashes_or_zero(fields["answered"]),
+        "config": config,
+        "is_shared": is_shared,
         "is_timed": is_timed,
         "list_length": lists["list_length"].astype(np.int32),
         "elements": lists["elements"],
     }
+
+
+def _model_columns(models: Sequence[Any]) -> tuple[Flags, Flags]:
+    """Return which completions tell of the model's calls, and which of what the rules must see."""
+    calls = [call for model in models if model for call in model.calls or ()]
+    if any(not 0 <= start <= end < NEVER_NS for start, end in calls):
+        raise _Refused
+    return _flags(bool(model and model.calls) for model in models), _flags(
+        bool(model) and is_telling(model.stop_reason, model.configs or (), model.tool_results or ())
+        for model in models
+    )
 
 
 def _read_columns(reads: dict[str, list[Any]]) -> tuple[Ints, Words, Flags, Flags]:
@@ -363,7 +380,10 @@ def _read_columns(reads: dict[str, list[Any]]) -> tuple[Ints, Words, Flags, Flag
         if reads[name].count(UNSET) < size:
             is_odd |= _flags(map(bool, reads[name]))
             is_odd |= _flags(name == "markers" and isinstance(one, list) for one in reads[name])
-    position = _ints([-1 if one is UNSET or one is None else one for one in reads["position"]])
+    positions = reads["position"]
+    if positions.count(UNSET) or positions.count(None):
+        positions = [-1 if one is UNSET or one is None else one for one in positions]
+    position = _ints(positions)
     if ((position < 0) & ~is_odd).any():
         raise _Refused
     digests = reads["digest"]
@@ -372,12 +392,13 @@ def _read_columns(reads: dict[str, list[Any]]) -> tuple[Ints, Words, Flags, Flag
         is_loose = _flags(not isinstance(one, str) for one in digests)
         digests = [one if isinstance(one, str) else "0" for one in digests]
     digest = _digests(digests)
-    tails = [len(one) if isinstance(one, list) else 0 for one in reads["tail"]]
-    lengths = _ints(tails)
+    tails = reads["tail"]
+    is_listed = not (tails.count(UNSET) or tails.count(None))
+    lengths = _ints(list(map(len, tails if is_listed else [one or () for one in tails])))
     if ((lengths > position) & ~is_odd).any():
         raise _Refused
     for at in np.flatnonzero(lengths == position):
-        value = digest_of(reads["tail"][at] or ())
+        value = digest_of(tails[at] or ())
         if not is_loose[at] and value != digest[at] and not is_odd[at]:
             raise _Refused
         digest[at], is_loose[at] = value, False

@@ -12,8 +12,8 @@ msgspec is used because it decodes into typed fields at a third of what ``json``
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from itertools import chain
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, compress
 from pathlib import Path
 from typing import Any, NamedTuple, Union
 
@@ -126,7 +126,8 @@ class Chunk(NamedTuple):
         dones: for each field of a completion, its values in the completions, in order.
         reads: for each field of a ``read``, its values in those that are not absent.
         has_read: for each completion, whether it has a ``read``.
-        odd_invokes, odd_dones: which of them tell what no column holds.
+        odd_invokes, odd_dones: which of them tell what no column holds; empty if none does.
+        names: how many names the events have, their types included.
     """
 
     kinds: bytes
@@ -138,6 +139,7 @@ class Chunk(NamedTuple):
     has_read: list[bool]
     odd_invokes: list[bool]
     odd_dones: list[bool]
+    names: int = 0
 
 
 def chunks_of(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -181,48 +183,57 @@ def decode(data: bytes, first: int) -> Chunk:
         events = _decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return _carefully(data, first)
-    starts = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n")) + 1
+    text = np.frombuffer(data, np.uint8)
+    starts = np.flatnonzero(text == ord("\n")) + 1
     if len(starts) != len(events):
         return _carefully(data, first)
     chunk = _columns(events)
-    names = len(events)
-    for columns in (chunk.invokes, chunk.dones, chunk.reads):
-        names += sum(len(column) - column.count(UNSET) for column in columns.values())
     nested: list[Any] = [model for model in chunk.dones["model"] if model]
     nested += chain.from_iterable(e for e in chunk.dones["effects"] if e)
-    for one in nested:
-        fields = _fields(one)
-        names += len(fields) - fields.count(UNSET)
+    names = chunk.names + sum(len(f) - f.count(UNSET) for f in map(_fields, nested))
     # Fewer names than colons: one of them is unknown, or stands twice, or a text has such colons.
-    if names != data.count(b'":') or None in chunk.dones["read"]:
+    colons = np.count_nonzero((text[:-1] == ord('"')) & (text[1:] == ord(":")))
+    if names != colons or None in chunk.dones["read"]:
         return _carefully(data, first)
     offsets = np.concatenate(([0], starts[:-1]))
     return chunk._replace(numbers=np.arange(len(events)), offsets=offsets)
 
 
+_INVOKES, _DONES = bytes([1, 0, 0, 0]).ljust(256), bytes([0, 1, 1, 1]).ljust(256)
+
+
 def _columns(events: Sequence[Any]) -> Chunk:
-    invoked = [event for event in events if type(event) is _Invoke]
-    done = [event for event in events if type(event) is not _Invoke]
-    dones = _by_field(_Done, done)
+    kinds = bytes(map(_KINDS.__getitem__, map(type, events)))
+    invokes, invoke_names = _by_field(_Invoke, compress(events, kinds.translate(_INVOKES)))
+    dones, done_names = _by_field(_Done, compress(events, kinds.translate(_DONES)))
     seen = [read for read in dones["read"] if read is not UNSET and read is not None]
+    reads, read_names = _by_field(_Read, seen)
     nothing = np.zeros(0, np.int64)
+    is_all = len(seen) == len(dones["read"])
     return Chunk(
-        bytes([_KINDS[type(event)] for event in events]),
+        kinds,
         nothing,
         nothing,
-        _by_field(_Invoke, invoked),
+        invokes,
         dones,
-        _by_field(_Read, seen),
-        [read is not UNSET and read is not None for read in dones["read"]],
+        reads,
+        [True] * len(seen)
+        if is_all
+        else [one is not UNSET and one is not None for one in dones["read"]],
         [],
         [],
+        len(events) + invoke_names + done_names + read_names,
     )
 
 
-def _by_field(struct: type[msgspec.Struct], values: Sequence[Any]) -> dict[str, list[Any]]:
+def _by_field(
+    struct: type[msgspec.Struct], values: Iterable[Any]
+) -> tuple[dict[str, list[Any]], int]:
+    """Return the values of each field, and how many are not absent."""
     names = struct.__struct_fields__
     flat = list(chain.from_iterable(map(_fields, values)))
-    return {name: flat[at :: len(names)] for at, name in enumerate(names)}
+    columns = {name: flat[at :: len(names)] for at, name in enumerate(names)}
+    return columns, len(flat) - flat.count(UNSET)
 
 
 def _carefully(data: bytes, first: int) -> Chunk:
