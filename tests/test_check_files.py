@@ -346,6 +346,19 @@ def test_the_command_claims_a_limit_of_overtaking(tmp_path, capsys):
     assert (status, "overtaking_limit=-1 is below 0" in err) == (3, True)
 
 
+@pytest.mark.parametrize(("operations", "status"), [(FINE, 0), (WRONG, 1)])
+def test_a_report_is_made_of_a_history_alone_with_its_pictures(
+    tmp_path, capsys, operations, status
+):
+    path = write(tmp_path / "mine.jsonl", operations)
+    assert main(["report", str(path)]) == status
+    page = (tmp_path / "mine.html").read_text()
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "mine.html")
+    assert page.count("<img") >= 1 + status
+    assert "What is guaranteed" in page
+    assert "How to repeat it" not in page
+
+
 def test_the_command_as_a_user_types_it(tmp_path):
     path = write(tmp_path / "history.jsonl", WRONG)
     command = [sys.executable, "-m", "kode_lab", "check", str(path)]

@@ -6,8 +6,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from kode_lab.cli.status import STATUS_OF_VERDICT
-
 __all__ = ["add"]
 
 
@@ -15,7 +13,11 @@ def add(commands: Any) -> None:
     """Add the command ``report``."""
     command = commands.add_parser("report", help="write a run as one HTML page to send to somebody")
     command.add_argument(
-        "run_id", metavar="RUN", nargs="?", default="latest", help="id or directory"
+        "run_id",
+        metavar="RUN_OR_JSONL",
+        nargs="?",
+        default="latest",
+        help="id, directory or a history alone (docs/history-format.md)",
     )
     command.add_argument("--output", type=Path, help="the page (default: report.html in the run)")
     command.add_argument("--results", type=Path, default=Path("results"), help="(default: results)")
@@ -28,5 +30,6 @@ def _report(options: argparse.Namespace) -> int:
 
     run = Run.load(options.run_id, options.results)
     page = report(run)
-    print(f"{page.title}\n{page.save(options.output or run.path / 'report.html')}")
-    return {"valid": 0, "invalid": 1}.get(page.status, STATUS_OF_VERDICT["unknown"])
+    name = f"{run.id}.html" if "history" in run.facts else "report.html"
+    print(f"{page.title}\n{page.save(options.output or run.path / name)}")
+    return {"valid": 0, "invalid": 1}.get(page.status, 2)

@@ -69,6 +69,20 @@ def _parsed(
     return tuple(reader(lines_of(path)))
 
 
+def _not_found(which: str | Path, results: Path) -> str:
+    for half in (Path(which), results / which):
+        if (half / "history.jsonl").is_file():
+            return (
+                f"{half.name} has no run.json: it was never a run, or its making was cut "
+                f"short. Its history can still be judged: kode-lab check {half}"
+            )
+    known = sorted(p.parent.name for p in results.glob("*/run.json"))[-5:]
+    return (
+        f"no run {str(which)!r}: neither a directory with a run.json nor an id below "
+        f"{results.name}/ (the newest there: {', '.join(known) or 'none'})"
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """One recorded run; what is large is read when it is asked for.
@@ -85,6 +99,8 @@ class Run:
     def load(cls, which: str | Path = "latest", results: Path | str | None = None) -> Run:
         """Return the run in directory ``which``, or the one of that id below ``results``.
 
+        A history alone (a file of JSON Lines) is a run of which nothing else is known.
+
         Args:
             results: the directory of all runs; None is ``results_directory()``.
 
@@ -93,19 +109,12 @@ class Run:
             NewerFormat: a newer kode_lab wrote it.
         """
         results = results_directory() if results is None else Path(results)
+        if Path(which).is_file():
+            facts = {"id": Path(which).stem, "status": "complete", "parameters": {}}
+            return cls(Path(which).parent, facts | {"history": Path(which).name})
         path = next((p for p in (Path(which), results / which) if (p / "run.json").is_file()), None)
         if path is None:
-            for half in (Path(which), results / which):
-                if (half / "history.jsonl").is_file():
-                    raise InvalidRecord(
-                        f"{half.name} has no run.json: it was never a run, or its making was cut "
-                        f"short. Its history can still be judged: kode-lab check {half}"
-                    )
-            known = sorted(p.parent.name for p in results.glob("*/run.json"))[-5:]
-            raise InvalidRecord(
-                f"no run {str(which)!r}: neither a directory with a run.json nor an id below "
-                f"{results.name}/ (the newest there: {', '.join(known) or 'none'})"
-            )
+            raise InvalidRecord(_not_found(which, results))
         if path.is_symlink():  # "latest" is another run tomorrow; this one shall stay what it is
             path = path.parent / path.readlink()
         try:
@@ -164,7 +173,7 @@ class Run:
         Raises:
             InvalidRecord: a line cannot be read; names it.
         """
-        return self._read("history.jsonl", read_operations)
+        return self._read(self.facts.get("history", "history.jsonl"), read_operations)
 
     def spans(self) -> tuple[Span, ...]:
         """Return what the system did, in the order in which the steps ended.
@@ -172,7 +181,7 @@ class Run:
         Raises:
             InvalidRecord: a line cannot be read; names it.
         """
-        return self._read("trace.jsonl", read_spans)
+        return () if "history" in self.facts else self._read("trace.jsonl", read_spans)
 
     def verdict(self) -> Verdict:
         """Judge it (again) from its records; needs nothing but the run's directory.
@@ -182,7 +191,7 @@ class Run:
         """
         from kode_lab.check import check_path  # noqa: PLC0415 - a run can be kept without a judge
 
-        return check_path(self.path, self.claimed)
+        return check_path(self.path / self.facts.get("history", ""), self.claimed)
 
     def _read(self, name: str, reader: Callable[[Iterable[str]], Iterable[Any]]) -> tuple[Any, ...]:
         path = self.path / name

@@ -127,7 +127,7 @@ def report(run: Run) -> Report:
         *(_witness_part(verdict) if verdict else ()),
         *_pictures_part(records),
         *_tables_part(records),
-        *_repeat_part(run),
+        *(() if "history" in run.facts else _repeat_part(run)),
     ]
     return Report(title, status, page_of(f"{title[:120]} ({run.id})", parts))
 
