@@ -17,7 +17,7 @@ from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,6 @@ class Columns:
         position: where a turn says that it stands; -1 if it does not say.
         digest: of what it says stands before it.
         is_loose: it tells its position without a digest.
-        answered: the hash of the marker that its reply answers; 0 if it does not say.
         config: the number of its configuration in ``configs``; 0 for none.
         is_odd: it tells something that only the rules understand.
         is_shared: it tells of effects or tools, which are judged over all sessions.
@@ -106,7 +105,6 @@ class Columns:
     position: Ints
     digest: Words
     is_loose: Flags
-    answered: Words
     config: Ints
     configs: list[str]
     is_odd: Flags
@@ -117,6 +115,13 @@ class Columns:
     elements: Words
     faults: list[Operation]
     fetch: Callable[[Ints], list[Operation]]
+
+    def of_rows(self, rows: Ints) -> Columns:
+        """Return the columns of some rows; their lists stay where they are."""
+        if len(rows) == len(self.session):
+            return self
+        taken = {name: getattr(self, name)[rows] for name in _KEPT if name != "elements"}
+        return replace(self, **taken)
 
     def of_sessions(self, wanted: Flags) -> list[Operation]:
         """Return the operations of the sessions whose numbers are marked."""
@@ -180,7 +185,6 @@ def columns_of(operations: Sequence[Operation]) -> Columns | None:
             position=_ints([-1 if r is None else r.position for r in reads]),
             digest=np.array([0 if r is None else r.digest or 0 for r in reads], np.uint64),
             is_loose=_flags([r is not None and r.digest is None for r in reads]),
-            answered=_hashes_or_zero([o.answered for o in rows]),
             config=_ints([configs[o.config] if o.config else 0 for o in rows]),
             configs=["", *configs],
             is_odd=_flags(map(_is_odd, rows)),
@@ -196,6 +200,8 @@ def columns_of(operations: Sequence[Operation]) -> Columns | None:
 
 def _is_odd(operation: Operation) -> bool:
     details, read = operation.details, operation.read
+    if operation.answered not in ("", operation.marker):
+        return True
     if read is not None and (
         read.foreign or read.half or read.after or read.is_suffix or read.markers is not None
         or operation.f != "turn"
@@ -264,9 +270,18 @@ class _Refused(Exception):
     """Raised where the careful reader must say what is wrong, or read the file itself."""
 
 
+class _Column:
+    """A column that grows: in one piece, so that no memory is left in pieces."""
+
+    __slots__ = ("data", "dtype")
+
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        self.data, self.dtype = bytearray(), dtype
+
+
 def read_columns(path: Path) -> Columns | None:
     """Return a file's columns, or None if the careful reader must read it."""
-    rows: dict[str, list[NDArray[Any]]] = defaultdict(list)
+    rows: dict[str, _Column] = {}
     numbers: dict[tuple[Any, ...], int] = defaultdict(count().__next__)
     configs: dict[str, int] = defaultdict(count(1).__next__)
     clocks: set[Any] = set()
@@ -275,15 +290,17 @@ def read_columns(path: Path) -> Columns | None:
         for at, data in chunks_of(path):
             chunk = decode(data, line)
             clocks.update(chunk.invokes["clock"])
-            for name, column in _columns_of(chunk, numbers, configs).items():
-                rows[name].append(column)
-            rows["at"].append(chunk.offsets + at)
-            rows["line"].append((chunk.numbers + line).astype(np.int32))
+            columns = _columns_of(chunk, numbers, configs)
+            columns["at"] = chunk.offsets + at
+            columns["line"] = (chunk.numbers + line).astype(np.int32)
+            for name, column in columns.items():
+                rows.setdefault(name, _Column(column.dtype)).data += column.tobytes()
             line += data.count(b"\n")
         if len(clocks - {UNSET, None}) > 1 or not rows:
             return None
-        joined = {name: np.concatenate(rows.pop(name)) for name in list(rows)}
-        return _paired(path, joined, numbers, ["", *configs])
+        events = {name: np.frombuffer(one.data, one.dtype) for name, one in rows.items()}
+        rows.clear()
+        return _paired(path, events, numbers, ["", *configs])
     except (_Refused, InvalidRecord, InvalidKey, OverflowError, KeyError, TypeError):
         return None
 
@@ -433,10 +450,9 @@ def _paired(
     faults = np.flatnonzero(process == hash(NEMESIS))
     del process
     # Where each event stands among the invokes, or among the completions.
-    rank = np.where(event == 0, np.cumsum(event == 0), np.cumsum(event != 0)) - 1
-    row = rank[invoked]
     is_done = done >= 0
-    own = rank[done[is_done]]
+    row = np.cumsum(event == 0, dtype=np.int32)[invoked] - 1
+    own = np.cumsum(event != 0, dtype=np.int32)[done[is_done]] - 1
 
     def of_invoke(name: str) -> NDArray[Any]:
         column: NDArray[Any] = events.pop(name)[row]
@@ -464,7 +480,10 @@ def _paired(
     length[types != OK] = -1
     keys, session = _sessions(numbers, of_invoke("session"))
     position = of_done("position", -1)
+    marker, answered = of_invoke("marker"), of_done("answered")
     is_odd = of_invoke("odd_invoke") | of_done("odd_done") | ((position >= 0) & (kind != TURN))
+    is_odd |= (answered != 0) & (answered != marker)
+    del answered
     of_file = (at[invoked], of_event(at, -1), line[invoked], of_event(line, -1))
     fetch = _Fetch(path, *of_file, at[faults], line[faults])
     return Columns(
@@ -474,11 +493,10 @@ def _paired(
         type=types,
         invoke=time_ns[invoked],
         complete=of_event(time_ns, NEVER_NS),
-        marker=of_invoke("marker"),
+        marker=marker,
         position=position,
         digest=of_done("digest"),
         is_loose=of_done("is_loose"),
-        answered=of_done("answered"),
         config=of_done("config"),
         configs=configs,
         is_odd=is_odd,
@@ -492,13 +510,15 @@ def _paired(
     )
 
 
-def _matched(event: NDArray[np.int8], process: Ints, time_ns: Ints) -> tuple[Ints, Ints]:
+def _matched(
+    event: NDArray[np.int8], process: Ints, time_ns: Ints
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Return the event that begins each operation, and the one that ends it, or -1.
 
     Raises:
         _Refused: a process invokes twice, completes nothing, or goes back in time.
     """
-    order = np.argsort(process, kind="stable")
+    order = np.argsort(process, kind="stable").astype(np.int32)
     order = order[process[order] != hash(NEMESIS)]
     same = process[order[1:]] == process[order[:-1]]
     is_invoke = event[order] == 0
@@ -508,10 +528,10 @@ def _matched(event: NDArray[np.int8], process: Ints, time_ns: Ints) -> tuple[Int
     ends_one[1:] = follows & ~is_invoke[1:]
     if (follows & is_invoke[1:]).any() or (~is_invoke & ~ends_one).any() or (same & ~later).any():
         raise _Refused
-    ended = np.full(len(event), -1, np.int64)
+    ended = np.full(len(event), -1, np.int32)
     at = np.flatnonzero(ends_one)
     ended[order[at - 1]] = order[at]
-    invoked = np.flatnonzero(event == 0)
+    invoked = np.flatnonzero(event == 0).astype(np.int32)
     return invoked, ended[invoked]
 
 
@@ -565,7 +585,7 @@ def _operations_at(path: Path, at: Ints, line: NDArray[np.int32]) -> Iterator[Op
 
 _KEPT = (
     *("session", "kind", "type", "invoke", "complete", "marker", "position", "digest", "is_loose"),
-    *("answered", "config", "is_odd", "is_shared", "is_timed", "list_start", "list_length"),
+    *("config", "is_odd", "is_shared", "is_timed", "list_start", "list_length"),
     "elements",
 )
 _AT = ("invoke_at", "complete_at", "invoke_line", "complete_line", "fault_at", "fault_line")

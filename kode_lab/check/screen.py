@@ -13,6 +13,7 @@ D(p) = M^(p-1) * (h(0) M^0 + h(1) M^-1 + ... + h(p-1) M^-(p-1)) modulo 2^64.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +35,9 @@ from kode_lab.check.verdict import Evidence
 from kode_lab.history.digest import MULTIPLIER
 
 __all__ = ["screen"]
+
+# So many operations are screened at once; their temporary columns take 40 MB.
+_BLOCK_ROWS = 200_000
 
 
 class _Turns(NamedTuple):
@@ -94,28 +98,57 @@ def screen(
     ``doubted`` sessions are not looked at. None, if the whole history must be heard by the rules:
     a marker of two sessions, an operation that ends before it begins, times too far apart.
     """
-    is_turn = columns.kind == TURN
     suspect = np.zeros(len(columns.keys), np.bool_) if doubted is None else doubted.copy()
     suspect[columns.session[columns.is_odd]] = True
-    answers = (columns.answered != 0) & (columns.answered != columns.marker)
-    suspect[columns.session[answers]] = True
-    # A refused turn may stand in the tail of one that was not acknowledged.
-    has_refused = np.zeros(len(columns.keys), np.bool_)
-    has_refused[columns.session[is_turn & (columns.type == FAIL)]] = True
-    loose_views = is_turn & (columns.type != OK) & (columns.position > 0)
-    suspect[columns.session[loose_views & has_refused[columns.session]]] = True
+    is_turn = columns.kind == TURN
     if not is_turn.any() or (columns.complete < columns.invoke).any():
         return None
-    turns = _turns(columns, is_turn)
-    if len(columns.keys) * turns.width_ns >= NEVER_NS or not _suspect_retries(turns, suspect):
+    if not _suspect_retries(columns, is_turn, suspect):
         return None
+    evidence = Evidence()
+    for rows in _blocks(columns):
+        block = columns.of_rows(rows)
+        if not (block.kind == TURN).any():
+            evidence = evidence.plus(_evidence_without_turns(block, suspect))
+            continue
+        turns = _turns(block, block.kind == TURN)
+        if len(columns.keys) * turns.width_ns >= NEVER_NS:
+            return None
+        evidence = evidence.plus(_screened(block, turns, overtaking_limit, suspect))
+    return evidence, suspect
+
+
+def _screened(
+    columns: Columns, turns: _Turns, overtaking_limit: int | None, suspect: Flags
+) -> Evidence:
+    """Screen some whole sessions: suspect those of them that are in doubt."""
+    suspect[_with_views_beside_refusals(columns)] = True
     lists = _final_lists(columns, turns, suspect)
     _suspect_wrong_claims(turns, lists, suspect)
+    overtaken = 0, 0, 0
     if len(lists.row):
         overtaken = _suspect_wrong_times(turns, lists, overtaking_limit, suspect)
-    else:
-        overtaken = 0, 0, 0
-    return _evidence(columns, turns, overtaken, suspect), suspect
+    return _evidence(columns, turns, overtaken, suspect)
+
+
+def _blocks(columns: Columns) -> Iterator[Ints]:
+    """Return the rows of whole sessions, in blocks: what a block needs is freed before the next."""
+    sizes = np.bincount(columns.session, minlength=len(columns.keys))
+    number = np.cumsum(sizes) // _BLOCK_ROWS
+    if number[-1] == 0:
+        yield np.arange(len(columns.session))
+        return
+    of_row = number[columns.session]
+    for block in np.unique(number).tolist():
+        yield np.flatnonzero(of_row == block)
+
+
+def _with_views_beside_refusals(columns: Columns) -> Ints:
+    """Return the sessions in which a refused turn may stand in what an unanswered one was shown."""
+    is_turn = columns.kind == TURN
+    viewing = is_turn & (columns.type != OK) & (columns.position > 0)
+    refused = columns.session[is_turn & (columns.type == FAIL)]
+    return np.intersect1d(columns.session[viewing], refused)
 
 
 def _turns(columns: Columns, is_turn: Flags) -> _Turns:
@@ -142,7 +175,8 @@ def _final_lists(columns: Columns, turns: _Turns, suspect: Flags) -> _Lists:
     told = np.flatnonzero((columns.kind == READ) & (columns.list_length >= 0))
     told = told[np.argsort(columns.session[told], kind="stable")]  # one maximum serves all sessions
     session, lengths = columns.session[told], columns.list_length[told].astype(np.int64)
-    suspect |= np.bincount(session, minlength=len(suspect)) != 1
+    others = np.bincount(session, minlength=len(suspect)) != 1
+    suspect[columns.session[others[columns.session]]] = True
     asked = np.full(len(suspect), -1, np.int64)
     asked[session] = columns.invoke[told]
     suspect[turns.session[(turns.type == OK) & (turns.complete >= asked[turns.session])]] = True
@@ -161,16 +195,18 @@ def _final_lists(columns: Columns, turns: _Turns, suspect: Flags) -> _Lists:
     )
 
 
-def _suspect_retries(turns: _Turns, suspect: Flags) -> bool:
+def _suspect_retries(columns: Columns, is_turn: Flags, suspect: Flags) -> bool:
     """Suspect the sessions that sent a marker twice; return False if different sessions did."""
-    ordered = np.sort(turns.hashes)
-    if not (ordered[1:] == ordered[:-1]).any():
+    ordered = np.sort(columns.marker[is_turn])
+    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+    if not len(repeated):
         return True
-    order = np.argsort(turns.hashes, kind="stable")
-    repeated = np.flatnonzero(turns.hashes[order[1:]] == turns.hashes[order[:-1]])
-    one, other = turns.session[order[repeated]], turns.session[order[repeated + 1]]
-    suspect[one] = True
-    return bool((one == other).all())
+    rows = np.flatnonzero(is_turn & np.isin(columns.marker, repeated))
+    rows = rows[np.argsort(columns.marker[rows], kind="stable")]
+    same = columns.marker[rows[1:]] == columns.marker[rows[:-1]]
+    session = columns.session[rows]
+    suspect[session] = True
+    return bool((session[1:][same] == session[:-1][same]).all())
 
 
 def _suspect_wrong_claims(turns: _Turns, lists: _Lists, suspect: Flags) -> None:
@@ -302,23 +338,30 @@ def _contended(turns: _Turns, columns: Columns, cleared: Flags) -> int:
     return int(np.count_nonzero(begun > ended))
 
 
+def _evidence_without_turns(columns: Columns, suspect: Flags) -> Evidence:
+    """Suspect the sessions that were only read: the rules count what there is."""
+    suspect[columns.session] = True
+    return Evidence()
+
+
 def _evidence(
     columns: Columns, turns: _Turns, overtaken: tuple[int, int, int], suspect: Flags
 ) -> Evidence:
     cleared = ~suspect
     is_clear = cleared[turns.session]
     counts = np.bincount(turns.type[is_clear], minlength=FAIL + 1).tolist()
+    sessions = len(np.unique(columns.session[cleared[columns.session]]))
     observed = (turns.type == OK) & (turns.position >= 0) & is_clear
     return Evidence(
         operations=int(cleared[columns.session].sum()),
-        sessions=int(cleared.sum()),
+        sessions=sessions,
         turns=int(is_clear.sum()),
         requests=int(is_clear.sum()),
         acknowledged=counts[OK],
         refused=counts[FAIL],
         indeterminate=counts[INFO],
         observed=int(np.count_nonzero(observed)),
-        lists=int(cleared.sum()),
+        lists=sessions,
         concurrent_pairs=overtaken[2],
         contended=_contended(turns, columns, cleared),
         overtaken=overtaken[0],
