@@ -3,6 +3,7 @@
 # make mutants              change the source in 300 places; each change must fail a specification
 # make bench                every figure of speed; NAMES="turn append" for some, ARGS=--save to keep
 # make lint                 ruff and mypy
+# make clients              real clients against the simulated model; downloads them, writes a table
 # make clean                remove what can be made again; runs in results/ stay
 #
 # Each target creates .venv and installs into it first, and again when pyproject.toml has changed.
@@ -41,6 +42,10 @@ lint: .venv/.installed-dev
 	$(IN) -m ruff check
 	$(IN) -m ruff format --check
 	$(IN) -m mypy
+
+# Twenty minutes and 3 GB, in a temporary directory; needs Python, Node 20 and the registries.
+clients: .venv/.installed
+	$(IN) tests/clients/run.py --table results/clients.md $(ARGS)
 
 .venv/.installed: pyproject.toml
 	$(MAKE_VENV)

@@ -52,6 +52,8 @@ _BETA_FIELDS: Mapping[str, tuple[str, ...]] = {
     "output_format": ("structured-outputs-",),
     "thread": ("message-threads-",),
 }
+# The fields that ``_beta_complaints`` looks at.
+_SHAPED = frozenset({*_BETA_FIELDS, "output_config"})
 MESSAGES_LIMIT = 100_000
 _TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,128}")
 _ROLES = ("user", "assistant", "system")
@@ -165,7 +167,8 @@ def _complaints(
     needed = ("model", "messages") if is_count else ("model", "messages", "max_tokens")
     yield from (f"{name}: Field required" for name in needed if name not in body)
     yield from _plain_complaints(body)
-    yield from _beta_complaints(body)
+    if not _SHAPED.isdisjoint(body):
+        yield from _beta_complaints(body)
     yield from _tool_complaints(body.get("tools") or [], body.get("tool_choice"))
     yield from _message_complaints(body["messages"], pairs)
 

@@ -59,6 +59,8 @@ _SILENCE_S = 900.0
 # The reply's id stands in its first lines.
 _ID = re.compile(rb'"id"\s*:\s*"([^"]{1,200})"')
 _ID_WITHIN_BYTES = 8_192
+# Addresses that were parsed before.
+_URLS_LIMIT = 1_000
 _KEPT_LIMIT_BYTES = 8_000_000
 
 
@@ -93,6 +95,7 @@ class RecordingProxy:
         self._origin = f"{parts.scheme}://{parts.netloc}"
         self._prefix = parts.path.rstrip("/")
         self._content = content
+        self._urls: dict[tuple[bytes, bytes], Any] = {}
         self._records = Records(reads_limit)
         self._formats = formats(is_strict=False)
         self._server = HttpServer(self._serve, port=port, limits=LIMITS)
@@ -349,9 +352,18 @@ class RecordingProxy:
             file.write(orjson.dumps(line) + b"\n")
 
     def _url(self, scope: Scope) -> Any:
+        target = scope["raw_path"], scope["query_string"]
+        url = self._urls.get(target)
+        if url is None:
+            if len(self._urls) >= _URLS_LIMIT:
+                self._urls.clear()
+            url = self._urls[target] = self._upstream_url(*target)
+        return url
+
+    def _upstream_url(self, raw_path: bytes, raw_query: bytes) -> Any:
         import yarl  # noqa: PLC0415 - comes with aiohttp
 
-        path, query = scope["raw_path"].decode("latin-1"), scope["query_string"].decode("latin-1")
+        path, query = raw_path.decode("latin-1"), raw_query.decode("latin-1")
         prefix = self._prefix
         # An upstream is often named with the version that the client's path has, too.
         last = prefix.rpartition("/")[2]

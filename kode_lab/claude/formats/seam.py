@@ -242,9 +242,11 @@ def cut(text: str, limit_tokens: int | None, stops: Sequence[str]) -> tuple[str,
     """
     found = min(((text.find(stop), stop) for stop in stops if stop in text), default=None)
     before = text if found is None else text[: found[0]]
-    pieces = pieces_of(before)
-    if limit_tokens is not None and len(pieces) > limit_tokens:
-        return "".join(pieces[:limit_tokens]), "max_tokens", None
+    # A piece has a character at least, so a short text needs no counting.
+    if limit_tokens is not None and len(before) > limit_tokens:
+        pieces = pieces_of(before)
+        if len(pieces) > limit_tokens:
+            return "".join(pieces[:limit_tokens]), "max_tokens", None
     if found is not None:
         return before, "stop_sequence", found[1]
     return text, "end_turn", None

@@ -53,7 +53,9 @@ def positions(*markers):
 def arm(**fault):
     """Arm a fault of the simulated model."""
     request = urllib.request.Request(
-        f"{URL}/lab/faults", json.dumps(fault).encode(), {"content-type": "application/json"}
+        f"{os.environ.get('FAULTS_URL', URL)}/lab/faults",
+        json.dumps(fault).encode(),
+        {"content-type": "application/json"},
     )
     urllib.request.urlopen(request, timeout=10).close()
 
