@@ -37,6 +37,19 @@ def test_a_request_can_begin_later_and_with_a_summary():
     assert [shown[at] for at in range(3)] == [user("summary"), *said(4)[2:]]
 
 
+def test_a_window_over_messages_that_others_wrote_shows_them_together_or_not_at_all():
+    foreign = [user("a"), user("b"), assistant("c"), user("d")]  # as two turns in requests
+    conversation = Conversation(foreign)
+    conversation.extend([orjson.dumps(user("q")), orjson.dumps(assistant("r"))])
+    shown = conversation.shown()
+    assert [m["role"] for m in shown] == ["user", "assistant"] * 3
+    assert list(conversation.shown(start=1)) == list(shown)
+    assert list(conversation.shown(start=4)) == [user("q"), assistant("r")]
+    assert [conversation.position(at, 4) for at in range(6)] == [None] * 4 + [0, 1]
+    assert shown[conversation.position(5)] == assistant("r")
+    assert [Conversation(said(4)).position(at, 2) for at in range(4)] == [None, None, 0, 1]
+
+
 def test_what_a_model_changes_is_in_its_own_request_only():
     conversation = Conversation(said(4))
     shown, other = conversation.shown(), conversation.shown()

@@ -57,13 +57,14 @@ class Conversation:
         size_bytes: the memory that they take.
     """
 
-    __slots__ = ("_lines", "_shown", "size_bytes")
+    __slots__ = ("_adopted", "_lines", "_shown", "size_bytes")
 
     def __init__(self, messages: Sequence[Message] = ()) -> None:
         self._lines: list[bytes] = []
         self.size_bytes = 0
         # What requests show; another list only where others wrote messages that cannot be shown.
         self._shown = self._lines
+        self._adopted = len(messages)
         self.extend(map(encode, messages))
         if (form := request_form(messages)) is not None:
             self._shown = []
@@ -97,7 +98,23 @@ class Conversation:
         self, tail: Sequence[bytes] = (), *, head: Sequence[bytes] = (), start: int = 0
     ) -> Shown:
         """Return what a request shows: ``head``, the messages from ``start`` on, and ``tail``."""
-        return Shown(head, self._shown, start, len(self._shown), tail)
+        return Shown(head, self._shown, self._begin(start), len(self._shown), tail)
+
+    def position(self, at: int, start: int = 0) -> int | None:
+        """Return where message ``at`` is in a request that begins at ``start``.
+
+        None if it is not in it, or not as it is in the record.
+        """
+        if at < start or (self._shown is not self._lines and at < self._adopted):
+            return None
+        return at + len(self._shown) - len(self._lines) - self._begin(start)
+
+    def _begin(self, start: int) -> int:
+        """Return where a request begins that shows the record from ``start`` on."""
+        if self._shown is self._lines:
+            return start
+        # Messages that others wrote may be joined or split in requests: they are shown together.
+        return 0 if start < self._adopted else start + len(self._shown) - len(self._lines)
 
 
 class Shown(MutableSequence[Message]):

@@ -24,7 +24,7 @@ from kode_lab.sessions.store import Lease, Stored
 __all__ = ["Agent", "Residents"]
 
 # The agent itself, its containers while they are empty, and its place among the residents.
-_AGENT_BYTES = 620
+_AGENT_BYTES = 700
 
 
 class Agent:

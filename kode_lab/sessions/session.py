@@ -233,11 +233,12 @@ class Session:
         if agent.thinking or turn.thinking:
             # Thinking is signed by its model, and another model's service refuses it.
             foreign = [
-                at - start
+                place
                 for by, turns in agent.thinking.items()
                 if by != model
                 for finished in turns
-                for at in range(max(finished.first, start), finished.last + 1)
+                for at in range(finished.first, finished.last + 1)
+                if (place := agent.conversation.position(at, start)) is not None
             ]
             first = len(messages) - len(turn.messages)
             foreign += [first + at for at, by in turn.thinking.items() if by != model]
