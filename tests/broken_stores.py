@@ -2,14 +2,24 @@
 
 import asyncio
 import contextlib
+import os
+import re
 from collections import deque
+from functools import partial
+from types import SimpleNamespace
 
-from kode_lab.errors import StaleLease, StoreUnwritable, WaitingRoomFull
+from kode_lab.errors import (
+    SessionDamaged,
+    StaleLease,
+    StoreUnreachable,
+    StoreUnwritable,
+    WaitingRoomFull,
+)
 from kode_lab.key import SessionKey
 from kode_lab.sessions import JsonStore
 from kode_lab.sessions.lock import KeyedLock
 from kode_lab.sessions.open_turn import OpenTurn
-from kode_lab.sessions.store import Lease
+from kode_lab.sessions.store import Lease, Stored
 
 PLENTY = 100
 
@@ -79,6 +89,9 @@ class OpenFileLocks:
 
     def try_hold(self, _place):
         return True
+
+    def check(self, place):
+        pass
 
     def release(self, place):
         pass
@@ -387,3 +400,165 @@ class WithoutFence(Around):
             inner = self.leases[lease] = await self.inner.hold(lease.key, queue_limit=0)
             await self.inner.load(inner)
             return await method()(lease, *arguments)
+
+
+# --- names, objects of the caller, late writes, and storage that is set back or moved ----------
+
+
+class CuttingAtCommas(Around):
+    def key(self, key):
+        return SessionKey(*(part.partition(",")[0] or part for part in key))
+
+
+class SearchingWords(Around):
+    """Finds a session by its words, in any order, as a search index does."""
+
+    def key(self, key):
+        return SessionKey(*("+".join(sorted(re.split(r"[-, _.]+", part))) or "-" for part in key))
+
+
+class KeepingObjects(Around):
+    """Keeps the objects that it was handed, and hands them out."""
+
+    def __init__(self, root):
+        super().__init__(root)
+        self.kept = {}
+
+    async def append(self, lease, turn, entries):
+        self.kept[lease.key] = turn.messages
+        return await super().append(lease, turn, entries)
+
+    async def load(self, lease):
+        found = await super().load(lease)
+        return found._replace(messages=list(self.kept.get(lease.key, found.messages)))
+
+
+class WritingAfterAll(Around):
+    """What is given up is written when the handle is closed."""
+
+    def __init__(self, root):
+        super().__init__(root)
+        self.late = []
+
+    async def append(self, lease, turn, entries):
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            self.late.append((lease.key, turn, entries))
+            raise
+        return await super().append(lease, turn, entries)
+
+    async def aclose(self):
+        for key, turn, entries in self.late[:1]:
+            lease = await self.hold(key, queue_limit=PLENTY)
+            await self.load(lease)
+            await super().append(lease, turn, entries)
+            self.release(lease)
+        await super().aclose()
+
+
+class Numbering:
+    """Rows under numbers that a handle counts itself, in a storage that other handles share."""
+
+    storages = {}  # noqa: RUF012 - shared is what it is for
+
+    def __init__(self, root):
+        self.rows = self.storages.setdefault(str(root), {})
+        self.lock, self.fences, self.next = KeyedLock(), {}, {}
+        self.delayed = None
+
+    async def hold(self, key, *, queue_limit):
+        await self.lock.hold(key, queue_limit=queue_limit)
+        self.fences[key] = self.fences.get(key, 0) + 1
+        return Lease(key, self.fences[key])
+
+    def release(self, lease):
+        self.lock.release(lease.key)
+
+    async def load(self, lease):
+        rows = self.rows.get(lease.key, {})
+        self.next[lease.key] = len(rows)
+        if [*rows] != [*range(len(rows))]:
+            raise SessionDamaged(f"{lease.key}: rows {[*rows]}")
+        messages = [message for turn in rows.values() for message in turn.messages]
+        finished, first = {}, 0
+        for turn in rows.values():
+            finished[turn.turn_id] = turn.finished(first)
+            first += len(turn.messages)
+        return Stored(messages, finished, None)
+
+    async def append(self, lease, turn, _entries):
+        number = self.next[lease.key]
+        if self.delayed is not None:
+            self.delayed = lambda: self.write(lease.key, number, turn)
+            raise StoreUnreachable("no answer")
+        self.write(lease.key, number, turn)
+        self.next[lease.key] = number + 1
+        return turn.finished(0)
+
+    async def delete(self, lease):
+        if self.delayed is not None:
+            self.delayed = lambda: self.rows.pop(lease.key, None)
+            raise StoreUnreachable("no answer")
+        self.rows.pop(lease.key, None)
+
+    def write(self, key, number, turn):
+        self.rows.setdefault(key, {})[number] = turn
+
+    async def peek(self, key):
+        return [m for turn in self.rows.get(key, {}).values() for m in turn.messages]
+
+    async def aclose(self):
+        pass
+
+    # What a contract needs to hold a write back, and to set the storage back.
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def behind(cls, root):
+        store, held = cls(root), []
+        yield SimpleNamespace(
+            store=store,
+            hold_back=lambda: setattr(store, "delayed", True),
+            let_pass=lambda: (held.append(store.delayed), setattr(store, "delayed", None)),
+            deliver=partial(cls.deliver, held),
+        )
+
+    @staticmethod
+    async def deliver(held):
+        held[0]()
+
+    @classmethod
+    async def copied(cls, root):
+        rows = cls.storages[str(root)]
+        copy = {key: dict(turns) for key, turns in rows.items()}
+
+        async def put_back():
+            rows.clear()
+            rows.update(copy)
+
+        return put_back
+
+
+class BeginningAnew(Around):
+    """Makes its directory again wherever it is missing."""
+
+    async def hold(self, key, *, queue_limit):
+        if not os.path.exists(self.root):  # noqa: ASYNC240, PTH110 - as such a store would
+            self.inner = JsonStore(self.root)
+        return await super().hold(key, queue_limit=queue_limit)
+
+
+class ForgettingInCopies(Around):
+    """Keeps what it knows of turns outside its directory."""
+
+    known = {}  # noqa: RUF012 - as if in another file
+
+    async def load(self, lease):
+        found = await super().load(lease)
+        return found._replace(finished=dict(self.known.get((str(self.root), lease.key), {})))
+
+    async def append(self, lease, turn, entries):
+        finished = await super().append(lease, turn, entries)
+        self.known.setdefault((str(self.root), lease.key), {})[turn.turn_id] = finished
+        return finished

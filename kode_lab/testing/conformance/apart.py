@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from kode_lab.key import SessionKey
-from kode_lab.testing.conformance.contract import Contract
-from kode_lab.testing.conformance.scene import Scene, demand
+from kode_lab.testing.conformance.scene import Contract, Scene, demand
 
 __all__ = ["APART"]
 
@@ -18,6 +17,41 @@ _ALIKE = (
     (":b", "c"), ("%3ab", "c"), (":", "b:c"), ("A", "a"), ("a", "a"), ("", "nul"), ("", "0"),
     ("", "00"), ("", "null"), ("", "\U0001f600"), ("", _LONG + "1"), ("", _LONG + "2"),
 )  # fmt: skip
+
+
+# Names that stores confuse: an id cut at a comma, a search that folds case or takes words apart,
+# two texts with one MD5. Each is (end of the user id, session id, agent id).
+_MD5 = "TEXTCOLLBYfGiJUETHQ4h{}cKSMd5zYpgqf1YRDhkmxHkhPWptrkoyz28wnI9V0aHeAuaKnak"
+_NAMES = ("a", "A", "a,b", "a,c", "b,a", "a-b", "a-c", "b-a", "a b", "a c", "b a", "a_b", "a.b")
+_CONFUSED = (
+    *((f",{name}", "s", "a") for name in _NAMES),
+    *((f"-{name}", "s", "a") for name in _NAMES),
+    *((f" {name}", "s", "a") for name in _NAMES),
+    *(("", name, "a") for name in _NAMES),
+    *(("", "s", name) for name in _NAMES),
+    *((_MD5.format(letter), "s", "a") for letter in "AE"),
+    *(("", _MD5.format(letter), "a") for letter in "AE"),
+)
+
+
+async def _confused(scene: Scene) -> None:
+    store = await scene.store()
+    keys = [SessionKey.of(f"{scene.name}{u}", agent, session) for u, session, agent in _CONFUSED]
+    for number, key in enumerate(keys):
+        demand(await store.peek(key) == [], f"a session shows another one's messages: {key!r:.80}")
+        await scene.append(store, key, f"t{number}")
+    lease = await scene.hold(store, keys[1])
+    await scene.soon(store.load(lease), "load")
+    await scene.soon(store.delete(lease), "delete")
+    store.release(lease)
+    store = await scene.reopened(store)
+    for number, key in enumerate(keys):
+        wanted = [] if number == 1 else [f"t{number}"]
+        scene.expect((await scene.stored(store, key)).messages, wanted)
+        scene.expect(await store.peek(key), wanted)
+    held = [await scene.hold(store, key, 0) for key in keys[: 3 * len(_NAMES)]]
+    for lease in held:
+        store.release(lease)
 
 
 async def _alike(scene: Scene) -> None:
@@ -52,5 +86,6 @@ async def _agents(scene: Scene) -> None:
 
 APART = (
     Contract("Sessions whose ids look alike hold different locks and messages.", _alike),
+    Contract("Names with commas, hyphens, blanks or another case are not confused.", _confused),
     Contract("Each agent of a session has a conversation of its own.", _agents),
 )

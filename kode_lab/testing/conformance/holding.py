@@ -10,8 +10,7 @@ from functools import partial
 from kode_lab.errors import KodeLabError, StaleLease, WaitingRoomFull
 from kode_lab.key import SessionKey
 from kode_lab.sessions.store import Lease, Store
-from kode_lab.testing.conformance.contract import Contract
-from kode_lab.testing.conformance.scene import QUEUE, Scene, Skipped, demand
+from kode_lab.testing.conformance.scene import QUEUE, Contract, Scene, Skipped, demand
 
 __all__ = ["HOLDING"]
 

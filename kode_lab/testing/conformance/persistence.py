@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 from kode_lab.message import ToolResult, Usage, assistant, user
 from kode_lab.sessions.open_turn import Finished, OpenTurn
-from kode_lab.testing.conformance.contract import Contract
-from kode_lab.testing.conformance.scene import TURN_MESSAGES, Scene, demand
+from kode_lab.testing.conformance.scene import TURN_MESSAGES, Contract, Scene, demand
 
-__all__ = ["KEEPING"]
+__all__ = ["PERSISTENCE"]
 
 _BIG_CHARS = 2_000_000
 _MANY = 300
@@ -245,6 +244,40 @@ async def _own_lists(scene: Scene) -> None:
     scene.expect(await store.peek(key), ["t1"])
 
 
+async def _own_objects(scene: Scene) -> None:
+    """Change everything that passed between caller and store, as a client's SDK may do."""
+
+    def change(messages: Any) -> None:
+        for message in messages:
+            for block in message["content"] if isinstance(message["content"], list) else ():
+                block["cache_control"] = {"type": "ephemeral"}
+                block["text" if "text" in block else "name"] = "changed"
+            message["content"] = "changed"
+
+    store = await scene.store()
+    other = await scene.perhaps_another(store)
+    key = scene.key()
+    lease = await scene.hold(store, key)
+    await scene.soon(store.load(lease), "load")
+    turn, entries = scene.turn("t1")
+    begun = _begun("t1")
+    await scene.soon(store.journal(lease, begun, entries[0]), "journal")
+    change(begun.messages)
+    change([cast("Any", entries[0])["reply"]])
+    found = (await scene.soon(store.load(lease), "load")).open
+    demand(_said(found) == _said(_begun("t1")), "a step changed with the caller's object")
+    await scene.soon(store.append(lease, turn, entries[1:]), "append")
+    change(turn.messages)
+    store.release(lease)
+    for one in (store, other, store):
+        stored = await scene.stored(one, key)
+        scene.expect(stored.messages, ["t1"])
+        change(stored.messages)
+        seen = await one.peek(key)
+        scene.expect(seen, ["t1"])
+        change(seen)
+
+
 async def _many(scene: Scene) -> None:
     store = await scene.store()
     keys = [scene.key(f"s{number}") for number in range(_MANY)]
@@ -262,7 +295,7 @@ async def _many(scene: Scene) -> None:
         scene.expect((await scene.stored(other, keys[number])).messages, [f"t{number}"])
 
 
-KEEPING = (
+PERSISTENCE = (
     Contract("What was appended is loaded as it was, by any handle.", _appended),
     Contract("An append that is cancelled anywhere is there whole, or not at all.", _whole),
     Contract("Who peeks sees whole turns only, and none goes away.", _peek_never_half),
@@ -273,5 +306,6 @@ KEEPING = (
     Contract("Any text comes back as it was: NUL, surrogates, quotes, both forms of é.", _any_text),
     Contract("Messages of two megabytes come back as they were.", _big),
     Contract("What load and peek give is the caller's own.", _own_lists),
+    Contract("Messages that a caller changes later do not change what is stored.", _own_objects),
     Contract("Three hundred sessions are held and written at once.", _many),
 )

@@ -1,7 +1,7 @@
-"""What a contract works with: handles on one storage, keys of its own, and turns to write.
+"""A contract, and what it works with: handles on one storage, keys of its own, turns to write.
 
-It owns the handles and the tasks that a contract begins, and ends them whatever comes of it. It
-knows no store.
+It owns the handles and the tasks that a contract begins, and ends them in any case; and the results
+as data, with the text that is made of them. It knows no store.
 """
 
 from __future__ import annotations
@@ -9,16 +9,32 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from kode_lab.key import SessionKey
 from kode_lab.message import Message, ToolResult, Usage, assistant, user
 from kode_lab.sessions.open_turn import Finished, OpenTurn
 from kode_lab.sessions.store import Lease, Store, Stored
 
-__all__ = ["QUEUE", "TURN_MESSAGES", "Broken", "Claims", "MakeStore", "Scene", "Skipped", "demand"]
+__all__ = [
+    "QUEUE",
+    "TURN_MESSAGES",
+    "Broken",
+    "Claims",
+    "ConformanceReport",
+    "Contract",
+    "ContractResult",
+    "HeldFlow",
+    "MakeStore",
+    "Scene",
+    "Skipped",
+    "demand",
+]
 
 MakeStore: TypeAlias = Callable[[], Store | Awaitable[Store]]
 T = TypeVar("T")
@@ -28,6 +44,7 @@ QUEUE = 100
 # Of the turns that ``Scene.turn`` gives: prompt, call, result, reply.
 TURN_MESSAGES = 4
 _LOOK_S = 0.002
+_SIGNS = {"kept": "kept    ", "broken": "BROKEN  ", "skipped": "skipped "}
 # Attempts to cancel: so many ticks of the loop first, then times that grow to some seconds.
 _CANCELS, _TICKS = 60, 24
 _FIRST_S, _GROWTH = 0.0001, 1.33
@@ -41,25 +58,53 @@ class Skipped(Exception):
     """The contract cannot be tried on this store; the message says why."""
 
 
+class HeldFlow(Protocol):
+    """A handle whose way to its storage can be interrupted."""
+
+    @property
+    def store(self) -> Store:
+        """The handle."""
+        ...
+
+    def hold_back(self) -> None:
+        """Hold the next write back, until ``deliver``; its sender gets an error."""
+        ...
+
+    def let_pass(self) -> None:
+        """Let later writes pass, but not the one that is held back."""
+        ...
+
+    async def deliver(self) -> None:
+        """Let what was held back arrive, and wait until the storage has handled it."""
+        ...
+
+
 class Claims(NamedTuple):
     """What a store says of itself, beyond what all must keep.
 
     Attributes:
         is_shared: several handles can be open at once, and so several processes.
-        apart_s: who asks this much earlier comes first, in whichever handle; None: between handles
-            nobody starves, and that is all.
+        apart_s: a caller that asks this much earlier is served first, in whichever handle; None:
+            between handles each caller is served at some time, in no promised order.
         ttl_s: after this time a holder that does not run is overtaken; None: it never is.
-        patience_s: after this time what should come counts as never coming.
+        patience_s: after this time what should happen counts as never happening.
+        delayed: opens a handle whose writes can be held back; None: there is no such way.
+        copied: copies the storage as it is now, and returns a function that puts the copy in its
+            place; None: it cannot be set back.
+        at: opens a handle on a directory that holds everything; None: there is no such directory.
     """
 
     is_shared: bool = True
     apart_s: float | None = None
     ttl_s: float | None = None
     patience_s: float = 10.0
+    delayed: Callable[[], AbstractAsyncContextManager[HeldFlow]] | None = None
+    copied: Callable[[], Awaitable[Callable[[], Awaitable[None]]]] | None = None
+    at: Callable[[Path], Store] | None = None
 
 
 def demand(holds: object, why: str) -> None:
-    """Say that the contract is broken unless this holds."""
+    """Raise ``Broken`` unless this holds."""
     if not holds:
         raise Broken(why)
 
@@ -234,3 +279,72 @@ class Scene:
             f"the conversation should be the turns {list(turn_ids)!r:.200}, so {len(wanted)} "
             f"messages; it has {len(found)}, of the user: {prompts!r:.300}"
         )
+
+
+class ContractResult(NamedTuple):
+    """The result of one contract.
+
+    Attributes:
+        status: ``kept``, ``broken``, or ``skipped`` where the store says that it does not apply.
+        why: how it was broken, or why it was skipped; empty when it was kept.
+    """
+
+    sentence: str
+    status: Literal["kept", "broken", "skipped"]
+    why: str = ""
+
+
+class Contract(NamedTuple):
+    """One promise.
+
+    Attributes:
+        sentence: the promise, true of a store that keeps it.
+    """
+
+    sentence: str
+    trial: Callable[[Scene], Awaitable[None]]
+
+    async def check(self, make_store: MakeStore, claims: Claims | None = None) -> ContractResult:
+        """Try it on the store. An exception where the store should not raise breaks it, too."""
+        scene = Scene(make_store, claims or Claims(), f"conformance-{os.urandom(6).hex()}")
+        try:
+            await self.trial(scene)
+        except Skipped as skipped:
+            return ContractResult(self.sentence, "skipped", str(skipped))
+        except Broken as broken:
+            return ContractResult(self.sentence, "broken", str(broken))
+        except Exception as error:  # noqa: BLE001 - it is the result
+            return ContractResult(
+                self.sentence, "broken", f"it raised {type(error).__name__}: {error}"
+            )
+        finally:
+            await scene.aclose()
+        return ContractResult(self.sentence, "kept")
+
+
+class ConformanceReport(NamedTuple):
+    """The results of all contracts; as text, one line each."""
+
+    outcomes: tuple[ContractResult, ...]
+
+    @property
+    def is_conformant(self) -> bool:
+        """Whether no contract was broken, and at least one was tried."""
+        tried = [outcome.status for outcome in self.outcomes if outcome.status != "skipped"]
+        return bool(tried) and "broken" not in tried
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Return the outcomes as JSON objects."""
+        return [outcome._asdict() for outcome in self.outcomes]
+
+    def __str__(self) -> str:
+        lines = []
+        for outcome in self.outcomes:
+            lines.append(f"{_SIGNS[outcome.status]} {outcome.sentence}")
+            if outcome.why:
+                lines.append(f"          {outcome.why}")
+        counts = [
+            f"{sum(outcome.status == status for outcome in self.outcomes)} {status}"
+            for status in _SIGNS
+        ]
+        return "\n".join([*lines, ", ".join(counts)])
