@@ -1,13 +1,16 @@
-"""docs/api.md names everything that is public, and its examples print what the page says."""
+"""docs/api.md names everything that is public, and examples print what their pages say."""
 
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import kode_lab
 
-PAGE = (Path(__file__).parent.parent / "docs" / "api.md").read_text("utf-8")
+DOCS = Path(__file__).parent.parent / "docs"
+PAGE = (DOCS / "api.md").read_text("utf-8")
 
 
 def test_every_public_name_is_on_the_page():
@@ -15,9 +18,10 @@ def test_every_public_name_is_on_the_page():
     assert set(kode_lab.__all__) - {"__version__"} <= named
 
 
-def test_every_example_prints_what_the_page_says(tmp_path):
+@pytest.mark.parametrize("page", ["api.md", "models-and-tools.md"])
+def test_every_example_prints_what_the_page_says(tmp_path, page):
     pattern = r"(?ms)^```python\n(.*?)^```\n(?:\nIt prints `([^`]*)`)?"
-    parts = re.findall(pattern, PAGE)
+    parts = re.findall(pattern, (DOCS / page).read_text("utf-8"))
     assert all(said for _, said in parts), "say after each example what it prints"
     program = "\n".join(program for program, _ in parts)
     done = subprocess.run(

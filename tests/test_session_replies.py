@@ -17,6 +17,7 @@ from kode_lab.errors import (
     StepLimitReached,
 )
 from kode_lab.key import SessionKey
+from kode_lab.lab.client import Client, OperationList
 from kode_lab.message import Reply, text_of
 from kode_lab.sessions import (
     AgentConfig,
@@ -25,6 +26,7 @@ from kode_lab.sessions import (
     SessionManager,
     Toolbox,
 )
+from kode_lab.targets.ours import ManagerTarget
 
 LONG_S = 30.0
 
@@ -609,3 +611,18 @@ def test_the_model_is_told_how_much_of_the_turn_s_time_is_left(tmp_path):
                 await manager.turn(ADA, "q", deadline_s=7)
 
     run(scenario())
+
+
+def test_a_recorded_history_says_that_a_reply_was_cut_off(tmp_path):
+    marker = "#m0123456789-000001"
+
+    async def scenario(stop_reason):
+        reply = Reply((text(f"The dose is at most 5 {marker}"),), stop_reason)
+        recorded = OperationList()
+        async with manager_of(tmp_path / stop_reason, Scripted(reply)) as manager:
+            client = Client(ManagerTarget(manager), recorded)
+            await client.turn("p", ADA, marker, f"how much? {marker}")
+        return recorded.done[0]
+
+    assert run(scenario("max_tokens")).details.stop_reason == "max_tokens"
+    assert run(scenario("end_turn")).details.stop_reason == ""

@@ -14,7 +14,15 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from kode_lab.errors import CallerError, KodeLabError, Refused, Superseded
-from kode_lab.history.operation import Effect, Operation, Read, digest_of, markers_in
+from kode_lab.history.operation import (
+    NO_DETAILS,
+    Details,
+    Effect,
+    Operation,
+    Read,
+    digest_of,
+    markers_in,
+)
 from kode_lab.key import SessionKey
 from kode_lab.targets.target import History, Outcome, Target, Worldly, outcome_of
 
@@ -49,6 +57,7 @@ class OperationWriter(Protocol):
         answered: str = "",
         config: str = "",
         effects: Iterable[Effect] | None = None,
+        details: Details = NO_DETAILS,
     ) -> None:
         """Note how the process's open request ended."""
         ...
@@ -121,6 +130,7 @@ class Client:
                 error=outcome.error,
                 answered=outcome.answered,
                 config=outcome.config,
+                details=Details(stop_reason=stop) if (stop := outcome.stop_reason) else NO_DETAILS,
             )
         return outcome
 

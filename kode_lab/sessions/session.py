@@ -174,8 +174,10 @@ class Session:
         config, turn = self._config, self._turn
         if turn.steps >= config.step_limit:
             raise StepLimitReached(
-                f"{self._lease.key}: the model still asks for tools after {turn.steps} replies, "
-                f"step_limit={config.step_limit}: raise it, or look at what the tools answer"
+                f"{self._lease.key}: the model still "
+                f"{'pauses its reply' if turn.is_paused else 'asks for tools'} after {turn.steps} "
+                f"replies, step_limit={config.step_limit}: raise it, or look at what the tools "
+                "answer"
             )
         start_ns, lag_s = time.monotonic_ns(), self._lag.total_s
         attributes: dict[str, Any] = {"gen_ai.request.model": config.model}

@@ -63,7 +63,12 @@ class ManagerTarget:
     async def turn(self, key: SessionKey, prompt: str, turn_id: str) -> Answer:
         """Take one turn; the manager's own errors say whether it was refused."""
         reply = await self._manager.turn(key, prompt, turn_id=turn_id, strategy=self._strategy)
-        return Answer("reply", reply.text, config=reply.config_version)
+        return Answer(
+            "reply",
+            reply.text,
+            config=reply.config_version,
+            stop_reason=_unusual(reply.stop_reason),
+        )
 
     async def history(self, key: SessionKey) -> History:
         """Return what the store has."""
@@ -192,8 +197,17 @@ class ServerTarget:
 
 
 def _reply(fields: Any, pieces_ns: Sequence[int] = ()) -> Answer:
-    text, config = fields["text"], fields.get("configVersion", "")
-    return Answer("reply", text, config=config, pieces_ns=tuple(pieces_ns))
+    return Answer(
+        "reply",
+        fields["text"],
+        config=fields.get("configVersion", ""),
+        pieces_ns=tuple(pieces_ns),
+        stop_reason=_unusual(fields.get("stopReason", "")),
+    )
+
+
+def _unusual(stop_reason: str) -> str:
+    return "" if stop_reason == "end_turn" else stop_reason
 
 
 async def _streamed(raw: Any) -> Answer:

@@ -59,6 +59,7 @@ class Answer(NamedTuple):
         is_final: sending the same turn again gives the same answer.
         retry_after_s: how long the service asked to wait, or 0.
         pieces_ns: when the pieces of a streamed reply came (monotonic nanoseconds).
+        stop_reason: why the reply ended, if the service says so and it is not ``end_turn``.
     """
 
     kind: str
@@ -69,6 +70,7 @@ class Answer(NamedTuple):
     is_final: bool = False
     retry_after_s: float = 0.0
     pieces_ns: tuple[int, ...] = ()
+    stop_reason: str = ""
 
 
 class History(NamedTuple):
@@ -189,6 +191,7 @@ class Outcome(NamedTuple):
         retry_after_s: how long the service asked to wait, or 0.
         text: the reply.
         pieces_ns: when the pieces of a streamed reply came (monotonic nanoseconds).
+        stop_reason: why the reply ended, if that was said and it is not ``end_turn``.
     """
 
     type: str
@@ -200,6 +203,7 @@ class Outcome(NamedTuple):
     retry_after_s: float = 0.0
     text: str = ""
     pieces_ns: tuple[int, ...] = ()
+    stop_reason: str = ""
 
 
 def outcome_of(marker: str, answer: Answer, *, needs_quote: bool = True) -> Outcome:
@@ -229,7 +233,16 @@ def outcome_of(marker: str, answer: Answer, *, needs_quote: bool = True) -> Outc
     if answered == marker or not (needs_quote or answered):
         seen = answer.read or (read if answered == marker else None)
         pieces_ns = answer.pieces_ns
-        return Outcome("ok", "", seen, answered, answer.config, text=text, pieces_ns=pieces_ns)
+        return Outcome(
+            "ok",
+            "",
+            seen,
+            answered,
+            answer.config,
+            text=text,
+            pieces_ns=pieces_ns,
+            stop_reason=answer.stop_reason,
+        )
     why = f"the reply answers {answered}" if answered else "the reply does not quote its marker"
     shown = " ".join(text.split())
     if not answered:
