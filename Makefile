@@ -17,7 +17,7 @@ NAMES =
 IN = .venv/bin/python
 PIP = $(IN) -m pip --disable-pip-version-check --quiet install --root-user-action ignore
 
-.PHONY: help reproduce test mutants bench lint clean
+.PHONY: help reproduce test mutants bench lint clients clean
 .NOTPARALLEL:
 
 help:

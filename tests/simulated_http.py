@@ -36,8 +36,10 @@ async def http(simulated, method, path, body=None, headers=None):
     ]
     lines.append(f"content-length: {len(content)}")
     writer.write("\r\n".join([*lines, "", ""]).encode() + content)
-    raw = await reader.read()
-    writer.close()
+    try:
+        raw = await reader.read()
+    finally:
+        writer.close()
     head, _, rest = raw.partition(b"\r\n\r\n")
     first, *fields = head.decode().split("\r\n")
     told = dict(field.split(": ", 1) for field in fields)

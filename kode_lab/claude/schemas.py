@@ -74,9 +74,12 @@ def fits(value: Any, schema: Any, root: Any = None) -> bool:
     types = _types_of(schema)
     if types and not any(_is_a(value, name) for name in types):
         return False
+    root = schema if root is None else root
     for name in ("anyOf", "oneOf"):
-        if schema.get(name) and not any(fits(value, one, root or schema) for one in schema[name]):
+        if schema.get(name) and not any(fits(value, one, root) for one in schema[name]):
             return False
+    if not all(fits(value, one, root) for one in schema.get("allOf") or ()):
+        return False
     if isinstance(value, str):
         low, high = schema.get("minLength", 0), schema.get("maxLength", math.inf)
         pattern = schema.get("pattern")
