@@ -35,6 +35,8 @@ __all__ = ["Connection"]
 EARLY_LIMIT_BYTES = 65_536
 # Parsed in one go; no more requests than fit into it are ever waiting parsed.
 _PIECE_BYTES = 16_384
+# Body bytes that the application has not asked for yet.
+_UNREAD_LIMIT_BYTES = 262_144
 # The size, its line ends and the line end after the data.
 _CHUNK_FRAME_BYTES = 20
 _GARBAGE = "this is not an HTTP/1.1 request as RFC 9112 defines it: correct its syntax"
@@ -56,23 +58,23 @@ class Connection:
         "_headers",
         "_incoming",
         "_is_deaf",
-        "_is_reading_paused",
         "_loop",
         "_parser",
         "_phase",
         "_queue",
-        "_room",
-        "_shared",
         "_stall",
         "_timer",
-        "_transport",
         "_url",
+        "is_reading_paused",
+        "room",
+        "shared",
+        "transport",
     )
 
     def __init__(self, shared: Shared, loop: asyncio.AbstractEventLoop) -> None:
-        self._shared = shared
+        self.shared = shared
         self._loop = loop
-        self._transport: Any = None
+        self.transport: Any = None
         self._parser: Any = None
         self._client: tuple[str, int] | None = None
         # The message that is being parsed.
@@ -86,20 +88,20 @@ class Connection:
         self._queue: deque[HttpExchange] = deque()
         self._early: list[bytes] = []
         self._early_bytes = 0
-        self._is_deaf = self._is_reading_paused = False
+        self._is_deaf = self.is_reading_paused = False
         self._phase = ""
         self._deadline_s = math.inf
         self._timer: asyncio.TimerHandle | None = None
         self._stall: asyncio.TimerHandle | None = None
-        self._room: asyncio.Future[None] | None = None
+        self.room: asyncio.Future[None] | None = None
 
     # ---- what the event loop calls
 
     def connection_made(self, transport: Any) -> None:
         """Begin to serve a client, or refuse it where too many are connected."""
-        self._transport = transport
+        self.transport = transport
         self._parser = httptools.HttpRequestParser(self)
-        shared = self._shared
+        shared = self.shared
         limit = shared.limits.connections_limit
         if len(shared.connections) >= limit:
             self._is_deaf = True
@@ -116,13 +118,17 @@ class Connection:
         """Parse what has come, or keep it while an answer is due."""
         if self._is_deaf:
             return
-        if self._is_answer_due():
+        current = self._current
+        if current is not None and current.is_whole:  # an answer is due
             self._early.append(data)
             self._early_bytes += len(data)
             if self._early_bytes > EARLY_LIMIT_BYTES:
                 self._pause_reading()
             return
-        self._parse(data)
+        if len(data) <= _PIECE_BYTES:
+            self._parse_piece(data)
+        else:
+            self._parse(data)
         self._watch()
 
     def eof_received(self) -> None:
@@ -130,17 +136,17 @@ class Connection:
 
     def pause_writing(self) -> None:
         """Stop the application's ``send``, and give the client time to read."""
-        self._room = self._loop.create_future()
-        self._stall = self._loop.call_later(self._shared.limits.stall_timeout_s, self.abort)
+        self.room = self._loop.create_future()
+        self._stall = self._loop.call_later(self.shared.limits.stall_timeout_s, self.abort)
 
     def resume_writing(self) -> None:
         """Let ``send`` go on."""
         if self._stall is not None:
             self._stall.cancel()
             self._stall = None
-        if self._room is not None:
-            self._room.set_result(None)
-            self._room = None
+        if self.room is not None:
+            self.room.set_result(None)
+            self.room = None
 
     def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002 - asyncio passes it
         """Tell the application, and let go of everything."""
@@ -149,10 +155,11 @@ class Connection:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._shared.connections.discard(self)
+        self.shared.connections.discard(self)
         current, self._current, self._incoming, self._parser = self._current, None, None, None
         if current is not None:
-            current.leave()
+            current.connection = None
+            current.wake()
         self._queue.clear()
         self._early.clear()
 
@@ -160,7 +167,7 @@ class Connection:
 
     def abort(self) -> None:
         """End it at once; what was not sent is lost."""
-        self._transport.abort()
+        self.transport.abort()
 
     def shutdown(self) -> None:
         """End it after the answer that is due, or at once where none is."""
@@ -186,7 +193,7 @@ class Connection:
     def on_headers_complete(self) -> None:
         """Make a request of the head, and answer it when its turn comes."""
         headers, self._headers = self._headers or [], None
-        limits = self._shared.limits
+        limits = self.shared.limits
         length = len(self._url)
         declared_bytes, is_waiting = 0, False
         for name, value in headers:
@@ -210,7 +217,7 @@ class Connection:
             exchange.refusal = self._body_too_large()
         if self._current is None:
             self._current = exchange
-            exchange.begin()
+            self._begin(exchange)
         else:
             self._queue.append(exchange)
 
@@ -222,9 +229,19 @@ class Connection:
         """Pass a piece of the body on."""
         self._body_bytes += len(piece)
         exchange = self._incoming
-        if exchange is not None and exchange.add(piece) > self._shared.limits.body_limit_bytes:
+        if exchange is None:
+            return
+        exchange.body_bytes += len(piece)
+        if not exchange.is_answered and exchange.refusal is None:
+            exchange.body.append(piece)
+            exchange.unread_bytes += len(piece)
+            if exchange.unread_bytes > _UNREAD_LIMIT_BYTES:
+                self._pause_reading()
+            if exchange.waiter is not None:
+                exchange.wake()
+        if exchange.body_bytes > self.shared.limits.body_limit_bytes:
             if exchange.is_answered:
-                if exchange.body_bytes > self._shared.limits.discard_limit_bytes:
+                if exchange.body_bytes > self.shared.limits.discard_limit_bytes:
                     self.abort()
             elif exchange is self._current:
                 exchange.refuse(self._body_too_large())
@@ -234,39 +251,27 @@ class Connection:
     def on_message_complete(self) -> None:
         """The request is whole."""
         exchange, self._incoming = self._incoming, None
-        self._expect("", 0)
+        self._phase, self._deadline_s = "", math.inf
         self._has_completed = True
         self._framing_bytes = self._chunks = 0
         if exchange is not None:
-            exchange.complete()
+            exchange.is_whole = True
+            if exchange.waiter is not None:
+                exchange.wake()
             if exchange is self._current and exchange.is_answered:
                 self._next()
 
     # ---- what an exchange calls
 
-    def write(self, data: bytes) -> None:
-        """Send bytes to the client."""
-        self._transport.write(data)
-
-    @property
-    def room(self) -> asyncio.Future[None] | None:
-        """Done once the client has read enough for more to be sent; None if it has."""
-        return self._room
-
-    @property
-    def shared(self) -> Shared:
-        """What it shares with the other connections."""
-        return self._shared
-
     def body_was_read(self) -> None:
         """Read on from the socket."""
-        if self._is_reading_paused and not self._early:
+        if self.is_reading_paused and not self._early:
             self._resume_reading()
 
     def answered(self) -> None:
         """Go on to the next request, now that the current one is answered."""
         current = self._current
-        if current is None or not current.keep_alive or self._shared.is_ending:
+        if current is None or not current.keep_alive or self.shared.is_ending:
             self.close()
         elif current.is_whole:
             self._next()
@@ -279,8 +284,8 @@ class Connection:
     def close(self) -> None:
         """End it once everything written has gone out; a client that does not read is dropped."""
         self._is_deaf = True
-        self._transport.close()
-        self._expect("closing", self._shared.limits.stall_timeout_s)
+        self.transport.close()
+        self._expect("closing", self.shared.limits.stall_timeout_s)
 
     # ---- inside
 
@@ -309,9 +314,19 @@ class Connection:
             "root_path": "",
             "headers": headers,
             "client": self._client,
-            "server": self._shared.server,
-            "state": self._shared.state.copy(),
+            "server": self.shared.server,
+            "state": self.shared.state.copy(),
         }
+
+    def _begin(self, exchange: HttpExchange) -> None:
+        """Answer a request whose turn has come."""
+        if exchange.refusal is not None:
+            exchange.refuse(exchange.refusal)
+            return
+        shared = self.shared
+        task = self._loop.create_task(exchange.run(shared.app))
+        shared.tasks.add(task)
+        task.add_done_callback(shared.tasks.discard)
 
     def _is_answer_due(self) -> bool:
         """Whether a whole request waits for its answer, so that the next one has to wait."""
@@ -348,7 +363,7 @@ class Connection:
             return  # how much of the piece belongs to the next message is not known
         self._framing_bytes += len(piece) - self._body_bytes
         # A piece more, because the exact length of a head is known, and checked, at its end.
-        limit = self._shared.limits.head_limit_bytes + _PIECE_BYTES
+        limit = self.shared.limits.head_limit_bytes + _PIECE_BYTES
         if self._framing_bytes > limit + _CHUNK_FRAME_BYTES * self._chunks:
             self._fail(self._head_too_large())
 
@@ -376,14 +391,14 @@ class Connection:
             exchange.refusal = refusal
             if exchange is not self._incoming:
                 self._queue.append(exchange)
-            exchange.complete()
+            exchange.is_whole = True
 
     def _next(self) -> None:
         """Begin the next request, if it is here."""
         self._current = None
         if self._queue:
             self._current = self._queue.popleft()
-            self._current.begin()
+            self._begin(self._current)
         if self._early and not self._is_answer_due():
             data = self._early[0] if len(self._early) == 1 else b"".join(self._early)
             self._early.clear()
@@ -396,7 +411,7 @@ class Connection:
         """Set the time-out for what the client owes now."""
         if self._is_deaf:
             return
-        current, limits = self._current, self._shared.limits
+        current, limits = self._current, self.shared.limits
         if current is None:
             if self._headers is not None:
                 self._expect("head", limits.head_timeout_s)
@@ -438,31 +453,27 @@ class Connection:
             self.abort()
 
     def _pause_reading(self) -> None:
-        if not self._is_reading_paused:
-            self._is_reading_paused = True
-            self._transport.pause_reading()
+        if not self.is_reading_paused:
+            self.is_reading_paused = True
+            self.transport.pause_reading()
 
     def _resume_reading(self) -> None:
-        if self._is_reading_paused and not self._transport.is_closing():
-            self._is_reading_paused = False
-            self._transport.resume_reading()
-
-    def too_much_unread(self) -> None:
-        """Stop reading from the socket until the application has read what there is."""
-        self._pause_reading()
+        if self.is_reading_paused and not self.transport.is_closing():
+            self.is_reading_paused = False
+            self.transport.resume_reading()
 
     def _too_late(self, part: str) -> Refusal:
         name = f"{part}_timeout_s"
-        limit_s = getattr(self._shared.limits, name)
+        limit_s = getattr(self.shared.limits, name)
         said = f"the request's {part} did not arrive in time: send it within {name}={limit_s:g}"
         return Refusal(408, "RequestTimeout", said)
 
     def _head_too_large(self) -> Refusal:
-        limit = self._shared.limits.head_limit_bytes
+        limit = self.shared.limits.head_limit_bytes
         said = f"the address, headers and trailers are too long: limit head_limit_bytes={limit}"
         return Refusal(431, "HeadTooLarge", said)
 
     def _body_too_large(self) -> Refusal:
-        limit = self._shared.limits.body_limit_bytes
+        limit = self.shared.limits.body_limit_bytes
         said = f"the body is too long: shorten it to body_limit_bytes={limit}"
         return Refusal(413, "BodyTooLarge", said)

@@ -39,8 +39,6 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _LOG = logging.getLogger("kode_lab.http")
-# Body bytes that the application has not asked for yet.
-_UNREAD_LIMIT_BYTES = 262_144
 _DISCONNECT = {"type": "http.disconnect"}
 _STATUS_LINES = {
     status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode())
@@ -140,8 +138,15 @@ class Shared:
 class HttpExchange:
     """One request and its answer: the ``receive`` and ``send`` of an ASGI call.
 
+    Its connection sets what was received directly, which costs less than a call for each piece.
+
     Attributes:
+        scope: the ASGI scope; None if the request is not HTTP.
+        connection: None once the client has left, or the answer is complete.
         refusal: answers it in place of the application, once its turn comes.
+        body: pieces that the application has not asked for yet, ``unread_bytes`` in all.
+        body_bytes: how much of the body has come.
+        waiter: what ``receive`` waits for.
         is_whole: all of the request was received.
         is_answered: all of the answer was sent.
         keep_alive: the connection may serve another request after it.
@@ -149,70 +154,43 @@ class HttpExchange:
     """
 
     __slots__ = (
-        "_body",
-        "_connection",
         "_head",
         "_is_chunked",
         "_is_read",
         "_is_started",
-        "_scope",
-        "_unread_bytes",
-        "_waiter",
+        "body",
         "body_bytes",
+        "connection",
         "is_answered",
         "is_continue_due",
         "is_whole",
         "keep_alive",
         "refusal",
+        "scope",
+        "unread_bytes",
+        "waiter",
     )
 
     def __init__(self, connection: Connection, scope: Scope | None, *, keep_alive: bool) -> None:
-        self._connection: Connection | None = connection
-        self._scope = scope
+        self.connection: Connection | None = connection
+        self.scope = scope
         self.keep_alive = keep_alive
         self.refusal: Refusal | None = None
         self.is_whole = self.is_answered = self.is_continue_due = False
-        self.body_bytes = self._unread_bytes = 0
-        self._body: list[bytes] = []
+        self.body_bytes = self.unread_bytes = 0
+        self.body: list[bytes] = []
         self._is_read = self._is_started = self._is_chunked = False
         self._head: tuple[int, list[tuple[bytes, bytes]]] | None = None
-        self._waiter: asyncio.Future[None] | None = None
+        self.waiter: asyncio.Future[None] | None = None
 
-    def begin(self) -> None:
-        """Answer it: its turn has come."""
-        assert self._connection is not None
-        if self.refusal is not None:
-            self.refuse(self.refusal)
-            return
-        shared = self._connection.shared
-        task = asyncio.get_running_loop().create_task(self._run(shared.app))
-        shared.tasks.add(task)
-        task.add_done_callback(shared.tasks.discard)
-
-    def add(self, piece: bytes) -> int:
-        """Take a piece of the body; return how many bytes have come in all."""
-        self.body_bytes += len(piece)
-        if not self.is_answered and self.refusal is None:
-            self._body.append(piece)
-            self._unread_bytes += len(piece)
-            if self._unread_bytes > _UNREAD_LIMIT_BYTES and self._connection is not None:
-                self._connection.too_much_unread()
-            self._wake()
-        return self.body_bytes
-
-    def complete(self) -> None:
-        """Note that no more of the request comes."""
-        self.is_whole = True
-        self._wake()
-
-    def leave(self) -> None:
-        """Note that the client is gone."""
-        self._connection = None
-        self._wake()
+    def wake(self) -> None:
+        """Let ``receive`` look again."""
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_result(None)
 
     def refuse(self, refusal: Refusal) -> None:
         """Answer it in place of the application; an answer that has begun is cut off."""
-        connection = self._connection
+        connection = self.connection
         if connection is None or self.is_answered:
             return
         if self._is_started:
@@ -221,39 +199,39 @@ class HttpExchange:
         headers, body = connection.shared.render(refusal)
         headers.append((b"content-length", b"%d" % len(body)))
         data = self._head_bytes(connection, refusal.status, headers)
-        if self._scope is None or self._scope["method"] != "HEAD":
+        if self.scope is None or self.scope["method"] != "HEAD":
             data += body
-        connection.write(data)
+        connection.transport.write(data)
         self._end(connection)
 
     async def receive(self) -> MutableMapping[str, Any]:
         """Return the next part of the body, or that the client has left."""
         while True:
-            if (self._body or self.is_whole) and not (self._is_read or self.is_answered):
-                body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-                self._body.clear()
-                self._unread_bytes = 0
+            if (self.body or self.is_whole) and not (self._is_read or self.is_answered):
+                body = self.body[0] if len(self.body) == 1 else b"".join(self.body)
+                self.body.clear()
+                self.unread_bytes = 0
                 self._is_read = self.is_whole
-                if self._connection is not None:
-                    self._connection.body_was_read()
+                if self.connection is not None and self.connection.is_reading_paused:
+                    self.connection.body_was_read()
                 return {"type": "http.request", "body": body, "more_body": not self.is_whole}
-            if self._connection is None or self.is_answered:
+            if self.connection is None or self.is_answered:
                 return _DISCONNECT
             if self.is_continue_due and not self._is_started:
                 self.is_continue_due = False
-                self._connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            self._waiter = asyncio.get_running_loop().create_future()
+                self.connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.waiter = asyncio.get_running_loop().create_future()
             try:
-                await self._waiter
+                await self.waiter
             finally:
-                self._waiter = None
+                self.waiter = None
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
         """Send a part of the answer; to a client that has left it sends nothing."""
-        connection = self._connection
+        connection = self.connection
         while connection is not None and (room := connection.room) is not None:
             await asyncio.shield(room)
-            connection = self._connection
+            connection = self.connection
         if connection is None or self.is_answered:
             return
         if message["type"] == "http.response.start":
@@ -263,8 +241,8 @@ class HttpExchange:
         pieces = []
         if not self._is_started:
             pieces.append(self._answer_head(connection, len(body) if is_last else None))
-        assert self._scope is not None
-        if self._scope["method"] != "HEAD":
+        assert self.scope is not None
+        if self.scope["method"] != "HEAD":
             if not self._is_chunked:
                 pieces.append(body)
             else:
@@ -272,27 +250,28 @@ class HttpExchange:
                     pieces.append(b"%x\r\n%b\r\n" % (len(body), body))
                 if is_last:
                     pieces.append(b"0\r\n\r\n")
-        connection.write(b"".join(pieces))
+        connection.transport.write(b"".join(pieces))
         if is_last:
             self._end(connection)
 
-    # ---- inside
-
-    async def _run(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
-        assert self._scope is not None
-        scope = self._scope
+    async def run(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+        """Call the application, and see that it has answered."""
+        scope = self.scope
+        assert scope is not None
         try:
             await app(scope, self.receive, self.send)
         except DropConnection:
-            if self._connection is not None:
-                self._connection.close()
+            if self.connection is not None:
+                self.connection.close()
             return
         except Exception:  # noqa: BLE001 - any defect must end in an answer
             _LOG.exception("a defect of the application at %s %s", scope["method"], scope["path"])
-        if not self.is_answered and self._connection is not None:
+        if not self.is_answered and self.connection is not None:
             self.keep_alive = False
             said = "the server made a mistake; its log says which"
             self.refuse(Refusal(500, "InternalError", said))
+
+    # ---- inside
 
     def _answer_head(self, connection: Connection, length: int | None) -> bytes:
         """Return the head of the application's answer; ``length`` is its body's, if known."""
@@ -303,7 +282,7 @@ class HttpExchange:
                 pass
             elif length is not None:
                 headers.append((b"content-length", b"%d" % length))
-            elif self._scope is not None and self._scope["http_version"] == "1.1":
+            elif self.scope is not None and self.scope["http_version"] == "1.1":
                 self._is_chunked = True
                 headers.append((b"transfer-encoding", b"chunked"))
             else:
@@ -326,12 +305,9 @@ class HttpExchange:
 
     def _end(self, connection: Connection) -> None:
         self.is_answered = True
-        self._body.clear()
-        self._wake()
+        self.body.clear()
+        if self.waiter is not None:
+            self.wake()
         connection.answered()
         if self.is_whole:
-            self._connection = None
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+            self.connection = None
