@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from house import ADA, BOB, Clerk, managing, prompts, run, until
 
-from kode_lab.errors import ForeignHost, StoreError, StoreMoved
+from kode_lab.errors import DeadlineExceeded, ForeignHost, StoreError, StoreMoved
 from kode_lab.key import SessionKey
 from kode_lab.sessions import JsonStore
 from kode_lab.sessions.files.disk import PosixDisk
@@ -214,3 +214,44 @@ def test_lock_files_count_among_the_files_that_a_store_may_open(tmp_path):
             assert open_files() - before <= 16
 
     run(scenario())
+
+
+def test_a_deadline_is_kept_also_when_the_process_that_holds_the_session_is_stopped(tmp_path):
+    """A process that is stopped keeps its locks; it is not dead, and may go on at any time."""
+    program = textwrap.dedent(
+        """
+        import asyncio, os, signal, sys
+        from kode_lab.sessions import JsonStore
+        from kode_lab.key import SessionKey
+
+        async def main():
+            store = JsonStore(sys.argv[1])
+            await store.hold(SessionKey.of("ada", "clerk", "s1"), queue_limit=0)
+            print("held", flush=True)
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+        asyncio.run(main())
+        """
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path / "store")], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout.readline() == "held\n"
+
+        async def scenario():
+            async with managing(tmp_path) as manager:
+                with pytest.raises(DeadlineExceeded, match=r"deadline_s=0.1"):
+                    await manager.turn(ADA, "hello", deadline_s=0.1)
+                with pytest.raises(DeadlineExceeded, match=r"wait_s=0.1"):
+                    await manager.delete(ADA, wait_s=0.1)
+                with pytest.raises(DeadlineExceeded, match=r"wait_s=0.1"):
+                    await manager.rewind(ADA, 0, wait_s=0.1)
+                assert (await manager.turn(BOB, "hello")).text == "re: hello"
+                assert manager.statistics().turns == 0
+
+        run(scenario(), patience_s=10)
+    finally:
+        holder.kill()
+        holder.wait(10)
+        holder.stdout.close()

@@ -46,6 +46,7 @@ from kode_lab.errors import (
     SessionBusy,
     SessionDamaged,
     StaleLease,
+    StoreMoved,
     StoreUnwritable,
     Superseded,
     WaitingRoomFull,
@@ -182,10 +183,14 @@ async def overtaken(lab, path):
         async with managing(there, model, world, lab=lab) as manager:
             busy = asyncio.create_task(manager.turn(ADA, prompt))
             await model.asked.wait()
-            for lock in (there / "store" / "+locks").iterdir():
-                lock.unlink()
+            # The overtaker locks other files; then the first are back, and only the fence is left.
+            aside = [
+                lock.replace(there / lock.name) for lock in (there / "store" / "+locks").iterdir()
+            ]
             async with managing(there, lab=lab) as elsewhere:
                 await elsewhere.turn(ADA, "overtaker")
+            for lock in aside:
+                lock.replace(there / "store" / "+locks" / lock.name)
             gate.set()
             with pytest.raises(StaleLease):
                 await busy
@@ -491,7 +496,7 @@ async def rollbacks(lab, path):
         ticket = None
         while ticket is None or not (ticket.session and ticket.session.is_committing):
             await asyncio.sleep(0)
-            ticket = next(iter(manager._lines.get(ADA[:2], ())), None)
+            ticket = next(iter(manager._in_line.get(ADA[:2], ())), None)
         await manager.turn(ADA, "second", strategy="rollback")
         assert (await first).text == "re: first"
     asked = asyncio.Event()
@@ -640,7 +645,7 @@ async def files(lab, path):
     for damaged, content, error in (
         (messages, b"", SessionDamaged),
         (messages, whole[:40], SessionDamaged),
-        (turns, lines.replace(b":1,", b":2,", 1), NewerFormat),
+        (turns, lines.replace(b":1,", b":3,", 1), NewerFormat),
         (turns, lines.replace(b'"0000', b'"x000', 1), SessionDamaged),
     ):
         damaged.write_bytes(content)
@@ -667,12 +672,96 @@ async def files(lab, path):
         gate.set()
         with pytest.raises(SessionDamaged):
             await three
-    (path / "store" / "+store").write_text('{"host":"elsewhere"}')
-    with pytest.raises(ForeignHost):
-        lab.JsonStore(path / "store", move_in_s=0.0)
+
+
+async def moved(lab, path):
+    """Directories that move, lock files that go, and versions that lock in another way."""
+    store = path / "store"
+    model = Clerk()
+    gate = model.gates["slow"] = asyncio.Event()
+    async with managing(path, model, lab=lab) as manager:
+        await manager.turn(ADA, "one")
+        said = json.loads((store / "+store").read_bytes())
+        (store / "+store").write_text(json.dumps(said | {"locks": "other"}))
+        with pytest.raises(ForeignHost):
+            lab.JsonStore(store, move_in_s=0.0)
+        (store / "+store").write_text(json.dumps(said | {"inode": 1}))
+        with pytest.raises(StoreMoved):
+            lab.JsonStore(store, move_in_s=0.0)
+        (store / "+store").write_text(json.dumps(said))
+        slow = asyncio.create_task(manager.turn(ADA, "slow"))
+        await until(lambda: len(model.requests) == 2)
+        store.rename(path / "elsewhere")
+        gate.set()
+        with pytest.raises(StoreMoved):
+            await slow
+        for key in (ADA, BOB):
+            with pytest.raises(StoreMoved):
+                await manager.turn(key, "lost")
+        with pytest.raises(StoreMoved):
+            await manager.history(ADA)
+        assert not store.exists()
+        (path / "elsewhere").rename(store)
+        await manager.turn(ADA, "two")
+        for lock in (store / "+locks").iterdir():
+            lock.unlink()
+        with pytest.raises(StoreMoved):
+            await manager.turn(ADA, "three")
+
+
+async def rewinds(lab, path):
+    """Rewinds and forks, cut off by a kill at any write."""
+    disk = FaultyDisk(path / "disk")
+    store = lab.JsonStore(path / "disk" / "store", disk=disk)
+    images = []
+
+    def hook(call, _path, _change):
+        if call in ("write", "truncate"):
+            images.append(disk.after_kill())
+
+    async with managing(path / "disk", store=store, lab=lab) as manager:
+        for number in range(3):
+            await manager.turn(ADA, f"q{number}", turn_id=f"t{number}")
+        disk.hook = hook
+        await manager.rewind(ADA, "t0", turn_id="back")
+        await manager.fork(ADA, BOB)
+        disk.hook = None
+        with pytest.raises(Superseded):
+            await manager.turn(ADA, "q2", turn_id="t2")
+        await manager.turn(ADA, "on")
+        assert await manager.rewind(ADA, "t0", turn_id="back") == ("t1", "t2")
+        assert prompts(await manager.history(ADA)) == ["q0", "on"]
+    for number, image in enumerate(images):
+        disk.restore(image, path / f"life{number}")
+        async with managing(path / f"life{number}", lab=lab) as manager:
+            assert prompts(await manager.history(ADA)) in (["q0", "q1", "q2"], ["q0"])
+            assert prompts(await manager.history(BOB)) in ([], ["q0"])
+            await manager.rewind(ADA, "t0", turn_id="back")
+            await manager.fork(ADA, BOB)
+            for key in (ADA, BOB):
+                await manager.turn(key, "on", turn_id="on")
+                assert prompts(await manager.history(key)) == ["q0", "on"]
+
+
+async def reached(lab, path):
+    """A model that changes what it is given, and what it gave."""
+    block = {"type": "text", "text": "hi"}
+
+    async def model(request, on_text=None):  # noqa: ARG001 - as a model is called
+        request.messages[-1]["content"][0]["text"] += " changed"
+        request.messages.append({"role": "user", "content": []})
+        return Reply((block,), "end_turn")
+
+    async with managing(path, model, lab=lab) as manager:
+        for number in range(2):
+            await manager.turn(ADA, f"q{number}", turn_id=f"t{number}")
+            block["text"] = "hi"
+        assert (await manager.turn(ADA, "q0", turn_id="t0")).is_replay
+        assert prompts(await manager.history(ADA)) == ["q0", "q1"]
 
 
 CHECKS = (
+    *(moved, rewinds, reached),
     *(order, room, parallel, apart, owner, residents, overtaken, processes, kills, steps),
     *(prompts_of_ids, power, journal, lives, cancels, failures, interrupts, rollbacks, ends, files),
     *(cut_off, deletions, spelled, alike),
@@ -1095,7 +1184,37 @@ MUTANTS = [
             "            if not isinstance(error, TurnFailed) and"
         ),
     ),
-    Mutant("two hosts", files, "files/occupancy", "if host != here:", "if False:"),
+    # directories that move, rewinds, what models can reach
+    Mutant("other locks", moved, "files/file_lock", '!= here["locks"]:', '== "":'),
+    Mutant("new lock files", moved, "files/file_lock", '!= here["inode"]:', '== "":'),
+    Mutant("a lock file is gone", moved, "files/file_lock", "        self.check(place)\n", ""),
+    Mutant("new sessions elsewhere", moved, "files/file_lock", "self._guard()", "pass"),
+    Mutant("a moved history", moved, "files/store", "self._occupancy.check()\n        if", "if"),
+    Mutant("saved elsewhere", moved, "files/store", "self._locks.check(held.place)", "pass"),
+    Mutant(
+        "a rewind that was not cut",
+        rewinds,
+        "files/session_files",
+        "text.cut_from_bytes == self.place.messages_size()",
+        "False",
+    ),
+    Mutant("half a fork is whole", rewinds, "files/format", " or data.startswith(FILLING)", ""),
+    Mutant("rewound ids are new", rewinds, "files/format", "f.turn_id in gone", "False"),
+    Mutant("each rewind is another", rewinds, "manager", "if done is not None:", "if False:"),
+    Mutant(
+        "its reply is the model's",
+        reached,
+        "open_turn",
+        "own: Message = decode(written)",
+        "own = content",
+    ),
+    Mutant(
+        "one request for all",
+        reached,
+        "conversation",
+        "self._own = own",
+        "self._own = own; self._lines.append(b'{}')",
+    ),
 ]
 
 

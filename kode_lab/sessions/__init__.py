@@ -1,14 +1,15 @@
-"""The system: one agent, memory and storage for each session; turns of one session one by one.
+"""The session manager: one agent, memory and storage for each session; its turns one by one.
 
-    manager      who comes when: strategies, deadlines, residents, draining
-    turn         what a holder does: ask, use, ask again, commit
-    session      all that a holder may do
-    open_turn    what a turn has done so far, so that another holder can go on
-    store        the promise: hold, load, journal, append, peek
-    json_store   the promise kept on a directory of JSON files
-    postgres_store   the promise kept in a database, for many processes and machines
+    manager        admission, strategies, deadlines, stop, rewind, fork, agents in memory, shutdown
+    session        all that a turn may do while it holds a session
+    open_turn      what an unfinished turn has done, so that another holder can continue it
+    conversation   the messages in memory, and what a request shows of them
+    adoption       messages that others wrote
+    store          what a store must do: hold, load, journal, append, peek
+    files/         the store on a directory of JSON files
+    postgres/      the store in a database, for many processes and machines
 
-Source of the idea that the right to write is a value: Kleppmann's fencing tokens
+Source: the right to write is a value, as in Kleppmann's fencing tokens
 (https://martin.kleppmann.com/2016/02/08/how-to-do-distributed-locking.html).
 """
 

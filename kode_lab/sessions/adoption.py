@@ -162,7 +162,7 @@ def _blocks(message: Message) -> list[Block]:
 
 
 def _pair_calls(shown: list[Message]) -> None:
-    """Give each tool call its one result, in the next message."""
+    """Make the next message hold exactly one result of each tool call."""
     seen: set[str] = set()
     at = 0
     while at < len(shown):

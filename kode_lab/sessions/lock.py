@@ -1,11 +1,10 @@
 """One lock for each key, first come first served, inside one event loop.
 
-The dictionary holds a key only while somebody holds its lock: an idle key costs nothing. The one
-who releases *hands over* to the oldest waiter, so nobody can slip in between a release and a
-wake-up, and order needs no further argument. It knows nothing of sessions, files or time.
+The dictionary holds a key only while its lock is held: an idle key costs nothing. A release *hands
+over* to the oldest waiter, so no other task can take the lock between a release and a wake-up.
+This module must not know sessions, files or time.
 
-Where the idea comes from: the direct hand-off of trio's and anyio's locks, and their
-``statistics()``.
+Source: the direct hand-off of trio's and anyio's locks, and their ``statistics()``.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ class LockStatistics(NamedTuple):
 
     Attributes:
         held: keys that are held now.
-        waiting: those who wait now, over all keys.
+        waiting: tasks that wait now, over all keys.
         longest_queue: the most that ever waited for one key at once.
         handed_over: how often a release woke a waiter.
     """
@@ -51,14 +50,14 @@ class KeyedLock(Generic[K]):
         self._handed_over = 0
 
     def try_hold(self, key: K) -> bool:
-        """Hold the key if nobody does; say whether it worked."""
+        """Hold the key if it is free; return whether it worked."""
         if key in self._queues:
             return False
         self._queues[key] = None
         return True
 
     async def hold(self, key: K, *, queue_limit: int) -> None:
-        """Hold the key, after everyone who asked before.
+        """Hold the key, after all tasks that asked before.
 
         Raises:
             WaitingRoomFull: ``queue_limit`` already wait for it.
@@ -71,7 +70,7 @@ class KeyedLock(Generic[K]):
         if queue is None:
             queue = queues[key] = deque()
         if len(queue) >= queue_limit:
-            # Those who were cancelled in this moment still stand there, and make room.
+            # Waiters that were cancelled at this moment are still in there, and make room.
             still_there = [turn for turn in queue if not turn.done()]
             queue.clear()
             queue.extend(still_there)
@@ -97,7 +96,7 @@ class KeyedLock(Generic[K]):
         """Hand the key over to the oldest waiter, or forget it.
 
         Raises:
-            RuntimeError: nobody holds it.
+            RuntimeError: it is not held.
         """
         try:
             queue = self._queues[key]
@@ -105,7 +104,7 @@ class KeyedLock(Generic[K]):
             raise RuntimeError(f"{key!r} is not held") from None
         while queue:
             turn = queue.popleft()
-            # A cancelled waiter that did not run yet still stands in the queue.
+            # A cancelled waiter that did not run yet is still in the queue.
             if not turn.done():
                 turn.set_result(None)
                 self._handed_over += 1
@@ -113,7 +112,7 @@ class KeyedLock(Generic[K]):
         del self._queues[key]
 
     def is_held(self, key: K) -> bool:
-        """Whether somebody holds the key."""
+        """Whether the key is held."""
         return key in self._queues
 
     def waiting(self, key: K) -> int:

@@ -616,7 +616,7 @@ def _check_prompt(ticket: Ticket, taken: Message) -> None:
     if taken != user(ticket.prompt):
         raise InvalidPrompt(
             f"{ticket.key}: turnId {ticket.turn_id!r:.60} belongs to another prompt: send that "
-            "prompt again, or give this one an id of its own"
+            "prompt again, or use an id of its own for this one"
         )
 
 

@@ -71,7 +71,7 @@ class OpenTurn:
         results: of the last reply's tool calls, while some of them are still missing.
         calls: the tool calls of the last reply that have no result yet, in order.
         begun: ids of those calls that were started.
-        is_answered: the model has given its final reply.
+        is_answered: the model has sent its final reply.
         is_paused: the model's service paused the last reply; asked again, it continues it.
         thinking: the models that wrote thinking, by the index of the message that holds it.
         facts: what else is to be remembered of the turn, as JSON values.
@@ -163,7 +163,7 @@ class OpenTurn:
             self.begun.clear()
 
     def refuse_calls(self, reason: str) -> list[ToolResult]:
-        """Give each open call an error as its result; one that was begun has an unknown outcome."""
+        """End each open call with an error result; one that was begun has an unknown outcome."""
         refused = [
             ToolResult(call.id, OUTCOME_UNKNOWN if call.id in self.begun else reason, is_error=True)
             for call in self.calls

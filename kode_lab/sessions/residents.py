@@ -1,8 +1,8 @@
 """Agents in memory between their turns: one for each session key, bounded by count, bytes and age.
 
-A resident may be used if and only if nobody else held its session since: its fence is the
-predecessor of the new lease's fence. While a turn uses an agent it is not in here, so it cannot be
-evicted under a turn. Idle ones are evicted as turns end; the store has all that they know.
+A resident may be used if and only if no other lease of its session was issued since: its fence is
+the predecessor of the new lease's fence. While a turn uses an agent it is not in here, so it cannot
+be evicted under a turn. Idle ones are evicted as turns end; the store has all that they know.
 
 Source: measured in the SDK behind the report: a perfect lock with cached agents and no such check
 lost 50 to 87 per cent of the acknowledged turns.

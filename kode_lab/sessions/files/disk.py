@@ -137,11 +137,11 @@ class PosixDisk:
 _WHAT_TO_DO = {
     errno.ENOSPC: "free some space, then send the turn again with the same turnId",
     errno.EDQUOT: "free some of the quota, then send the turn again with the same turnId",
-    errno.EACCES: "give this process the right to write there",
-    errno.EPERM: "give this process the right to write there",
+    errno.EACCES: "allow this process to write there",
+    errno.EPERM: "allow this process to write there",
     errno.EROFS: "the file system is read-only: mount it for writing or choose another directory",
     errno.EMFILE: "raise the limit of open files (ulimit -n), or lower open_sessions_limit",
-    errno.ENOTDIR: "a file stands where a directory is needed: move it away",
+    errno.ENOTDIR: "a file is where a directory is needed: move it away",
 }
 
 

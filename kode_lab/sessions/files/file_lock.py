@@ -251,7 +251,7 @@ class FileLocks:
         """
         fd, at = self._file(place[0]), place[1]
         self.check(place)
-        if not _try_lock(fd, at, _PLACES):  # all in one call, then the places are given back
+        if not _try_lock(fd, at, _PLACES):  # all in one call, then the places are released
             return False
         _unlock(fd, at + 1, _PLACES - 1)
         self._held[place[0]] += 1

@@ -14,7 +14,7 @@ at a time.
 
 Frame: length, CRC-32, generation, sequence (4 + 4 + 4 + 4 bytes), then a JSON line saying
 directory and tails, then the tails' bytes. The first frame that does not fit this chain is the
-end. A frame of length 0 stands at the beginning of an empty journal and keeps its generation, which
+end. A frame of length 0 is at the beginning of an empty journal and keeps its generation, which
 is never used again: else old frames that lie behind new ones of the same sizes would join them.
 
 Source: redo logging and group commit, Gray and Reuter, "Transaction Processing" (1992); do not go
@@ -48,13 +48,13 @@ _BLANK = bytes(64 * 1024)
 # The sessions' own files follow after this, or when this much waits for one of them.
 _CATCH_UP_S = 0.2
 _DELAYED_BYTES = 256 * 1024
-# A disk takes many syncs in the time of one; with 128 busy sessions, one by one, it would stand
-# still for a quarter of a second each time the journal is full.
+# A disk takes many syncs in the time of one; with 128 busy sessions, one by one, it would stop
+# for a quarter of a second each time the journal is full.
 _SYNCS_AT_ONCE = 16
 
 
 class _Waiting:
-    """One frame on its way down, and who waits for it."""
+    """One frame on its way down, and the task that waits for it."""
 
     __slots__ = ("done", "files", "is_down", "payload", "tails")
 
@@ -170,7 +170,7 @@ class PowerJournal:
                 else:  # full
                     self._catch_up()
                     await self._next_generation()
-        except Exception as error:  # noqa: BLE001 - nobody may wait for ever, whatever it was
+        except Exception as error:  # noqa: BLE001 - every waiter must be answered
             self._fail(batch, error)
         finally:
             self._flusher = None
@@ -234,11 +234,11 @@ class PowerJournal:
         return batch
 
     def _fail(self, batch: list[_Waiting], error: Exception) -> None:
-        """After a failed sync nobody knows what is on the disk: stop, and say so to everyone."""
+        """After a failed sync it is unknown what is on the disk: stop, and fail every waiter."""
         reason = error.strerror if isinstance(error, OSError) else repr(error)
         self._failure = (
             f"the journal could not be written ({reason}); nothing since was acknowledged: "
-            "mend the disk, then start again"
+            "repair the disk, then start again"
         )
         for waiting in [*batch, *self._queue]:
             waiting.is_down = True
@@ -277,7 +277,7 @@ def generation_in(data: bytes) -> int:
 
 
 def recover(fd: int, root: Path, disk: Disk) -> int:
-    """Apply the frames of a journal, sync what they touch, empty it; give its generation.
+    """Apply the frames of a journal, sync what they touch, empty it; return its generation.
 
     Raises:
         OSError: the disk failed; the journal is as it was.

@@ -211,7 +211,7 @@ class SessionFiles:
     # ---- reading
 
     def read(self) -> Stored:
-        """Return all that rests of the session, mended where a crash left it half written.
+        """Return all that is stored of the session, repaired where a crash left it half written.
 
         Raises:
             SessionDamaged: something else than a crash changed a file; it was left as it is.
@@ -221,7 +221,7 @@ class SessionFiles:
         size = self.disk.size(fd)
         start = len(self.header)
         text = read_turns(self.key, self.disk.read(fd, size - start, start))
-        if text.is_deleted:  # by somebody who died of it
+        if text.is_deleted:  # by a process that died during it
             self.place.remove_messages()
         is_ours = text.open is not None or text.cut_from_bytes == self.place.messages_size()
         messages = self._read_messages(text.end_bytes, is_open=is_ours)
@@ -274,7 +274,7 @@ class SessionFiles:
             self._cut_messages()
             return cut
         if whole is not None and data.rstrip().endswith(b"]"):
-            # Somebody edited it, or it came from elsewhere: so be it, but it must end as ours do.
+            # It was edited, or came from elsewhere: accepted, but it must end as ours do.
             self.messages_bytes = len(data.rstrip()[:-1].rstrip()) + len(CLOSING) if whole else 0
             if self.messages_bytes != size or not data.endswith(CLOSING):
                 self._cut_messages()
@@ -318,7 +318,7 @@ class SessionFiles:
         return messages, Tail(TURNS, self.done_bytes, done)
 
     def messages_tail(self, turn: OpenTurn) -> Tail:
-        """Return the turn's messages as they stand at the end of ``messages.json``."""
+        """Return the turn's messages as they are written at the end of ``messages.json``."""
         body = b",\n".join(turn.encoded)
         if self.messages_bytes:
             return Tail(MESSAGES, self.messages_bytes - len(CLOSING), b",\n%b%b" % (body, CLOSING))
@@ -436,7 +436,7 @@ class SessionFiles:
                 self.turns_bytes = tail.offset + len(tail.data)
 
     def delay(self, tail: Tail) -> int:
-        """Take one tail that is logged elsewhere; give the bytes that wait for ``flush``."""
+        """Take one tail that is logged elsewhere; return the bytes that wait for ``flush``."""
         delayed = self._delayed.get(tail.name)
         if delayed is None or tail.offset < delayed[0]:
             delayed = self._delayed[tail.name] = (tail.offset, bytearray(tail.data))
@@ -469,7 +469,7 @@ class SessionFiles:
         self._delayed.clear()
 
     def is_touched(self) -> bool:
-        """Whether somebody else changed or replaced ``messages.json`` while a turn ran."""
+        """Whether ``messages.json`` was changed or replaced from outside while a turn ran."""
         return self.place.messages_size() != self.messages_bytes
 
     def took_turn(self, turn: OpenTurn, messages: Tail) -> Finished:

@@ -215,7 +215,7 @@ class JsonStore:
 
         Raises:
             SessionDamaged: something else than a crash changed a file.
-            StaleLease: somebody held the session since.
+            StaleLease: another lease of the session was issued since.
         """
         files = self._files(lease)
         try:
@@ -230,7 +230,7 @@ class JsonStore:
         """Save one step of the turn; when it returns, the step survives.
 
         Raises:
-            StaleLease: somebody held the session since.
+            StaleLease: another lease of the session was issued since.
             StoreUnwritable: the disk refused; the step is not saved, what was saved is still there.
         """
         files = self._settled_files(lease)
@@ -242,7 +242,7 @@ class JsonStore:
         """Append the turn's messages, all or nothing; from then on it is in the conversation.
 
         Raises:
-            StaleLease: somebody held the session since.
+            StaleLease: another lease of the session was issued since.
             StoreUnwritable: the disk refused; the conversation is as it was, and the turn may still
                 appear, whole, when the session is loaded again.
         """
