@@ -472,6 +472,98 @@ def test_a_window_never_separates_a_call_from_its_result(tmp_path):
     run(scenario())
 
 
+class Summarising:
+    """A model that counts its summaries, and says what its request begins with."""
+
+    def __init__(self, crashes=()):
+        self.summaries, self.requests, self.crashes = 0, [], list(crashes)
+
+    async def __call__(self, request, on_text=None):
+        messages = list(request.messages)
+        self.requests.append(messages)
+        assert_legal([*messages, {"role": "assistant", "content": [text("ok")]}])
+        if text_of(messages[-1]).startswith("Summarise our conversation"):
+            assert on_text is None
+            self.summaries += 1
+            return Reply.of_text(f"summary {self.summaries}")
+        if self.crashes and self.crashes.pop(0):
+            raise ModelUnavailable("down")
+        return Reply.of_text("r" * 400)
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_older_turns_are_replaced_by_a_summary_and_the_record_keeps_them(tmp_path, is_restarted):
+    policy = ContextPolicy(compact_above_tokens=400, keep_turns=1)
+
+    async def scenario():
+        model = Summarising()
+        manager = manager_of(tmp_path, model, context=policy)
+        for number in range(12):
+            await manager.turn(ADA, f"q{number}", turn_id=f"t{number}", on_event=lambda _: None)
+            if is_restarted:
+                await manager.aclose()
+                manager = manager_of(tmp_path, model, context=policy)
+        again = await manager.turn(ADA, "q3", turn_id="t3")
+        history = await manager.history(ADA)
+        await manager.aclose()
+        assert again.is_replay
+        assert prompts(history) == [f"q{number}" for number in range(12)]
+        assert 2 <= model.summaries <= 5
+        last = model.requests[-1]
+        said = f"Summary of our conversation until now:\n\nsummary {model.summaries}"
+        assert text_of(last[0]) == said
+        assert prompts(last)[-2:] == ["q10", "q11"]
+        assert max(len(json.dumps(request)) for request in model.requests) < 3_600
+        # A later summary is made of the one before, not of all that it replaced.
+        made_of = [r for r in model.requests if text_of(r[-1]).startswith("Summarise")]
+        assert text_of(made_of[1][0]).endswith("summary 1")
+
+    run(scenario())
+
+
+def test_a_summary_survives_a_turn_that_fails_after_it_had_used_a_tool(tmp_path):
+    policy = ContextPolicy(compact_above_tokens=1, keep_turns=0)
+
+    async def scenario():
+        world = World()
+        model = Scripted(Reply.of_text("first"))
+        async with manager_of(tmp_path, model, world.box, context=policy) as manager:
+            await manager.turn(ADA, "one")
+            model.replies = [
+                Reply.of_text("the summary"),
+                Reply((call("c1", text="x"),), "tool_use"),
+                ModelUnavailable("down"),
+            ]
+            with pytest.raises(ModelUnavailable):
+                await manager.turn(ADA, "two", turn_id="t")
+        model = Scripted(Reply.of_text("done"))
+        async with manager_of(tmp_path, model, world.box, context=policy) as manager:
+            assert (await manager.turn(ADA, "two", turn_id="t")).text == "done"
+        assert "the summary" in text_of(model.requests[0][0])
+        assert len(world.runs) == 1
+
+    run(scenario())
+
+
+def test_a_summary_that_is_cut_off_or_empty_is_not_used(tmp_path):
+    policy = ContextPolicy(compact_above_tokens=1, keep_turns=0)
+
+    async def scenario():
+        model = Scripted(
+            Reply.of_text("first"),
+            Reply.of_text("half a summ", "max_tokens"),
+            Reply.of_text("second"),
+            Reply((), "end_turn"),
+            Reply.of_text("third"),
+        )
+        async with manager_of(tmp_path, model, context=policy) as manager:
+            for prompt in ("one", "two", "three"):
+                await manager.turn(ADA, prompt)
+        assert prompts(model.requests[-1]) == ["one", "two", "three"]
+
+    run(scenario())
+
+
 def test_a_conversation_that_is_too_long_says_which_policy_helps(tmp_path):
     too_long = ModelRefused("the API answered 400: prompt is too long: 200001 tokens")
 

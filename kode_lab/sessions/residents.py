@@ -14,6 +14,7 @@ import sys
 import time
 from collections import OrderedDict
 from collections.abc import Iterable
+from typing import Any
 
 from kode_lab.key import SessionKey
 from kode_lab.message import Message, tool_calls_of
@@ -36,6 +37,7 @@ class Agent:
         finished: how each turn in the conversation ended, by turn id.
         open: a turn left unfinished, or None.
         thinking: the turns that hold a model's thinking, by that model.
+        summary: the newest summary of older turns, or None.
     """
 
     __slots__ = (
@@ -48,6 +50,7 @@ class Agent:
         "kept_bytes",
         "key",
         "open",
+        "summary",
         "thinking",
     )
 
@@ -63,8 +66,9 @@ class Agent:
         self.kept_bytes = 0
         self._call_ids: set[str] | None = None
         self.thinking: dict[str, list[Finished]] = {}
+        self.summary: dict[str, Any] | None = None
         for finished in self.finished.values():
-            self._index_thinking(finished)
+            self._index_facts(finished)
         self._turns_bytes = sum(map(_bytes_of, stored.finished.values()))
 
     @property
@@ -91,13 +95,17 @@ class Agent:
         if self._call_ids is not None:
             self._call_ids |= _call_ids(turn.messages)
         self.finished[finished.turn_id] = finished
-        self._index_thinking(finished)
+        self._index_facts(finished)
         self._turns_bytes += _bytes_of(finished)
         self.open = None
 
-    def _index_thinking(self, finished: Finished) -> None:
-        if finished.facts and not finished.is_rewound and "thinking_by" in finished.facts:
-            self.thinking.setdefault(finished.facts["thinking_by"], []).append(finished)
+    def _index_facts(self, finished: Finished) -> None:
+        facts = finished.facts
+        if not facts or finished.is_rewound:
+            return
+        if "thinking_by" in facts:
+            self.thinking.setdefault(facts["thinking_by"], []).append(finished)
+        self.summary = facts.get("summary", self.summary)
 
 
 def _bytes_of(turn: Finished) -> int:
@@ -107,7 +115,7 @@ def _bytes_of(turn: Finished) -> int:
     """
     numbers = (turn.first, turn.last, *turn.usage)
     own = sys.getsizeof(turn) + sys.getsizeof(turn.turn_id) + sys.getsizeof(turn.usage) + 24
-    facts = 400 if turn.facts else 0
+    facts = 400 + len(turn.facts.get("summary", {}).get("text", "")) if turn.facts else 0
     return own + 32 * sum(number > 256 for number in numbers) + facts
 
 

@@ -38,6 +38,7 @@ from kode_lab.message import (
     assistant,
     has_thinking,
     tool_calls_of,
+    user,
     without_thinking,
 )
 from kode_lab.sessions.agent import AgentConfig, ContextPolicy
@@ -59,6 +60,12 @@ _WORDS_FOR_NOTHING = {
 }
 _EMPTY_REPLY = "(The reply was empty.)"
 _ALL = ContextPolicy()
+_SUMMARY_TOKENS = 4096
+_SUMMARISE = (
+    "Summarise our conversation so far, so that you can continue it from the summary alone: facts, "
+    "names, numbers and ids as they are, decisions, open questions, what was done by tools. Answer "
+    "with the summary only, and use no tool."
+)
 # A rough but stable measure; English prose has about four.
 _BYTES_PER_TOKEN = 4
 # Only numbers near the end of 64 bits have so many digits.
@@ -182,6 +189,8 @@ class Session:
         start_ns, lag_s = time.monotonic_ns(), self._lag.total_s
         attributes: dict[str, Any] = {"gen_ai.request.model": config.model}
         try:
+            if config.context.compact_above_tokens is not None and not turn.steps:
+                await self._compact(config.context.compact_above_tokens)
             reply = await self._reply(self._conversation())
             _check(reply)
         except BaseException as error:
@@ -230,12 +239,16 @@ class Session:
     def _conversation(self) -> Shown:
         """Return the messages that the model receives."""
         agent, turn, model = self._agent, self._turn, self._config.model
-        start = _window_start(self._config.context, agent, turn)
-        messages = agent.conversation.shown(turn.encoded, start=start)
+        summary = self._summary()
+        if summary is None:
+            head, start = [], _window_start(self._config.context, agent, turn)
+        else:
+            head, start = list(map(encode, _told(summary))), summary["upto"]
+        messages = agent.conversation.shown(turn.encoded, head=head, start=start)
         if agent.thinking or turn.thinking:
             # Thinking is signed by its model, and another model's service refuses it.
             foreign = [
-                place
+                place + len(head)
                 for by, turns in agent.thinking.items()
                 if by != model
                 for finished in turns
@@ -247,6 +260,40 @@ class Session:
             for at in foreign:
                 messages[at]["content"] = without_thinking(messages[at])["content"]
         return messages
+
+    def _summary(self) -> dict[str, Any] | None:
+        """Return what stands for the older turns: ``upto``, their end, and ``text``."""
+        if self._config.context.compact_above_tokens is None:
+            return None
+        found: dict[str, Any] | None = self._turn.facts.get("summary", self._agent.summary)
+        return found
+
+    async def _compact(self, limit_tokens: int) -> None:
+        """Let the model summarise the older turns if the history is above the limit.
+
+        The summary is saved with the turn's first reply. If that is lost in a crash, the model is
+        asked again, and nothing else is lost: the record has all turns.
+        """
+        agent, turn, before = self._agent, self._turn, self._summary()
+        start = 0 if before is None else before["upto"]
+        kept = ContextPolicy(window_turns=self._config.context.keep_turns)
+        upto = _window_start(kept, agent, turn)
+        size = agent.conversation.text_bytes(start, len(agent.conversation))
+        size += sum(map(len, turn.encoded))
+        if size <= limit_tokens * _BYTES_PER_TOKEN or upto <= start:
+            return
+        older = agent.conversation.messages(start, upto)
+        head = [] if before is None else _told(before)
+        reply = await self._asked(
+            [*head, *map(without_thinking, older), user(_SUMMARISE)], is_summary=True
+        )
+        _check(reply)
+        turn.usage = Usage(
+            turn.usage.input_tokens + reply.usage.input_tokens,
+            turn.usage.output_tokens + reply.usage.output_tokens,
+        )
+        if reply.text.strip() and reply.stop_reason not in CUT_OFF:  # else all is sent once more
+            turn.facts["summary"] = {"upto": upto, "text": reply.text.strip()}
 
     async def _reply(self, messages: Sequence[Message]) -> Reply:
         """Return the model's reply; if it refuses earlier thinking, ask once more without it."""
@@ -265,7 +312,7 @@ class Session:
                 ) from error
             raise
 
-    async def _asked(self, messages: Sequence[Message]) -> Reply:
+    async def _asked(self, messages: Sequence[Message], *, is_summary: bool = False) -> Reply:
         config = self._config
         left_s = None if self._end_s is None else self._end_s - asyncio.get_running_loop().time()
         request = Request(
@@ -273,12 +320,13 @@ class Session:
             config.system,
             messages,
             config.tool_specs,
-            config.max_tokens,
+            max(config.max_tokens, _SUMMARY_TOKENS) if is_summary else config.max_tokens,
             config.temperature,
             time_left_s=left_s,
             cache=config.cache,
         )
-        answer: object = self._model(request, self._on_text if self._on_event else None)
+        is_streamed = self._on_event is not None and not is_summary
+        answer: object = self._model(request, self._on_text if is_streamed else None)
         if not isinstance(answer, Awaitable):
             raise ModelGarbage(
                 f"the model returned a {type(answer).__name__} that cannot be awaited: "
@@ -311,9 +359,13 @@ class Session:
             words = _WORDS_FOR_NOTHING.get(stop_reason, _EMPTY_REPLY)
             said.append({"type": "text", "text": words})
         message = assistant(said)
-        facts = {} if stop_reason in ("end_turn", "tool_use") else {"stop_reason": stop_reason}
+        facts: dict[str, Any] = {}
+        if stop_reason not in ("end_turn", "tool_use"):
+            facts["stop_reason"] = stop_reason
         if has_thinking(message):
             facts["thinking_by"] = self._config.model
+        if not turn.steps and "summary" in turn.facts:
+            facts["summary"] = turn.facts["summary"]
         entry = turn.reply_entry(message, reply.usage, facts)
         turn.add_reply(message, reply.usage, facts)
         if turn.is_answered:
@@ -407,6 +459,12 @@ def _window_start(policy: ContextPolicy, agent: Agent, turn: OpenTurn) -> int:
             start = finished.first
         return start
     return 0
+
+
+def _told(summary: Mapping[str, Any]) -> list[Message]:
+    """Return the messages by which the model is told a summary."""
+    said = f"Summary of our conversation until now:\n\n{summary['text']}"
+    return [user(said), assistant("I continue from this summary.")]
 
 
 def _with_own_ids(blocks: list[Block], turn: OpenTurn, taken: set[str]) -> list[Block]:
