@@ -69,11 +69,12 @@ class Child:
         """
         self.log = log
         self._name = " ".join(command)[:80]
+        self._is_supervised = command[0] != PYTHON_MODULE
         ours, self._tie = os.pipe()
         output: int | IO[bytes] = subprocess.DEVNULL if log is None else log.open("ab")
         words = (
             [sys.executable, "-m", "kode_lab.child", str(ours), *command]
-            if command[0] == PYTHON_MODULE
+            if not self._is_supervised
             else [sys.executable, "-I", "-S", __file__, str(ours), *command]
         )
         try:
@@ -137,6 +138,11 @@ class Child:
                 self._process.wait(patience_s)
         self.kill()
 
+    def ask_to_end(self) -> None:
+        """Ask only the command that was started to end, not what it started itself."""
+        if self.is_running:
+            os.kill(self.pid, signal.SIGUSR1 if self._is_supervised else signal.SIGTERM)
+
     async def stopped(self, patience_s: float = END_LIMIT_S) -> None:
         """Do as ``stop``, without blocking the loop."""
         if self.is_running:
@@ -151,8 +157,8 @@ class Child:
             await asyncio.sleep(_POLL_S)
         return not self.is_running
 
-    def wait(self, limit_s: float) -> bool:
-        """Wait for the leader's end; return whether it came in time."""
+    def wait(self, limit_s: float | None) -> bool:
+        """Wait for the leader's end; return whether it came in time; None waits without limit."""
         try:
             self._process.wait(limit_s)
         except subprocess.TimeoutExpired:
@@ -200,6 +206,7 @@ def _supervise(command: list[str]) -> int:
         return 127
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, ignore)
+    signal.signal(signal.SIGUSR1, lambda *_: child.send_signal(signal.SIGTERM))
     for pipe in (0, 1):
         os.close(pipe)
     status = child.wait()

@@ -12,16 +12,16 @@ import importlib.util
 import re
 import shlex
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
 from argparse import Namespace
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from kode_lab.child import Child
 from kode_lab.errors import InvalidScenario
 from kode_lab.lab.exports import export
 from kode_lab.lab.records import RunRecorder
@@ -120,8 +120,7 @@ def run_load(options: Namespace) -> int:
     where = f"run {run.path}" + (f", report.html with {pictures} pictures" if pictures else "")
     sys.stderr.write(f"kode-lab: {where}\n")
     sys.stderr.flush()
-    _say_verdict(run.path, code)
-    return code
+    return _say_verdict(run.path, code)
 
 
 def _check_fault(options: Namespace) -> None:
@@ -223,55 +222,60 @@ def _passed_on(options: Namespace) -> list[str]:
     if options.kills is not None:
         words += ["--kills", str(options.kills)]
     if options.processes:
-        words += ["--processes", str(options.processes)]
+        words += ["--processes", str(options.processes), "--enable-rebalancing"]
     return words
 
 
 def _locust(path: Path, words: list[str], run: Path, *, is_web: bool, limit_s: float) -> int:
-    """Run Locust to its end; its progress goes to our stderr, all that it says to a file."""
-    face = ["--autostart", "--web-host", "127.0.0.1"] if is_web else ["--headless"]
-    command = [sys.executable, "-m", "locust", "-f", str(path), *face, "--only-summary", *words]
-    with (run / "locust.log").open("wb") as log:
-        child = subprocess.Popen(  # noqa: S603 - our own command
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.PIPE
-        )
-        told = threading.Thread(target=_tell, args=(child, log), daemon=True)
-        told.start()
-        try:
-            return child.wait(None if is_web else limit_s + _END_LIMIT_S)
-        except subprocess.TimeoutExpired:
+    """Run Locust to its end; its progress goes to our stderr, all else that it writes to a file."""
+    mode = ["--autostart", "--web-host", "127.0.0.1"] if is_web else ["--headless"]
+    command = [sys.executable, "-m", "locust", "-f", str(path), *mode, "--only-summary", *words]
+    # In a group of its own: Ctrl-C in a terminal is for us, and Locust is then asked to end once.
+    child = Child(command, log=run / "locust.log", is_piped=True)
+    teller = threading.Thread(target=_tell, args=(child, run / "locust.log"), daemon=True)
+    teller.start()
+    if is_web:
+        sys.stderr.write("kode-lab: Locust's page is http://127.0.0.1:8089; Ctrl-C ends it\n")
+    try:
+        if not child.wait(None if is_web else limit_s + _END_LIMIT_S):
             raise InvalidScenario(
                 f"Locust did not end within _END_LIMIT_S={_END_LIMIT_S:g} s; see locust.log"
-            ) from None
-        finally:
-            # Locust itself judges what there is before it goes.
-            if child.poll() is None:
-                child.terminate()
-                try:
-                    child.wait(_END_LIMIT_S)
-                except subprocess.TimeoutExpired:
-                    child.kill()
-            told.join(5)
+            )
+        return child.status or 0
+    finally:
+        # Locust itself judges what there is before it ends.
+        if child.is_running:
+            sys.stderr.write("kode-lab: ending; what was recorded so far is judged\n")
+            child.ask_to_end()
+            with suppress(KeyboardInterrupt):
+                child.wait(_END_LIMIT_S)
+        teller.join(5)
+        child.kill()
 
 
-def _tell(child: subprocess.Popen[bytes], log: Any) -> None:
+def _tell(child: Child, log: Path) -> None:
     """Pass on how it goes; the rest is for the file."""
-    assert child.stderr is not None
-    for line in child.stderr:
-        if re.match(rb" *\d+ s  ", line) or b"web interface" in line:
-            sys.stderr.buffer.write(line)
-            sys.stderr.flush()
-        else:
-            log.write(line)
-            log.flush()
+    assert child.stdout is not None
+    with log.open("ab") as rest:
+        for line in child.stdout:
+            if re.match(rb" *\d+ s  ", line):
+                sys.stderr.write(line.decode("utf-8", "replace"))
+                sys.stderr.flush()
+            else:
+                rest.write(line)
+                rest.flush()
 
 
-def _say_verdict(path: Path, code: int) -> None:
+def _say_verdict(path: Path, code: int) -> int:
+    """Print the verdict; return the exit status, which is 3 when Locust ended without one."""
     try:
         sys.stdout.write((path / "summary.txt").read_text("utf-8"))
     except FileNotFoundError:
-        said = (path / "locust.log").read_text("utf-8", "replace").splitlines()[-15:]
+        log = path / "locust.log"
+        said = log.read_text("utf-8", "replace").splitlines()[-15:] if log.exists() else []
         sys.stdout.write("\n".join([*said, f"Locust ended with {code} and without a verdict\n"]))
+        return code if code == _INTERRUPTED else _UNUSABLE
+    return code
 
 
 def _end_on_sigterm(stack: ExitStack) -> None:

@@ -12,25 +12,24 @@ from __future__ import annotations
 
 import inspect
 import logging
-import secrets
+import shlex
 import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import gevent
-from gevent.event import Event
 from locust import events
-from locust.runners import MasterRunner, WorkerRunner
+from locust.runners import STATE_MISSING, MasterRunner, WorkerRunner
 
+from kode_lab.lab.records import RunRecorder
 from kode_lab.load.bridge import Bridge
 from kode_lab.load.probe import probe
 from kode_lab.load.ranges import problem_of
 from kode_lab.load.recorder import HISTORY, Recorder, merged
 from kode_lab.load.server_watch import ServerWatch
 from kode_lab.load.services import start_target
-from kode_lab.load.summary import Judged, judged, save_figures, told
+from kode_lab.load.summary import Judged, judged, save_figures, told, write_page
 from kode_lab.load.tail import Tail, percentiles_ms
 from kode_lab.load.verdict_tab import add_tab
 from kode_lab.targets.gateway import attached
@@ -43,6 +42,8 @@ _HUSH, _HUSHED = "kode_lab_hush", "kode_lab_hushed"
 # Beyond the patience: for messages on their way.
 _GRACE_S = 10.0
 _PROGRESS_S = 2.0
+_WATCH_S = 0.5
+_STATUSES = ("valid", "invalid", "unknown")
 _UNUSABLE = 3
 
 
@@ -71,7 +72,9 @@ class LoadRun:
         self._services: list[Any] = []
         self._asked_dir = environment.parsed_options.run_dir
         self._hushed: dict[str, dict[str, Any]] = {}
-        self._all_hushed = Event()
+        self._generators: set[str] = set()
+        self.lost: dict[str, float] = {}
+        self._record: RunRecorder | None = None
         runner = environment.runner
         if isinstance(runner, WorkerRunner):
             runner.register_message(_HUSH, self._hush_worker, concurrent=True)
@@ -87,23 +90,28 @@ class LoadRun:
         """Make the run's directory, or open the one that the master made."""
         options = self.environment.parsed_options
         if not self.is_worker:
-            name = Path(self.environment.locustfile or "load").stem
             # Workers learn it with their first users.
-            options.run_dir = str(_directory(self._asked_dir, name).resolve())
+            options.run_dir = str(self._directory().resolve())
         if self.recorder is not None:
             self.recorder.close()
         self._open_target()
         worker = self.environment.runner.worker_index + 1 if self.is_worker else 0
         run_dir = Path(options.run_dir)
-        self.recorder = Recorder(run_dir, worker, is_recording=not options.no_history)
+        workers = (getattr(options, "processes", 0) or options.expect_workers) if worker else 1
+        self.recorder = Recorder(
+            run_dir, worker, workers=max(0, workers), is_recording=not options.no_history
+        )
         self._hushed.clear()
-        self._all_hushed.clear()
+        self.lost.clear()
+        self._generators.clear()
         if not self.is_worker:
             self.verdict, self.tail = None, Tail(run_dir / HISTORY)
             self.watch = ServerWatch(options.server_pid, is_steady=self.environment.is_steady)
             self.state = "running"
             if options.progress:
                 gevent.spawn(self._tell_progress)
+            if isinstance(self.environment.runner, MasterRunner):
+                gevent.spawn(self._watch_generators)
 
     def stop(self) -> None:
         """End the load and, in the process that ends the run, gather the last evidence."""
@@ -129,6 +137,27 @@ class LoadRun:
             self.verdict = judged(self.recorder.run_dir)
         self.state = "over"
         self.recorder.close()
+
+    def _directory(self) -> Path:
+        """Return the directory that was asked for if it has no history yet, else a new run's."""
+        history = Path(self._asked_dir) / HISTORY
+        if self._asked_dir and not (history.exists() and history.stat().st_size):
+            path = Path(self._asked_dir)
+            path.mkdir(parents=True, exist_ok=True)
+            return path
+        options = self.environment.parsed_options
+        name = Path(self.environment.locustfile or "load").stem
+        users, for_s = options.num_users or 1, options.run_time or 0
+        self._record = RunRecorder(
+            Path(self._asked_dir).parent if self._asked_dir else Path("results"),
+            "".join(char if char.isalnum() or char in "-_" else "-" for char in name),
+            parameters={"users": users, "for_s": for_s, "rate": options.rate}
+            | {"host": options.target or self.environment.host or ""},
+            seed=options.seed,
+            command=" ".join(["locust", *map(shlex.quote, sys.argv[1:])]),
+        )
+        self._record.close()
+        return self._record.path
 
     def _open_target(self) -> None:
         """Connect to what is asked, and start it if nothing else did."""
@@ -167,6 +196,12 @@ class LoadRun:
         self.environment.process_exit_code = (
             self.verdict.exit_code(self.environment.parsed_options) if self.verdict else _UNUSABLE
         )
+        if self._record is not None:
+            status = "unknown" if self.verdict is None else _STATUSES[min(self.verdict.status, 2)]
+            said = {} if self.verdict is None else {"finding": self.verdict.headline}
+            self._record.finish("complete", verdict=status, **said)
+            self._record = None
+            write_page(self.recorder.run_dir)
 
     def say(self) -> None:
         """Print the verdict; nothing comes after it."""
@@ -181,12 +216,12 @@ class LoadRun:
             gevent.sleep(_PROGRESS_S)
             counts, took_ns = self.tail.look().counts, self.tail.took_ns[-1_000:]
             p50_ms = percentiles_ms(took_ns).get("p50", 0.0)
-            sys.stderr.write(
+            sys.stdout.write(
                 f"{time.monotonic() - began_s:5.0f} s  {self.state}: {counts['ok']:,} acknowledged,"
                 f" {counts['fail']:,} refused, {counts['info']:,} indeterminate, "
                 f"{len(self.tail.open)} under way, median {p50_ms:.1f} ms\n"
             )
-            sys.stderr.flush()
+            sys.stdout.flush()
 
     def _drain(self) -> dict[str, Any]:
         """Begin nothing more, wait for what is under way; give this process's figures."""
@@ -203,10 +238,29 @@ class LoadRun:
         figures = self._drain() if self.recorder is not None else None
         environment.runner.send_message(_HUSHED, figures)
 
-    def _worker_hushed(self, environment: Any, msg: Any) -> None:
+    def _worker_hushed(self, environment: Any, msg: Any) -> None:  # noqa: ARG002 - as above
         self._hushed[msg.node_id] = msg.data
-        if len(self._hushed) >= len(environment.runner.clients):
-            self._all_hushed.set()
+
+    def _living(self) -> set[str]:
+        """Return the generator processes that answer."""
+        clients = self.environment.runner.clients
+        return {name for name, node in clients.items() if node.state != STATE_MISSING}
+
+    def _watch_generators(self) -> None:
+        """Say at once that a generator process was lost: Locust goes on with fewer users."""
+        began_s = time.monotonic()
+        while self.state == "running":
+            living = self._living()
+            self._generators |= living
+            for name in self._generators - living - self.lost.keys():
+                self.lost[name] = time.monotonic() - began_s
+                _LOG.error(
+                    "a generator process was lost after %.0f s (%s): the figures of speed are not "
+                    "usable, the verdict on safety stands",
+                    self.lost[name],
+                    name,
+                )
+            gevent.sleep(_WATCH_S)
 
     def _hush_workers(self) -> list[dict[str, Any]]:
         runner = self.environment.runner
@@ -214,7 +268,10 @@ class LoadRun:
             return []
         runner.send_message(_HUSH)
         patience_s = self.environment.parsed_options.patience + _GRACE_S
-        if not self._all_hushed.wait(timeout=patience_s):
+        due_s = time.monotonic() + patience_s
+        while self._living() - self._hushed.keys() and time.monotonic() < due_s:
+            gevent.sleep(0.1)
+        if self._living() - self._hushed.keys():
             _LOG.warning("not all workers answered within %g s of --patience", patience_s)
         return [figures for figures in self._hushed.values() if figures]
 
@@ -273,15 +330,3 @@ def _begin(environment: Any, web_ui: Any, **_: Any) -> None:
     events.quit.add_listener(lambda **_: environment.load_run.say())
     if web_ui is not None:
         add_tab(environment, web_ui)
-
-
-def _directory(asked: str, name: str) -> Path:
-    """Return the directory that was asked for if it has no history yet, else a new one."""
-    history = Path(asked) / HISTORY
-    if asked and not (history.exists() and history.stat().st_size):
-        path = Path(asked)
-    else:
-        parent = Path(asked).parent if asked else Path("results")
-        path = parent / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{name}-{secrets.token_hex(2)}"
-    path.mkdir(parents=True, exist_ok=True)
-    return path

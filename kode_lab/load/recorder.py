@@ -60,11 +60,14 @@ class Recorder:
         is_hushed: no new turn is begun.
     """
 
-    def __init__(self, run_dir: Path, worker: int, *, is_recording: bool = True) -> None:
+    def __init__(
+        self, run_dir: Path, worker: int, *, workers: int = 0, is_recording: bool = True
+    ) -> None:
         """Open the run's history for appending.
 
         Args:
             run_dir: the run's directory, the same for all its processes.
+            workers: how many processes have users; 0 when that is not known.
             is_recording: whether to open it at all.
         """
         self.run_dir = run_dir
@@ -72,7 +75,10 @@ class Recorder:
         self.tag = blake2b(run_dir.name.encode(), digest_size=3).hexdigest()
         self.in_flight = Group()
         self.is_hushed = False
-        self._users = itertools.count()
+        # Numbered across all processes: without gaps where it is known how many there are.
+        self._users = itertools.count(
+            max(0, worker - 1), workers or (WORKERS_LIMIT if worker else 1)
+        )
         self._numbers = itertools.count(worker, WORKERS_LIMIT)
         self._processes = map(f"{worker}.{{}}".format, itertools.count())
         self.history: HistoryWriter | _NoHistory
@@ -82,7 +88,7 @@ class Recorder:
         self._ticker = gevent.spawn(self._tick)
 
     def next_user(self) -> int:
-        """Return the number of one more user of this process."""
+        """Return the number of one more user; no other process of the run has it."""
         return next(self._users)
 
     def marker(self, key: SessionKey) -> str:

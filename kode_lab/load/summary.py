@@ -16,7 +16,7 @@ from kode_lab.load.recorder import LAG, LATE, quantile
 from kode_lab.load.server_watch import words_of
 from kode_lab.load.tail import Tail, percentiles_ms
 
-__all__ = ["FIGURES", "Judged", "heard", "judged", "save_figures", "told"]
+__all__ = ["FIGURES", "Judged", "heard", "judged", "save_figures", "told", "write_page"]
 
 FIGURES, VERDICT, SUMMARY = "load.json", "verdict.json", "summary.txt"
 # A process that used more of one core than this had no time left to be punctual.
@@ -40,6 +40,8 @@ class Judged(NamedTuple):
         """Return 0 valid, 1 violated, 2 unknown, 3 unusable, 4 valid but slower than asked for."""
         if self.status:
             return self.status
+        if self.figures["generator"].get("lost"):
+            return _UNUSABLE
         if self.figures["server"].get("trouble"):
             return _MISSED
         if not options.slo_p99_ms:
@@ -64,6 +66,7 @@ def save_figures(environment: Any, run_dir: Path, tail: Tail | None, of_us: dict
         "turns": tail.turns if tail is not None else 0,
         "attempts": dict(tail.counts) if tail is not None else {},
         "sessions": len(tail.sessions) if tail is not None else 0,
+        "first_error": tail.first_error if tail is not None else "",
         "turns_per_s": len(tail.took_ns) / tail.span_s if tail is not None else 0.0,
         "requests": locust.num_requests,
         "requests_per_s": locust.total_rps,
@@ -90,6 +93,7 @@ def save_figures(environment: Any, run_dir: Path, tail: Tail | None, of_us: dict
             "loop_lag_p99_ms": lag_s * 1e3,
             "is_bound": bool(bound),
             "why": bound,
+            "lost": len(environment.load_run.lost),
         },
     }
     text = json.dumps(figures, indent=1, ensure_ascii=False)
@@ -117,6 +121,12 @@ def judged(run_dir: Path) -> Judged:
     return verdict
 
 
+def write_page(run_dir: Path) -> None:
+    """Write the run's report page, in a process of its own: drawing needs what Locust patches."""
+    command = [sys.executable, "-m", "kode_lab", "report", str(run_dir)]
+    subprocess.run(command, capture_output=True, check=False)  # noqa: S603 - our own command
+
+
 def told(verdict: Judged) -> str:
     """Return the figures and, last, the verdict."""
     figures = verdict.figures
@@ -138,8 +148,15 @@ def told(verdict: Judged) -> str:
         f"{name}: " + ", ".join(f"{share} {value:.1f} ms" for share, value in shares.items())
         for name, shares in figures["times_ms"].items()
     ]
+    if figures["first_error"] and not figures["attempts"].get("ok"):
+        lines.append(f"nothing was acknowledged; the first answer: {figures['first_error']}")
     if figures["server"]:
         lines.append(words_of(figures["server"]))
+    if us.get("lost"):
+        lines.append(
+            f"{_counted(us['lost'], 'generator process')} lost: the figures of speed are not "
+            "usable, the verdict on safety stands"
+        )
     if us["is_bound"]:
         lines.append(f"generator-bound: {us['why']}; the times above are not the server's alone")
     if figures["slo_p99_ms"]:
@@ -155,7 +172,8 @@ def _turns(stats: Any) -> Any:
 
 
 def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
+    return f"{count:,} {noun}{ending}"
 
 
 def _bound(cpu_share: float, late_s: float, turn_s: float) -> str:

@@ -34,6 +34,7 @@ class Tail:
         took_ns: of each acknowledged turn, from its first attempt's sending to its first answer.
         seconds: by the second, counted from the first event.
         faults: when which fault began or ended, in seconds from the first event.
+        first_error: of the first turn that was not acknowledged, or "".
     """
 
     def __init__(self, path: Path) -> None:
@@ -49,6 +50,7 @@ class Tail:
         self.seconds: dict[int, Second] = defaultdict(lambda: Second(Counter(), []))
         self.faults: list[tuple[float, str]] = []
         self.is_quiet = False
+        self.first_error = ""
 
     def look(self) -> Tail:
         """Read what is new, and give itself."""
@@ -91,6 +93,7 @@ class Tail:
                 self.sessions.setdefault(key)
                 self._sent_ns.setdefault(marker, time_ns)
         elif (begun := self.open.pop(process, None)) and begun[0] and begun[2] in self._sent_ns:
+            self.first_error = self.first_error or event.get("error", "")
             self._ended(event["type"], begun[2], time_ns, int(at_s))
 
     def _ended(self, kind: str, marker: str, time_ns: int, second: int) -> None:
