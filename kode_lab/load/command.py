@@ -28,6 +28,7 @@ from kode_lab.lab.records import RunRecorder
 from kode_lab.load.ranges import problem_of
 from kode_lab.load.report import write_report
 from kode_lab.load.services import Service, start_target
+from kode_lab.targets.http_target import free_port
 
 __all__ = ["SETTINGS", "Setting", "run_load", "seconds_of"]
 
@@ -223,6 +224,9 @@ def _passed_on(options: Namespace) -> list[str]:
         words += ["--kills", str(options.kills)]
     if options.processes:
         words += ["--processes", str(options.processes), "--enable-rebalancing"]
+        # Two such runs at once would meet at Locust's one port.
+        port = str(free_port())
+        words += ["--master-bind-port", port, "--master-port", port]
     return words
 
 

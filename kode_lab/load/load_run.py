@@ -121,6 +121,14 @@ class LoadRun:
             self._drain()
             return
         self.state = "waiting for turns under way"
+        try:
+            self._gather()
+        finally:
+            self.state = "over"
+            self.recorder.close()
+
+    def _gather(self) -> None:
+        assert self.recorder is not None
         self.watch.end()
         if self.environment.nemesis is not None:
             self.environment.nemesis.end()
@@ -135,8 +143,6 @@ class LoadRun:
         save_figures(self.environment, self.recorder.run_dir, self.tail, figures)
         if not self.environment.parsed_options.no_history:
             self.verdict = judged(self.recorder.run_dir)
-        self.state = "over"
-        self.recorder.close()
 
     def _directory(self) -> Path:
         """Return the directory that was asked for if it has no history yet, else a new run's."""
@@ -191,11 +197,15 @@ class LoadRun:
         runner = self.environment.runner
         if self.is_worker or self.recorder is None:
             return
+        self.environment.process_exit_code = _UNUSABLE
         if self.state == "running":
             runner.stop(*([False] if isinstance(runner, MasterRunner) else []))
-        self.environment.process_exit_code = (
-            self.verdict.exit_code(self.environment.parsed_options) if self.verdict else _UNUSABLE
-        )
+        # A shape that is over stops the test in a greenlet of its own, while Locust goes on.
+        while self.state != "over":
+            gevent.sleep(0.05)
+        if self.verdict is not None:
+            options = self.environment.parsed_options
+            self.environment.process_exit_code = self.verdict.exit_code(options)
         if self._record is not None:
             status = "unknown" if self.verdict is None else _STATUSES[min(self.verdict.status, 2)]
             said = {} if self.verdict is None else {"finding": self.verdict.headline}

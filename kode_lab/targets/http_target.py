@@ -29,7 +29,7 @@ from kode_lab.targets.template import JsonPath, filled, in_json, in_url, text_in
 if TYPE_CHECKING:
     import aiohttp
 
-__all__ = ["HttpTarget", "http_client", "stream_events"]
+__all__ = ["HttpTarget", "free_port", "http_client", "stream_events"]
 
 PAGES_LIMIT = 1_000
 # Of one answer; a session of a hundred thousand turns fits.
@@ -101,7 +101,7 @@ class HttpTarget:
             data = Path(self._scratch.name) / "data"
             data.mkdir()
             self._surroundings |= {
-                "port": str(_free_port()),
+                "port": str(free_port()),
                 "model_url": model_url,
                 "model_host": model_url.partition("://")[2],
                 "data": str(data),
@@ -610,7 +610,8 @@ def _shown(text: str) -> str:
     return said if len(said) <= _SHOWN_CHARS else f"{said[:_SHOWN_CHARS]}..."
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of loopback that was free a moment ago."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         port: int = listening.getsockname()[1]
