@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import aiohttp  # noqa: F401 - loaded now, not when the first test starts
 import gevent
 from locust import events
 from locust.runners import STATE_MISSING, MasterRunner, WorkerRunner
@@ -43,6 +44,8 @@ _HUSH, _HUSHED = "kode_lab_hush", "kode_lab_hushed"
 _GRACE_S = 10.0
 _PROGRESS_S = 2.0
 _WATCH_S = 0.5
+# For the probe and the judge of a run that Locust is done with.
+_END_S = 300.0
 _STATUSES = ("valid", "invalid", "unknown")
 _UNUSABLE = 3
 
@@ -94,13 +97,13 @@ class LoadRun:
             options.run_dir = str(self._directory().resolve())
         if self.recorder is not None:
             self.recorder.close()
-        self._open_target()
         worker = self.environment.runner.worker_index + 1 if self.is_worker else 0
         run_dir = Path(options.run_dir)
         workers = (getattr(options, "processes", 0) or options.expect_workers) if worker else 1
         self.recorder = Recorder(
             run_dir, worker, workers=max(0, workers), is_recording=not options.no_history
         )
+        self._open_target()
         self._hushed.clear()
         self.lost.clear()
         self._generators.clear()
@@ -195,13 +198,16 @@ class LoadRun:
     def finish(self) -> None:
         """End a test that still runs, and make the verdict Locust's exit code."""
         runner = self.environment.runner
-        if self.is_worker or self.recorder is None:
+        if self.is_worker:
             return
         self.environment.process_exit_code = _UNUSABLE
+        if self.recorder is None:
+            return
         if self.state == "running":
             runner.stop(*([False] if isinstance(runner, MasterRunner) else []))
         # A shape that is over stops the test in a greenlet of its own, while Locust goes on.
-        while self.state != "over":
+        due_s = time.monotonic() + self.environment.parsed_options.patience + _END_S
+        while self.state != "over" and time.monotonic() < due_s:
             gevent.sleep(0.05)
         if self.verdict is not None:
             options = self.environment.parsed_options
