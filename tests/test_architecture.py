@@ -61,7 +61,7 @@ MAY_USE = {
     "matplotlib": ("pictures",),
     "numpy": ("lab", "pictures", "check"),
     "starlette": (),
-    "uvicorn": ("claude",),
+    "uvicorn": (),
     "httptools": ("http",),
     "nest_asyncio": ("lab.nested",),
     "pydantic": ("sessions.tool", "server", "lab", "reports"),
