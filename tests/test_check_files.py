@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -217,6 +218,94 @@ def test_the_examples_of_the_format_s_page_are_what_it_says(tmp_path, kind, coun
     for line in example.splitlines():
         A_LINE.validate(json.loads(line))
     A_SPAN.validate(json.loads(examples("span")[0]))
+
+
+ASKS = {  # two turns that meet, a refusal, and a read: by a service that is right
+    "python": """
+from concurrent.futures import ThreadPoolExecutor
+from writer import History
+import threading
+history, both = History("history.jsonl"), threading.Barrier(2)
+def ask(*shown):
+    both.wait(60)
+    return {"type": "ok", "read": {"markers": list(shown)}}
+with ThreadPoolExecutor(2) as pool:
+    pool.submit(history.run, "turn", "ada", "s", lambda: ask(), marker="a1")
+    pool.submit(history.run, "turn", "ada", "s", lambda: ask("a1", "a2"), marker="a2")
+try:
+    history.run("turn", "ada", "s", lambda: 1 / 0, marker="a3")
+except ZeroDivisionError:
+    pass
+history.run("read", "ada", "s", lambda: {"type": "ok", "markers": ["a1", "a2"]})
+""",
+    "javascript": """
+import { History } from "./writer.mjs";
+const history = new History("history.jsonl");
+const ask = (...markers) => async () => ({ type: "ok", read: { markers } });
+await Promise.all([
+  history.run("turn", "ada", "s", ask(), { marker: "a1" }),
+  history.run("turn", "ada", "s", ask("a1", "a2"), { marker: "a2" }),
+]);
+await history.run("turn", "ada", "s", () => Promise.reject(1), { marker: "a3" }).catch(() => 0);
+await history.run("read", "ada", "s", async () => ({ type: "ok", markers: ["a1", "a2"] }));
+""",
+    "go": """
+package main
+
+import ("os"; "sync"; "time")
+
+func main() {
+	file, _ := os.Create("history.jsonl")
+	h := &History{File: file, Begun: time.Now()}
+	var both, done sync.WaitGroup
+	both.Add(2)
+	ask := func(shown ...string) func() Event {
+		return func() Event {
+			both.Done()
+			both.Wait()
+			return Event{"type": "ok", "read": Event{"markers": append([]string{}, shown...)}}
+		}
+	}
+	turn := func(f, marker string) Event {
+		return Event{"f": f, "userId": "ada", "sessionId": "s", "marker": marker}
+	}
+	done.Add(2)
+	go func() { h.Run(turn("turn", "a1"), ask()); done.Done() }()
+	go func() { h.Run(turn("turn", "a2"), ask("a1", "a2")); done.Done() }()
+	done.Wait()
+	func() {
+		defer func() { recover() }()
+		h.Run(turn("turn", "a3"), func() Event { panic("lost") })
+	}()
+	h.Run(turn("read", ""), func() Event {
+		return Event{"type": "ok", "markers": []string{"a1", "a2"}}
+	})
+}
+""",
+}
+RUNS = {
+    "python": ("writer.py", "ask.py", [sys.executable, "ask.py"]),
+    "javascript": ("writer.mjs", "ask.mjs", ["node", "ask.mjs"]),
+    "go": ("writer.go", "ask.go", ["go", "run", "writer.go", "ask.go"]),
+}
+
+
+@pytest.mark.parametrize("language", RUNS)
+def test_the_writers_of_the_format_s_page_write_what_the_judge_reads(tmp_path, language):
+    writer, ask, command = RUNS[language]
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"{command[0]} is not installed")
+    text = (DOCS / "history-format.md").read_text(encoding="utf-8")
+    (code,) = re.findall(rf"<!-- writer: {language} -->\n```\w+\n(.*?)```", text, re.DOTALL)
+    assert len(code.splitlines()) <= 25
+    (tmp_path / writer).write_text(code)
+    (tmp_path / ask).write_text(ASKS[language])
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for line in (tmp_path / "history.jsonl").read_text().splitlines():
+        A_LINE.validate(json.loads(line))
+    verdict = check_path(tmp_path / "history.jsonl")
+    assert (verdict.status, verdict.evidence.indeterminate) == ("valid", 1)
 
 
 def test_the_digests_of_the_format_s_page_are_right():
