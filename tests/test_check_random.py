@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from kode_lab.check import GUARANTEES, check
 from kode_lab.check.ascii_history import drawn
-from kode_lab.check.columns import columns_of
-from kode_lab.check.columns import hashes_of as hashes_at_once
+from kode_lab.check.columns import columns_of, hashes_of
 from kode_lab.check.generate import (
     declared_run,
     large_history,
@@ -27,7 +26,7 @@ from kode_lab.check.selftest import (
     judge_figures,
     speed_figures,
 )
-from kode_lab.history.digest import digest_of, hash_of, hashes_of
+from kode_lab.history.digest import digest_of, hash_of
 from kode_lab.history.operation import NEMESIS, TAIL_LIMIT, Effect, Operation, Read
 from kode_lab.key import SessionKey
 
@@ -237,7 +236,7 @@ def test_digests_at_once_are_digests_one_by_one(markers):
         same = [[f"{at:0{size}x}" for at in range(700)] for size in (7, 8, 18)]
         for listed in (names, *same, [f"{name}\0" for name in same[0]], ["a\0b", "c", "\0d\0"]):
             hashes = [hash_of(marker) for marker in listed]
-            assert hashes_at_once(listed).tolist() == hashes_of(listed) == hashes
+            assert hashes_of(listed).tolist() == hashes
 
 
 # ---- what never turns a right history into a wrong one
