@@ -513,7 +513,11 @@ class Hearing:
         if operation.type == "ok" and operation.f == "turn":
             if operation.effects or details.tools:
                 self.acting.append(operation)
-            if details.model is not None and details.model.calls:
+            calls = () if details.model is None else details.model.calls
+            # A call outside may be of an earlier attempt, which was given up and went on.
+            if calls and all(
+                operation.invoke_ns <= s and e <= operation.complete_ns for s, e in calls
+            ):
                 self.timed.append(operation)
         if details.model is not None:
             self._apply("tools", lambda: within_turn(operation))

@@ -17,7 +17,14 @@ from kode_lab.message import Usage
 from kode_lab.sessions import TurnReply
 from kode_lab.sessions.lock import KeyedLock
 
-__all__ = ["AcknowledgedOnEnqueue", "GoesOn", "LeavesMessage", "Nameless", "SameSession"]
+__all__ = [
+    "AcknowledgedOnEnqueue",
+    "GoesOn",
+    "LeavesMessage",
+    "Nameless",
+    "SameSession",
+    "SaysWhole",
+]
 
 _QUEUE_LIMIT = 1_000
 
@@ -38,6 +45,23 @@ class Nameless:
         """Take it under a name of its own."""
         name = f"{turn_id}, {next(self._numbers)}"
         return await self._inner.turn(key, prompt, turn_id=name, **how)
+
+
+class SaysWhole:
+    """Tells its client that every reply is whole."""
+
+    def __init__(self, inner: Front) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    async def turn(
+        self, key: SessionKey, prompt: str, *, turn_id: str | None, **how: Any
+    ) -> TurnReply:
+        """Take it, and leave out why its reply ended."""
+        reply = await self._inner.turn(key, prompt, turn_id=turn_id, **how)
+        return reply._replace(stop_reason="end_turn")
 
 
 class GoesOn:

@@ -144,7 +144,7 @@ KEPT_FAULTS = (
     Fault(
         "undeleted",
         "a deleted session comes back when it is used again",
-        ("garbage read",),
+        ("resurrected",),
         Scenario(is_deleting=True),
         Parts(store=lambda store, _: wrong_views.Undeleted(store)),
     ),

@@ -15,13 +15,21 @@ from kode_lab.faults.fault import (
     Fault,
     named,
 )
-from kode_lab.faults.scenario import Scenario
+from kode_lab.faults.scenario import KEYS, Scenario
 from kode_lab.faults.site import Parts
+from kode_lab.key import SessionKey
 
 __all__ = ["LOCK_FAULTS", "NAME_FAULTS"]
 
 # With longer pauses, whoever waits does not also wait for its own session.
 _PENSIVE = Scenario(think_ms=60, turns=6)
+
+
+def _stripe(key: SessionKey) -> str:
+    """Return one of two names, which follows neither the user nor the session."""
+    return str((key.user_id == KEYS[0].user_id) == (key.session_id == KEYS[0].session_id))
+
+
 _AT_ONCE = ("lost update", "overlap")
 
 LOCK_FAULTS = (
@@ -97,6 +105,13 @@ LOCK_FAULTS = (
         Parts(
             store=lambda store, _: locks.Gated(store, locks.LockGate(lambda key: key.session_id))
         ),
+    ),
+    Fault(
+        "lock-striped",
+        "sessions share two locks by a number that is made of their names",
+        ("needless serialisation",),
+        _PENSIVE,
+        Parts(store=lambda store, _: locks.Gated(store, locks.LockGate(_stripe))),
     ),
     Fault(
         "one-global-lock",

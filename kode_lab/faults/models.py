@@ -8,6 +8,7 @@ reply, they give it to somebody else, or twice.
 from __future__ import annotations
 
 import asyncio
+import zlib
 from collections.abc import Callable
 from itertools import count
 from typing import Any
@@ -16,10 +17,10 @@ from kode_lab.claude.conversation import shown_to
 from kode_lab.errors import ModelUnavailable
 from kode_lab.faults.site import Site
 from kode_lab.faults.virtual_time import Delays
-from kode_lab.history.operation import echo_of
+from kode_lab.history.operation import ModelCalls, echo_of
 from kode_lab.message import Model, Reply, Request, Usage, text_of
 
-__all__ = ["CachedReplies", "HiddenRetry", "ReusedConnections", "Scribe"]
+__all__ = ["CachedReplies", "HiddenRetry", "ReloadedPrompt", "ReusedConnections", "Scribe"]
 
 _ANSWER_MS = 10.0
 _USAGE = Usage(10, 5)
@@ -30,17 +31,47 @@ class Scribe:
 
     Attributes:
         failing_percent: how many calls of a hundred fail; may change.
+        recorded: by the marker of its prompt, what the calls of a turn were like.
     """
 
-    def __init__(self, delays: Delays, *, failing_percent: int = 0) -> None:
+    def __init__(
+        self,
+        delays: Delays,
+        *,
+        now_ns: Callable[[], int],
+        failing_percent: int = 0,
+        cutting_percent: int = 0,
+    ) -> None:
+        """Bind it to a clock.
+
+        Args:
+            cutting_percent: how many final replies of a hundred end at ``max_tokens``.
+        """
         self._delays = delays
+        self._now_ns = now_ns
         self.failing_percent = failing_percent
+        self._cutting_percent = cutting_percent
         self._ids = count(1)
+        self.recorded: dict[str, ModelCalls] = {}
 
     async def __call__(
         self, request: Request, on_text: Callable[[str], None] | None = None
     ) -> Reply:
         """Answer, after a while."""
+        began_ns = self._now_ns()
+        reply = await self._reply(request, on_text)
+        shown = shown_to(request.messages)
+        if shown is not None:
+            known = self.recorded.get(shown[0], ModelCalls())
+            version = f"{zlib.crc32(request.system.encode()):08x}"
+            self.recorded[shown[0]] = ModelCalls(
+                (*known.calls, (began_ns, self._now_ns())),
+                reply.stop_reason,
+                (*known.configs, version),
+            )
+        return reply
+
+    async def _reply(self, request: Request, on_text: Callable[[str], None] | None) -> Reply:
         await asyncio.sleep(self._delays.take_s(_ANSWER_MS))
         if self._delays.is_chosen(self.failing_percent):
             raise ModelUnavailable("the model is overloaded: try again")
@@ -55,7 +86,27 @@ class Scribe:
         text = "Done." if shown is None else f"Done. {echo_of(*shown)}"
         if on_text is not None:
             on_text(text)
-        return Reply(({"type": "text", "text": text},), "end_turn", _USAGE)
+        is_cut = self._cutting_percent and self._delays.is_chosen(self._cutting_percent)
+        stop_reason = "max_tokens" if is_cut else "end_turn"
+        return Reply(({"type": "text", "text": text},), stop_reason, _USAGE)
+
+
+class ReloadedPrompt:
+    """Reads the system prompt anew for each call, while somebody edits it."""
+
+    def __init__(self, inner: Model, every: int) -> None:
+        self._inner = inner
+        self._every = every
+        self._calls = count()
+
+    async def __call__(
+        self, request: Request, on_text: Callable[[str], None] | None = None
+    ) -> Reply:
+        """Ask with the prompt as it is now."""
+        version = next(self._calls) // self._every
+        return await self._inner(
+            request._replace(system=f"{request.system} (version {version})"), on_text
+        )
 
 
 class CachedReplies:

@@ -43,6 +43,7 @@ def _events(operation: Operation, writer: HistoryWriter) -> list[tuple[float, pa
         f=operation.f,
         marker=operation.marker,
         turn_id=operation.turn_id,
+        details=operation.details,
     )
     if operation.complete_ns == math.inf:
         return [(at_ns, invoke)]
@@ -58,5 +59,7 @@ def _events(operation: Operation, writer: HistoryWriter) -> list[tuple[float, pa
         answered=operation.answered,
         config=operation.config,
         effects=operation.effects,
+        is_suffix=operation.is_suffix,
+        details=operation.details,
     )
     return [(at_ns, invoke), (ended_ns, complete)]

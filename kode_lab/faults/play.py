@@ -22,6 +22,7 @@ from kode_lab.history.operation import (
     HEALS,
     NEMESIS,
     QUIET,
+    Details,
     Operation,
     Read,
     marker_of,
@@ -31,7 +32,7 @@ from kode_lab.history.span import Span
 from kode_lab.key import SessionKey
 from kode_lab.lab.client import Client, OperationList
 from kode_lab.message import Message, user
-from kode_lab.sessions import AgentShelf
+from kode_lab.sessions import AgentShelf, TurnReply
 from kode_lab.targets.target import Answer, Declaration
 
 __all__ = ["Play"]
@@ -51,6 +52,7 @@ class _Sending:
 
     Attributes:
         own_mistake: an exception that no service may raise: the laboratory is wrong.
+        reply: what came back, or None.
     """
 
     declaration = Declaration("the process under test", needs_quote=False)
@@ -63,6 +65,7 @@ class _Sending:
         self._how = how
         self._is_cancelling = is_cancelling
         self.own_mistake: BaseException | None = None
+        self.reply: TurnReply | None = None
 
     async def turn(self, key: SessionKey, prompt: str, turn_id: str) -> Answer:
         """Send it; leave when the patience is over."""
@@ -79,7 +82,8 @@ class _Sending:
             return Answer("unknown", error="connection lost")
         error = work.exception()
         if error is None:
-            return Answer("reply", work.result().text, config=work.result().config_version)
+            self.reply = work.result()
+            return Answer("reply", self.reply.text, config=self.reply.config_version)
         if not isinstance(error, KodeLabError | asyncio.CancelledError):
             self.own_mistake = error
         kind = "refused" if isinstance(error, Refused | CallerError) else "unknown"
@@ -119,7 +123,12 @@ class Play:
         self._clock = clock
         self._delays = clock.delays
         self._seed = seed
-        self._model = Scribe(clock.delays, failing_percent=scenario.failing_percent)
+        self._model = Scribe(
+            clock.delays,
+            now_ns=clock.now_ns,
+            failing_percent=scenario.failing_percent,
+            cutting_percent=scenario.cutting_percent,
+        )
         self._shared: dict[str, Any] = {}
         self._numbers = {key: count() for key in scenario.keys}
         self._names = count(1)
@@ -197,12 +206,23 @@ class Play:
             )
             if sending.own_mistake is not None:
                 raise sending.own_mistake
+            if sending.reply is not None:
+                self._log.done[-1] = self._log.done[-1]._replace(
+                    details=self._details(marker, sending.reply)
+                )
             # Whose place another turn took must not take it back.
             if ended.type == "ok" or ended.is_final:
                 return
             pause_ms = _DOWN_MS if not process.is_up() else 0.0
             await asyncio.sleep(pause_ms / 1_000 + self._delays.take_s(scenario.think_ms))
             patience_s = scenario.patient_ms / 1_000
+
+    def _details(self, marker: str, reply: TurnReply) -> Details:
+        """Return what the client was told beside the text, and what the model's side recorded."""
+        # Each note has one effect, which the world knows by its text.
+        notes = (call.input["text"] for call in reply.tool_calls if call.name == "note")
+        recorded = self._model.recorded.get(marker)
+        return Details(tools=tuple(notes), stop_reason=reply.stop_reason, model=recorded)
 
     def _client_of(self, sending: _Sending) -> Client:
         return Client(sending, self._log, now_ns=self._clock.now_ns)
@@ -284,10 +304,12 @@ class Play:
         """Use each session and delete it: of that, nothing may ever be seen again."""
         for key in self._scenario.keys:
             await self._turn(key, "before", 0, _PROBE_PATIENCE_S)
+            await asyncio.sleep(_SETTLE_S)  # what ends as the deletion begins may come after it
+            name = f"deleting#{next(self._names)}"
+            self._log.invoke(key, name, self._clock.now_ns(), f="delete")
             await self._processes[0].manager.delete(key)
-        self.history.clear()
-        self.trace.clear()
-        self._world.effects.clear()
+            self._log.complete(name, self._clock.now_ns(), "ok")
+            await asyncio.sleep(_SETTLE_S)
 
     async def _finish(self) -> None:
         """Wait for quiet, then probe each session once, and read it once."""

@@ -35,11 +35,12 @@ class Scenario(NamedTuple):
         deadline_s: what clients tell the service, or None.
         strategy: what each session's last client tells it to do when it is busy, or None.
         failing_percent: of model calls.
+        cutting_percent: of final replies, which end at ``max_tokens``.
         tool_ms: the longest that a tool waits before, and after, it acts.
         crash: "", ``kill`` or ``power-cut``, of process 0, once.
         has_full_disk: the disk is full for a while before the crash.
         is_reading: each client also reads the history, now and then.
-        is_deleting: the sessions are used, deleted, and used again; only then the history begins.
+        is_deleting: the sessions are used, deleted, and used again.
         is_delegating: turns ask a sub-agent in the same session.
         guarantees: what is claimed, or None for what there is evidence of.
         overtaking_limit: how many turns sent after one may stand before it, or None.
@@ -58,6 +59,7 @@ class Scenario(NamedTuple):
     deadline_s: float | None = None
     strategy: str | None = None
     failing_percent: int = 0
+    cutting_percent: int = 0
     tool_ms: float = 4.0
     crash: str = ""
     has_full_disk: bool = False

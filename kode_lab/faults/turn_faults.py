@@ -43,6 +43,27 @@ TURN_FAULTS = (
         Parts(agents=agents.Mutated),
     ),
     Fault(
+        "configuration-reloaded",
+        "the configuration is read anew for each call of a turn",
+        ("mixed configuration",),
+        PLAIN,
+        Parts(model=lambda model, _: models.ReloadedPrompt(model, 7)),
+    ),
+    Fault(
+        "cut-reply-told-as-whole",
+        "a reply that was cut at its limit is acknowledged as a whole one",
+        ("cut reply",),
+        Scenario(cutting_percent=20),
+        Parts(front=lambda front, _: fronts.SaysWhole(front)),
+    ),
+    Fault(
+        "effects-overwritten",
+        "a tool reads all notes and writes them back, and loses those that were made meanwhile",
+        ("lost effect",),
+        PLAIN,
+        Parts(tools="racing list"),
+    ),
+    Fault(
         "tool-without-idempotency",
         "a tool call that is made again after a crash acts again",
         ("effect twice",),

@@ -159,10 +159,20 @@ async def _racing_ids(world: World, text: str, context: ToolContext) -> str:
     return "noted"
 
 
+async def _racing_list(world: World, text: str, context: ToolContext) -> str:
+    """Read all notes, write, and put them back with one more: what was made meanwhile is lost."""
+    before = list(world.effects)
+    await world.write()
+    world.effects[:] = before
+    world.make(world.new_id(), text, context.key)
+    return "noted"
+
+
 TOOLS: dict[str, _Noting] = {
     "right": _once,
     "without idempotency": _each_time,
     "module-level session": _for_the_current,
     "context of the worker": _by_workers,
     "racing ids": _racing_ids,
+    "racing list": _racing_list,
 }
