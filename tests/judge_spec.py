@@ -1819,10 +1819,19 @@ SPECS = {
     ),
     "two turns at the model at once": Spec(
         """
-        ada:1  |--a-----|                      -> a    model-calls 10-14
-        ada:1    |--b------|                   -> a b  model-calls 12-16
+        ada:1  |--a-----|                      -> a    model-calls 17-21
+        ada:1    |--b------|                   -> a b  model-calls 19-23
         ada:1               |-=-|              -> a b
         """,
         {"overlap": 1},
+    ),
+    "a call of an earlier attempt that went on": Spec(
+        """
+        ada:1  |--a-?
+        ada:1         |--a--|             -> a    model-calls 17-31
+        ada:1              |--b------|    -> a b  model-calls 29-33
+        ada:1                          |-=-| -> a b
+        """,
+        {},
     ),
 }
