@@ -22,6 +22,7 @@
     ├── TurnFailed             accepted, but ended without a reply; sent again, it goes on
     │   ├── DeadlineExceeded       the turn's time was up
     │   ├── StepLimitReached       the model kept asking for tools
+    │   ├── TurnPending            a tool waits for an approval; the turn rests in its journal
     │   ├── Superseded             a later turn interrupted it or rolled it back
     │   ├── ModelRefused           the model's service said the request is wrong
     │   ├── ModelUnavailable       the model's service could not answer
@@ -75,6 +76,7 @@ __all__ = [
     "StoreUnwritable",
     "Superseded",
     "TurnFailed",
+    "TurnPending",
     "TurnsMissing",
     "UnknownAgent",
     "UnknownTool",
@@ -180,6 +182,18 @@ class DeadlineExceeded(TurnFailed, TimeoutError):
 
 class StepLimitReached(TurnFailed):
     """The model asked for tools more often than the agent's step limit allows."""
+
+
+class TurnPending(TurnFailed):
+    """A tool waits for an approval. The turn rests in its journal until ``approve`` is called.
+
+    Attributes:
+        questions: what each call asks, by the id of the call.
+    """
+
+    def __init__(self, message: str, *, questions: dict[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.questions = questions or {}
 
 
 class Superseded(TurnFailed):

@@ -15,6 +15,7 @@ from kode_lab.errors import (
     ModelUnavailable,
     SelfDeadlock,
     StepLimitReached,
+    TurnPending,
 )
 from kode_lab.key import SessionKey
 from kode_lab.lab.client import Client, OperationList
@@ -23,8 +24,10 @@ from kode_lab.sessions import (
     AgentConfig,
     ContextPolicy,
     JsonStore,
+    Pending,
     SessionManager,
     Toolbox,
+    ToolContext,
 )
 from kode_lab.targets.ours import ManagerTarget
 
@@ -262,6 +265,100 @@ def test_a_tool_that_runs_alone_waits_for_those_before_it_and_holds_those_after_
         assert most == {"a": 1, "b": 2, "c": 1, "d": 1, "e": 1, "f": 2}
 
     run(scenario())
+
+
+def approving():
+    """A tool that acts only after an answer, and the list of what it did."""
+    box, acted = Toolbox(), []
+
+    @box.tool
+    async def pay(amount: int, context: ToolContext) -> object:
+        if context.approval is None:
+            return Pending(f"pay {amount}?")
+        if context.approval != "yes":
+            return f"not paid: {context.approval}"
+        acted.append((amount, context.idempotency_key))
+        return f"paid {amount}"
+
+    @box.tool
+    async def look() -> str:
+        acted.append("looked")
+        return "seen"
+
+    return box, acted
+
+
+PAY = (call("p1", "pay", amount=5), call("l1", "look"), call("p2", "pay", amount=7))
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_a_turn_rests_until_its_calls_are_approved_and_each_acts_once(tmp_path, is_restarted):
+    box, acted = approving()
+
+    async def scenario():
+        model = Scripted(Reply(PAY, "tool_use"), Reply.of_text("done"))
+        manager = manager_of(tmp_path, model, box)
+
+        async def perhaps_another():
+            if not is_restarted:
+                return manager
+            await manager.aclose()
+            return manager_of(tmp_path, model, box)
+
+        with pytest.raises(TurnPending, match=r"pay 5\?; pay 7\?") as waits:
+            await manager.turn(ADA, "pay", turn_id="t")
+        assert waits.value.questions == {"p1": "pay 5?", "p2": "pay 7?"}
+        assert manager.statistics().turns == 0
+        assert await manager.history(ADA) == []
+        manager = await perhaps_another()
+        with pytest.raises(TurnPending, match="pay 7") as waits:
+            await manager.approve(ADA, "p1", "yes")
+        assert list(waits.value.questions) == ["p2"]
+        with pytest.raises(InvalidPrompt, match="'p1' was answered 'yes' already, and that counts"):
+            await manager.approve(ADA, "p1", "no")
+        manager = await perhaps_another()
+        reply = await manager.approve(ADA, "p2", "no")
+        assert reply.text == "done"
+        results = [b["content"] for b in model.requests[-1][-1]["content"]]
+        assert results == ["paid 5", "seen", "not paid: no"]
+        manager = await perhaps_another()
+        assert (await manager.approve(ADA, "p2", "no")).is_replay
+        with pytest.raises(InvalidPrompt, match="'p2' was answered 'no' already"):
+            await manager.approve(ADA, "p2", "yes")
+        with pytest.raises(InvalidPrompt, match="no tool call 'p3' waits here"):
+            await manager.approve(ADA, "p3", "yes")
+        assert_legal(await manager.history(ADA))
+        await manager.aclose()
+
+    run(scenario())
+    assert acted.count("looked") == 1
+    assert [done[0] for done in acted if done != "looked"] == [5]
+
+
+def test_two_answers_at_once_are_one_and_a_later_turn_closes_what_waits(tmp_path):
+    box, acted = approving()
+
+    async def scenario():
+        model = Scripted(Reply(PAY[:1], "tool_use"), Reply.of_text("done"))
+        async with manager_of(tmp_path, model, box) as manager:
+            with pytest.raises(TurnPending):
+                await manager.turn(ADA, "pay", turn_id="t")
+            answers = ("yes", "no", "yes")
+            ended = await asyncio.gather(
+                *(manager.approve(ADA, "p1", answer) for answer in answers), return_exceptions=True
+            )
+            assert ended[0].text == ended[2].text == "done"
+            assert isinstance(ended[1], InvalidPrompt)
+            model.replies = [Reply(PAY[2:], "tool_use"), Reply.of_text("later")]
+            with pytest.raises(TurnPending):
+                await manager.turn(ADA, "pay more", turn_id="u")
+            await manager.turn(ADA, "never mind")
+            assert "Not run." in text_of(model.requests[-1][-2 - 1])
+            with pytest.raises(InvalidPrompt, match="no tool call 'p2' waits here"):
+                await manager.approve(ADA, "p2", "yes")
+
+    run(scenario())
+    assert [done[0] for done in acted] == [5]
 
 
 def asking_tools(managers):

@@ -19,7 +19,7 @@ from kode_lab.sessions.manager import SessionManager
 from kode_lab.sessions.postgres.store import PostgresStore
 from kode_lab.sessions.session import TurnEvent
 from kode_lab.sessions.store import Lease, Store
-from kode_lab.sessions.tool import Tool, Toolbox, ToolContext
+from kode_lab.sessions.tool import Pending, Tool, Toolbox, ToolContext
 from kode_lab.sessions.turn_reply import TurnReply
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "ContextPolicy",
     "JsonStore",
     "Lease",
+    "Pending",
     "PostgresStore",
     "SessionManager",
     "Store",

@@ -42,7 +42,12 @@ from kode_lab.sessions.open_turn import Finished, OpenTurn
 from kode_lab.sessions.residents import Agent, Residents
 from kode_lab.sessions.session import Session, TurnEvent, checked_model
 from kode_lab.sessions.store import Lease, Lookable, Rewindable, Store
-from kode_lab.sessions.ticket import Ticket, checked_deadline, checked_turn_id
+from kode_lab.sessions.ticket import (
+    TURN_ID_LIMIT_CHARS,
+    Ticket,
+    checked_deadline,
+    checked_turn_id,
+)
 from kode_lab.sessions.tool import Blocked, LoopLag
 from kode_lab.sessions.turn_reply import TurnReply, reply_of
 
@@ -257,6 +262,72 @@ class SessionManager:
                 "its tools or its store wait for"
             ) from None
         return tuple(ticket.turn_id for ticket in stopped if ticket.superseded_by is not None)
+
+    async def approve(
+        self,
+        key: SessionKey,
+        call_id: str,
+        answer: str,
+        *,
+        wait_s: float | None = None,
+        deadline_s: float | None = None,
+        on_event: Callable[[TurnEvent], None] | None = None,
+    ) -> TurnReply:
+        """Answer a tool that waits for an approval, and continue its turn.
+
+        The tool is called again with the answer in ``ToolContext.approval``; what a "no" means is
+        the tool's decision. The first answer is saved and counts. The same one given again returns
+        what the turn returned.
+
+        Args:
+            key: the session.
+            call_id: the id of the tool call, from ``TurnPending.questions``.
+            answer: what the tool is told.
+            wait_s: how long to wait for turns in flight.
+            deadline_s: from now to the reply.
+            on_event: called with each event of the turn; must not block.
+
+        Raises:
+            InvalidPrompt: there is no such call, it does not wait, or it has another answer.
+            TurnPending: another call of the turn waits, too.
+            Superseded: a later turn closed this one first.
+        """
+        self._refuse_if_closing(key, "nothing was approved")
+        if not isinstance(answer, str) or not 0 < len(answer) <= TURN_ID_LIMIT_CHARS:
+            raise InvalidPrompt(f"answer must be text of 1 to {TURN_ID_LIMIT_CHARS=} characters")
+        async with self._holding(key, wait_s) as lease:
+            agent = await self._agent(lease)
+            turn_id, prompt = await self._approved(lease, agent, call_id, answer)
+            self._residents.keep(agent)
+        return await self.turn(
+            key, prompt, turn_id=turn_id, deadline_s=deadline_s, on_event=on_event
+        )
+
+    async def _approved(
+        self, lease: Lease, agent: Agent, call_id: str, answer: str
+    ) -> tuple[str, Content]:
+        """Save an answer, and return the id and the prompt of its turn."""
+        turn = agent.open
+        for ended in reversed(agent.finished.values()):
+            given = ended.facts.get("approvals", {}).get(call_id)
+            if given is not None:
+                _check_answer(agent.key, call_id, given, answer)
+                prompt = agent.conversation.messages(ended.first, ended.first + 1)[0]["content"]
+                return ended.turn_id, prompt
+        if turn is None or all(call.id != call_id for call in turn.calls):
+            given = None if turn is None else turn.facts.get("approvals", {}).get(call_id)
+            if turn is None or given is None:
+                raise InvalidPrompt(
+                    f"{agent.key}: no tool call {call_id!r:.60} waits here: its turn ended, or a "
+                    "later turn closed it"
+                )
+        approvals = turn.facts.get("approvals", {})
+        if call_id in approvals:
+            _check_answer(agent.key, call_id, approvals[call_id], answer)
+        else:
+            entry = turn.remember(approvals={**approvals, call_id: answer})
+            await self._store.journal(lease, turn, entry)
+        return turn.turn_id, turn.messages[0]["content"]
 
     async def delete(
         self, key: SessionKey, *, wait_s: float | None = None, stop: bool = False
@@ -617,6 +688,13 @@ def _check_prompt(ticket: Ticket, taken: Message) -> None:
         raise InvalidPrompt(
             f"{ticket.key}: turnId {ticket.turn_id!r:.60} belongs to another prompt: send that "
             "prompt again, or use an id of its own for this one"
+        )
+
+
+def _check_answer(key: SessionKey, call_id: str, given: str, answer: str) -> None:
+    if given != answer:
+        raise InvalidPrompt(
+            f"{key}: call {call_id!r:.60} was answered {given!r:.60} already, and that counts"
         )
 
 

@@ -23,7 +23,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import groupby, islice
 from typing import Any, Literal, NamedTuple, cast
 
-from kode_lab.errors import CallerError, ModelGarbage, ModelRefused, StepLimitReached
+from kode_lab.errors import CallerError, ModelGarbage, ModelRefused, StepLimitReached, TurnPending
 from kode_lab.history.span import Span, Trace
 from kode_lab.message import (
     CUT_OFF,
@@ -46,7 +46,7 @@ from kode_lab.sessions.conversation import Shown, encode
 from kode_lab.sessions.open_turn import Finished, OpenTurn
 from kode_lab.sessions.residents import Agent
 from kode_lab.sessions.store import Lease, Store
-from kode_lab.sessions.tool import LoopLag, ToolContext, use
+from kode_lab.sessions.tool import LoopLag, Pending, ToolContext, use
 
 __all__ = ["Session", "TurnEvent", "checked_model"]
 
@@ -125,6 +125,7 @@ class Session:
         "_lease",
         "_model",
         "_on_event",
+        "_questions",
         "_store",
         "_trace",
         "_turn",
@@ -157,6 +158,7 @@ class Session:
         self._on_event = on_event
         self._lag = LoopLag() if lag is None else lag
         self._end_s = end_s
+        self._questions: dict[str, str] = {}
         self._last_steps: list[dict[str, Any]] = []
         self.finished: Finished | None = None
         self.is_committing = False
@@ -207,17 +209,21 @@ class Session:
 
         They run together, except tools that run alone: these split the calls into groups, and the
         groups run in the order of the reply.
+
+        Raises:
+            TurnPending: a tool waits for an approval; the results of the others are journalled.
         """
-        calls = self._turn.calls
-        if len(calls) == 1:
-            await self._use_one(calls[0])
-            return
-        for is_alone, group in groupby(calls, self._is_alone):
-            if is_alone:
-                for call in group:
-                    await self._use_one(call)
-            else:
-                await self._use_together(tuple(group))
+        for is_alone, group in groupby(self._turn.calls, self._is_alone):
+            calls = tuple(group)
+            for together in ((call,) for call in calls) if is_alone else (calls,):
+                await self._use_together(together)
+                if self._questions:
+                    asked = "; ".join(self._questions.values())
+                    raise TurnPending(
+                        f"{self._lease.key}: turn {self._turn.turn_id!r} waits for an approval: "
+                        f"{asked:.500}; approve(key, callId, answer) continues it",
+                        questions=self._questions,
+                    )
 
     async def commit(self) -> None:
         """Append the turn to the conversation, all or nothing; then it is acknowledged.
@@ -340,6 +346,9 @@ class Session:
         return tool is not None and tool.is_alone
 
     async def _use_together(self, calls: Sequence[ToolCall]) -> None:
+        if len(calls) == 1:
+            await self._use_one(calls[0])
+            return
         try:
             async with asyncio.TaskGroup() as group:
                 for call in calls:
@@ -384,7 +393,8 @@ class Session:
         key, turn, config = self._lease.key, self._turn, self._config
         # Clients may use the same turn ids in every session, and models the same call ids.
         once = encode([*key, turn.turn_id, call.id]).decode()
-        context = ToolContext(key, turn.turn_id, call.id, once)
+        approval = turn.facts.get("approvals", {}).get(call.id)
+        context = ToolContext(key, turn.turn_id, call.id, once, approval)
         turn.begun.add(call.id)
         self._tell("tool_call", call)
         start_ns = time.monotonic_ns()
@@ -402,6 +412,12 @@ class Session:
         except BaseException as error:
             self._span("tool", start_ns, attributes, error)
             raise
+        if isinstance(result, Pending):
+            turn.begun.discard(call.id)  # it has not acted
+            self._questions[call.id] = result.question
+            attributes["kode_lab.tool.pending"] = result.question[:_SHOWN_CHARS]
+            self._span("tool", start_ns, self._with_lag(attributes, lag_s))
+            return
         attributes["kode_lab.tool.result"] = result.content[:_SHOWN_CHARS]
         attributes["kode_lab.tool.is_error"] = result.is_error
         self._span("tool", start_ns, self._with_lag(attributes, lag_s))

@@ -40,6 +40,7 @@ __all__ = [
     "RESULT_LIMIT_CHARS",
     "Blocked",
     "LoopLag",
+    "Pending",
     "Tool",
     "ToolContext",
     "Toolbox",
@@ -71,12 +72,24 @@ class ToolContext(NamedTuple):
         idempotency_key: the same whenever this call is repeated, and different from that of every
             other call of any session. A tool stores it with its effect, so that a repeated call
             has no second effect.
+        approval: the answer to the ``Pending`` that this call returned before, or None.
     """
 
     key: SessionKey
     turn_id: str
     call_id: str
     idempotency_key: str
+    approval: str | None = None
+
+
+class Pending(NamedTuple):
+    """Returned by a tool that may not act before somebody approves.
+
+    The turn then rests in its journal, without a thread or a task. ``SessionManager.approve``
+    continues it: the tool is called again, with the answer in its context.
+    """
+
+    question: str
 
 
 class Blocked(NamedTuple):
@@ -243,8 +256,8 @@ async def use(
     *,
     known: Sequence[str] = (),
     lag: LoopLag | None = None,
-) -> ToolResult:
-    """Return the result of one tool call, whatever the tool does.
+) -> ToolResult | Pending:
+    """Return the result of one tool call, whatever the tool does, or ``Pending`` if it says so.
 
     Args:
         tool: what was asked for, or None if the agent has no tool of that name.
@@ -267,6 +280,7 @@ async def use(
         return ToolResult(call.id, f"{tool.name} was not run: {error}", True)
     if tool.context_name:
         arguments[tool.context_name] = context
+    content: str | Pending
     try:
         if tool.is_async:
             content, is_error = await _in_task(tool, arguments, timeout_s, lag)
@@ -276,17 +290,19 @@ async def use(
             )
     except (TimeoutError, Refused) as error:  # of the threads: a tool's own are caught in _run
         content, is_error = f"{tool.name}: {error}.", True
-    return ToolResult(call.id, content, is_error)
+    return content if isinstance(content, Pending) else ToolResult(call.id, content, is_error)
 
 
-def _run(tool: Tool, arguments: dict[str, Any]) -> tuple[str, bool]:
+def _run(tool: Tool, arguments: dict[str, Any]) -> tuple[str | Pending, bool]:
     try:
         return _text(tool.function(**arguments)), False
     except BaseException as error:  # noqa: BLE001 - in our thread even SystemExit is the tool's
         return _failure(tool, error), True
 
 
-async def _await(tool: Tool, arguments: dict[str, Any], lag: LoopLag | None) -> tuple[str, bool]:
+async def _await(
+    tool: Tool, arguments: dict[str, Any], lag: LoopLag | None
+) -> tuple[str | Pending, bool]:
     try:
         running: Awaitable[Any] = tool.function(**arguments)
         return _text(await (running if lag is None else _Watched(running, tool.name, lag))), False
@@ -327,12 +343,12 @@ class _Watched:
 
 
 # The loop keeps only weak references to tasks; one that ignores its cancellation is kept here.
-_left_behind: set[asyncio.Task[tuple[str, bool]]] = set()
+_left_behind: set[asyncio.Task[tuple[str | Pending, bool]]] = set()
 
 
 async def _in_task(
     tool: Tool, arguments: dict[str, Any], timeout_s: float, lag: LoopLag | None
-) -> tuple[str, bool]:
+) -> tuple[str | Pending, bool]:
     """Run an async tool in its own task, so that one that ignores cancellation blocks no session.
 
     ``asyncio.timeout`` would wait for such a tool without end.
@@ -356,7 +372,9 @@ async def _in_task(
     return f"{tool.name} failed: it cancelled itself.", True
 
 
-def _text(result: object) -> str:
+def _text(result: object) -> str | Pending:
+    if isinstance(result, Pending):
+        return result
     if result is None:
         return "done"
     if not isinstance(result, str):
