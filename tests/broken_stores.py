@@ -62,6 +62,12 @@ class Around:
     async def delete(self, lease):
         await self.inner.delete(self.leases[lease])
 
+    async def rewind(self, lease, count, rewind_id, turn_ids):
+        await self.inner.rewind(self.leases[lease], count, rewind_id, turn_ids)
+
+    async def fill(self, lease, messages, turns):
+        await self.inner.fill(self.leases[lease], messages, turns)
+
     async def peek(self, key):
         return await self.inner.peek(self.key(key))
 
@@ -562,3 +568,17 @@ class ForgettingInCopies(Around):
         finished = await super().append(lease, turn, entries)
         self.known.setdefault((str(self.root), lease.key), {})[turn.turn_id] = finished
         return finished
+
+
+class ForgettingWhatIsGone(Around):
+    """Rewinds without the ids of what it removes."""
+
+    async def rewind(self, lease, count, rewind_id, turn_ids):
+        await super().rewind(lease, count, rewind_id, turn_ids[:0])
+
+
+class CopyingMessagesOnly(Around):
+    """Copies a conversation without its turns."""
+
+    async def fill(self, lease, messages, turns):
+        await super().fill(lease, messages, turns[:0])

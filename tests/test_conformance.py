@@ -52,6 +52,8 @@ BROKEN = [
     (broken.LosingNul, "Any text comes back", "the conversation should be"),
     (broken.SmallOnly, "Messages of two megabytes", "too big"),
     (broken.OneList, "What load and peek give", "never said"),
+    (broken.ForgettingWhatIsGone, "A rewind keeps", "is_rewound is"),
+    (broken.CopyingMessagesOnly, "A conversation that is copied", "its turns are"),
     (broken.FewOnly, "Three hundred sessions", "too many"),
     (broken.FoldingCase, "Sessions whose ids look alike", "WaitingRoomFull"),
     (broken.CuttingAtCommas, "Names with commas", "the conversation should be|another one's"),
@@ -114,7 +116,7 @@ def test_the_json_store_for_power_keeps_every_contract_of_one_handle(tmp_path):
     make_store = partial(JsonStore, tmp_path, durability="power")
     report = asyncio.run(conform(make_store, Claims(is_shared=False)))
     assert report.is_conformant, str(report)
-    assert len(names(report, "kept")) == 26
+    assert len(names(report, "kept")) == 28
 
 
 def test_the_postgres_store_keeps_every_contract_but_those_of_directories(

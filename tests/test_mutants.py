@@ -1187,7 +1187,6 @@ MUTANTS = [
     # directories that move, rewinds, what models can reach
     Mutant("other locks", moved, "files/file_lock", '!= here["locks"]:', '== "":'),
     Mutant("new lock files", moved, "files/file_lock", '!= here["inode"]:', '== "":'),
-    Mutant("a lock file is gone", moved, "files/file_lock", "        self.check(place)\n", ""),
     Mutant("new sessions elsewhere", moved, "files/file_lock", "self._guard()", "pass"),
     Mutant("a moved history", moved, "files/store", "self._occupancy.check()\n        if", "if"),
     Mutant("saved elsewhere", moved, "files/store", "self._locks.check(held.place)", "pass"),
@@ -1201,13 +1200,6 @@ MUTANTS = [
     Mutant("half a fork is whole", rewinds, "files/format", " or data.startswith(FILLING)", ""),
     Mutant("rewound ids are new", rewinds, "files/format", "f.turn_id in gone", "False"),
     Mutant("each rewind is another", rewinds, "manager", "if done is not None:", "if False:"),
-    Mutant(
-        "its reply is the model's",
-        reached,
-        "open_turn",
-        "own: Message = decode(written)",
-        "own = content",
-    ),
     Mutant(
         "one request for all",
         reached,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import Any, cast
 
+from kode_lab.errors import KodeLabError
 from kode_lab.message import ToolResult, Usage, assistant, user
 from kode_lab.sessions.open_turn import Finished, OpenTurn
-from kode_lab.testing.conformance.scene import TURN_MESSAGES, Contract, Scene, demand
+from kode_lab.sessions.store import Rewindable, Store
+from kode_lab.testing.conformance.scene import TURN_MESSAGES, Contract, Scene, Skipped, demand
 
 __all__ = ["PERSISTENCE"]
 
@@ -209,6 +211,64 @@ async def _deleted(scene: Scene) -> None:
     scene.expect((await scene.stored(await scene.reopened(store), key)).messages, ["t1"])
 
 
+def _rewindable(store: Store) -> Rewindable:
+    if not isinstance(store, Rewindable):
+        raise Skipped("the store has no rewind and fill")
+    return store
+
+
+async def _rewound(scene: Scene) -> None:
+    store = await scene.store()
+    key = scene.key()
+    for number in range(4):
+        await scene.append(store, key, f"t{number}")
+    lease = await scene.hold(store, key)
+    await scene.soon(store.load(lease), "load")
+    rewind = _rewindable(store).rewind(lease, 2 * TURN_MESSAGES, "back", ["t2", "t3", "open"])
+    await scene.soon(rewind, "rewind")
+    store.release(lease)
+    try:
+        await scene.soon(_rewindable(store).rewind(lease, 0, "again", ["t0", "t1"]), "rewind")
+    except KodeLabError:
+        pass
+    else:
+        demand(False, "a lease that was released rewinds")
+    for is_reopened in (False, True):
+        if is_reopened:
+            store = await scene.reopened(store)
+        found = await scene.stored(store, key)
+        scene.expect(found.messages, ["t0", "t1"])
+        scene.expect(await store.peek(key), ["t0", "t1"])
+        known = {name: turn.is_rewound for name, turn in found.finished.items()}
+        wanted = {"t0": False, "t1": False, "t2": True, "t3": True, "open": True, "back": True}
+        demand(known == wanted, f"after the rewind, is_rewound is {known}, not {wanted}")
+        names = [*found.finished["back"].facts.get("rewound", ())]
+        demand(names == ["t2", "t3", "open"], f"the rewind says it removed {names}")
+    await scene.append(store, key, "t4")
+    scene.expect((await scene.stored(store, key)).messages, ["t0", "t1", "t4"])
+
+
+async def _filled(scene: Scene) -> None:
+    store = await scene.store()
+    source, key = scene.key(), scene.key("copy")
+    for number in range(3):
+        await scene.append(store, source, f"t{number}")
+    there = await scene.stored(store, source)
+    lease = await scene.hold(store, key)
+    await scene.soon(store.load(lease), "load")
+    fill = _rewindable(store).fill(lease, there.messages, [*there.finished.values()])
+    await scene.soon(fill, "fill")
+    store.release(lease)
+    await scene.append(store, key, "t3")
+    store = await scene.reopened(store)
+    found = await scene.stored(store, key)
+    scene.expect(found.messages, ["t0", "t1", "t2", "t3"])
+    demand([*found.finished] == ["t0", "t1", "t2", "t3"], f"its turns are {[*found.finished]}")
+    first = found.finished["t1"]
+    demand(first == there.finished["t1"], f"t1 became {first}, was {there.finished['t1']}")
+    scene.expect((await scene.stored(store, source)).messages, ["t0", "t1", "t2"])
+
+
 async def _any_text(scene: Scene) -> None:
     store = await scene.store()
     key = scene.key()
@@ -307,5 +367,7 @@ PERSISTENCE = (
     Contract("Messages of two megabytes come back as they were.", _big),
     Contract("What load and peek give is the caller's own.", _own_lists),
     Contract("Messages that a caller changes later do not change what is stored.", _own_objects),
+    Contract("A rewind keeps the first turns, and the ids of the others stay known.", _rewound),
+    Contract("A conversation that is copied into a session comes back whole.", _filled),
     Contract("Three hundred sessions are held and written at once.", _many),
 )
