@@ -177,6 +177,10 @@ class ReportedTurn(Value):
             raise ValueError(f"agent {self.agent!r:.60} is no name: use letters, digits, . _ -")
         return self
 
+    def with_(self, **changes: Any) -> ReportedTurn:
+        """Return the same turn but for these fields."""
+        return self.model_copy(update=changes)
+
     @property
     def key(self) -> SessionKey:
         """The session that the turn belongs to."""
@@ -351,6 +355,18 @@ class Report(Value):
         if len(set(names)) < len(names):
             raise ValueError(f"two tests have one name: {', '.join(names)}")
         return self
+
+    def only(self, name: str, **changes: Any) -> Report:
+        """Return the report with one of its tests alone, with these fields of it changed.
+
+        Raises:
+            InvalidScenario: it has no test of that name.
+        """
+        for test in self.tests:
+            if test.name == name:
+                return self.model_copy(update={"tests": (test.model_copy(update=changes),)})
+        names = ", ".join(test.name for test in self.tests)
+        raise InvalidScenario(f"the report has no test {name!r:.60}: it has {names}")
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON values, without what is at its default."""
