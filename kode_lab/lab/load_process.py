@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kode_lab.check.render import headline
 from kode_lab.child import PYTHON_MODULE, Child
 from kode_lab.errors import InvalidScenario
 from kode_lab.lab.live import Progress
@@ -80,7 +81,7 @@ async def run_load_process(words: list[str], results: Path, progress: Progress) 
         )
     run = Run.load(found[1])
     progress.status, progress.where = run.status, str(run.path)
-    row.doing = str(run.facts.get("summary", {}).get("verdict", "not judged"))
+    row.doing = headline(await asyncio.to_thread(run.verdict)).partition(":")[0]
     return run
 
 
