@@ -219,7 +219,9 @@ def test_a_band_ends_with_the_first_answer_to_a_turn_that_was_sent_after_the_fau
 def test_the_title_counts_the_faults_and_tells_the_slowest_recovery():
     picture = crash_bands(with_faults(6.2, 14.5))
     assert picture.title.startswith("2 × kill: clients were answered again after")
-    assert crash_bands(with_faults(0.0, down_s=99)).title == ("1 × kill: nobody was answered again")
+    assert crash_bands(with_faults(0.0, down_s=99)).title == (
+        "1 × kill: no client was answered again"
+    )
 
 
 def test_a_turn_that_was_sent_again_is_one_turn_and_known_when_it_was_answered():
@@ -227,9 +229,9 @@ def test_a_turn_that_was_sent_again_is_one_turn_and_known_when_it_was_answered()
     turns = sum(op.f == "turn" for op in once.history)
     cut = sum(op.f == "turn" and op.type == "info" for op in once.history)
     assert cut > 0
-    assert f"Ticks: {cut} of {turns} turns whose outcome nobody knows." in crash_bands(once).reading
+    assert f"Ticks: {cut} of {turns} turns have no known outcome." in crash_bands(once).reading
     again = crash_bands(sent_again(once))
-    assert f"Ticks: {cut} of {turns + cut} sendings whose outcome nobody knew" in again.reading
+    assert f"Ticks: {cut} of {turns + cut} sendings had no known outcome" in again.reading
     assert f"0 of {turns} turns stayed so." in again.reading
     words = {text.get_text() for text in again.figure.findobj(Text)}
     assert {f"{turns} answered", f"{cut} sendings"} <= words

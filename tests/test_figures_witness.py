@@ -138,7 +138,7 @@ def test_a_turn_without_an_answer_and_strange_markers_are_drawn():
     full = END._replace(markers=tuple(f"{n}-{'long' * 20}" for n in range(30)))
     picture = draw_witness(Anomaly("aborted read", HERE, (open_turn, full), "3-long"))
     assert figure_lint(picture.figure) == []
-    assert {"no answer", "nobody saw what it was shown"} <= set(words(picture))
+    assert {"no answer", "what it was shown was not seen"} <= set(words(picture))
 
 
 def test_a_long_witness_is_cut_and_says_so():

@@ -14,7 +14,7 @@ _EVERY_S = 0.02
 
 
 class Mutated:
-    """Adds a sentence to the shared system prompt, for everybody, every now and then."""
+    """Adds a sentence to the shared system prompt of all sessions now and then."""
 
     def __init__(self, inner: AgentShelf, _site: Site) -> None:
         self._inner = inner

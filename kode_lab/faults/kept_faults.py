@@ -40,7 +40,7 @@ KEPT_FAULTS = (
     ),
     Fault(
         "full-disk-swallowed",
-        "that the disk is full is nobody's business; then the process is killed",
+        "a full disk is not reported; then the process is killed",
         ("lost after acknowledgement",),
         Scenario(crash="kill", turns=12, think_ms=10, has_full_disk=True),
         Parts(store=lambda store, _: stores.Swallowing(stores.Believed(store))),
@@ -61,7 +61,7 @@ KEPT_FAULTS = (
     ),
     Fault(
         "prompt-stored-first",
-        "the question is stored before the reply, for whoever reads meanwhile",
+        "the question is stored before the reply, where readers see it",
         ("intermediate read",),
         Scenario(is_reading=True),
         Parts(store=lambda store, _: torn_stores.PromptFirst(stores.Believed(store))),

@@ -21,7 +21,7 @@ from kode_lab.key import SessionKey
 
 __all__ = ["LOCK_FAULTS", "NAME_FAULTS"]
 
-# With longer pauses, whoever waits does not also wait for its own session.
+# With longer pauses, a waiting turn would not also wait for its own session.
 _PENSIVE = Scenario(think_ms=60, turns=6)
 
 

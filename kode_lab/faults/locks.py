@@ -33,7 +33,7 @@ __all__ = [
     "TwiceMadeGate",
 ]
 
-# For the moment of one call nobody is turned away.
+# No caller is refused during one call.
 _EVERYBODY = 100_000
 
 
@@ -56,7 +56,7 @@ class OpenGate:
         """Do not wait."""
 
     def release(self, held: None) -> None:
-        """Nobody waits."""
+        """Wait for nothing."""
 
 
 class LockGate:

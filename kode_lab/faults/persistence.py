@@ -1,6 +1,6 @@
 """A play as files: the history and the trace that ``kode-lab check`` reads, by the same judge.
 
-So a conviction need not be believed: whoever doubts it has the evidence, in the open format.
+So a conviction can be checked: its evidence is there, in the open format.
 """
 
 from __future__ import annotations

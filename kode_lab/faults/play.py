@@ -37,7 +37,7 @@ from kode_lab.targets.target import Answer, Declaration
 
 __all__ = ["Play"]
 
-_NOBODY = SessionKey("", "", "")
+_NO_SESSION = SessionKey("", "", "")
 # When the nemesis strikes, after the beginning; and how long its victim is down.
 _STRIKES_AFTER_MS, _STRIKES_WITHIN_MS = 25.0, 60.0
 _DOWN_MS = 4.0
@@ -298,7 +298,7 @@ class Play:
 
     def _fault(self, name: str) -> None:
         now_ns = self._clock.now_ns()
-        self.history.append(Operation(_NOBODY, name, NEMESIS, "info", now_ns, now_ns))
+        self.history.append(Operation(_NO_SESSION, name, NEMESIS, "info", now_ns, now_ns))
 
     async def _use_and_delete(self) -> None:
         """Use each session and delete it: of that, nothing may ever be seen again."""

@@ -2,7 +2,7 @@
 
 A *process* is one manager with its store, its tasks and its file descriptors, in a loop that all
 share. Killing one makes its disk deny every further call and hands its file locks back, exactly
-what the kernel does; so whatever its tasks still do while they are cancelled reaches nobody.
+what the kernel does; so whatever its tasks still do while they are cancelled has no effect.
 
 It puts real parts together and wraps them as a fault asks; it decides no order of events.
 """
@@ -100,7 +100,7 @@ class Site:
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.pop(task, None)
         if not task.cancelled():
-            task.exception()  # whoever waits for it hears of it; nobody else has to
+            task.exception()  # it is raised where the task is awaited; no warning is needed
 
     async def end_tasks(self) -> None:
         """Cancel all that runs, and wait until it has ended."""
@@ -154,7 +154,7 @@ class Process:
         await self._end()
 
     async def close(self) -> None:
-        """End it in good order; turns that nobody waits for any more are cancelled."""
+        """End it in good order; turns whose clients left are cancelled."""
         self._is_up = False
         await self._end()
 

@@ -24,7 +24,7 @@ from kode_lab.sessions import AgentShelf
 
 __all__ = ["Stage"]
 
-# Whoever waits here waits for ever: the clients leave first.
+# Limits that are never reached: the clients leave first.
 _AGENT = """model = "scribe"
 system = "You note what you are told."
 tools = ["note", "delegate"]

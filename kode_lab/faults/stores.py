@@ -44,7 +44,7 @@ def part_of(turn: OpenTurn, messages: Sequence[Message], name: str = "") -> Open
 
 
 class Believed:
-    """Tells the manager that nobody else ever held a session: its residents are never stale.
+    """Tells the manager that it alone held a session: its residents are never stale.
 
     Also where other wrappers stand on: it knows how many messages the manager believes in.
     """

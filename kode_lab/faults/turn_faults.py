@@ -80,7 +80,7 @@ TURN_FAULTS = (
     ),
     Fault(
         "module-level-session",
-        "a tool looks up for whom it runs in one place for all",
+        "a tool keeps its session in one variable for all calls",
         ("tool misattributed",),
         PLAIN,
         Parts(tools="module-level session"),

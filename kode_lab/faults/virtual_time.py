@@ -1,8 +1,8 @@
 """Schedules of real asyncio code, chosen by a seed: a loop whose time is virtual, and its delays.
 
 It owns what decides the order in which things happen: the clock, which jumps to the next timer as
-soon as nobody can run, and ``Delays``, which says how long each piece of I/O takes. The ready queue
-stays first in, first out, as asyncio has it, so a schedule differs from another one only by when
+soon as no task can run, and ``Delays``, which says how long each piece of I/O takes. The ready
+queue stays first in, first out, as asyncio has it, so a schedule differs from another one only by when
 I/O completes; and the same seed gives the same schedule, step by step. It knows nothing of
 sessions.
 
@@ -95,7 +95,7 @@ class VirtualClock:
             settle: Callable[[], None]
             try:
                 settle = partial(future.set_result, work(*arguments))
-            except Exception as error:  # noqa: BLE001 - whoever waits is told, whatever it is
+            except Exception as error:  # noqa: BLE001 - it is raised where it is awaited
                 settle = partial(future.set_exception, error)
             loop.call_later(self.delays.take_s(1), lambda: None if future.done() else settle())
             return future
@@ -118,7 +118,7 @@ class VirtualClock:
         if timeout_s is None:
             raise RuntimeError(
                 "every task waits for another one and no timer runs: a deadlock; give what may "
-                "wait for ever a time-out"
+                "wait without an end a time-out"
             )
         self.passes += 1
         self._now_ns += max(TICK_NS, math.ceil(timeout_s * 1e9))
@@ -127,7 +127,7 @@ class VirtualClock:
         return []
 
     def register(self, fileobj: Any, events: int, data: object = None) -> selectors.SelectorKey:
-        """Take the loop's own wake-up pipe, which nobody needs here."""
+        """Take the loop's own wake-up pipe, which is not needed here."""
         fd = fileobj if isinstance(fileobj, int) else fileobj.fileno()
         key = self._keys[fd] = selectors.SelectorKey(fileobj, fd, events, data)
         return key

@@ -1,6 +1,6 @@
 """What tools change, and how tools are written: right, and wrong in one way each.
 
-``World`` is the service's own: notes, each with an id and for whom it was made, and once for each
+``World`` is the service's own: notes, each with an id and its owner, and once for each
 idempotency key. It outlives processes, as a database does. Its wrong variants are tools of the same
 names and schemas, so that nothing but the tool's own code differs.
 """
@@ -56,10 +56,10 @@ class World:
 
             Args:
                 text: what.
-                context: for whom.
+                context: of the session.
             """
             await noting(self, text, context)
-            # The same words for everybody, so that what answers them may mix them up.
+            # The same words for every session, so that what answers them may mix them up.
             return "noted"
 
         @self.box.tool
@@ -68,7 +68,7 @@ class World:
 
             Args:
                 text: what.
-                context: for whom.
+                context: of the session.
             """
             assert self.delegate_to is not None
             await self.delegate_to(context.key, text)
@@ -89,7 +89,7 @@ class World:
         await asyncio.sleep(self.delays.take_s(self._tool_ms))
 
     def new_id(self) -> str:
-        """Return an id that nobody has."""
+        """Return a new id."""
         number, self.next_id = self.next_id, self.next_id + 1
         return str(number)
 
@@ -118,7 +118,7 @@ async def _each_time(world: World, text: str, context: ToolContext) -> str:
 
 
 async def _for_the_current(world: World, text: str, context: ToolContext) -> str:
-    """Remember for whom it runs in one place for all."""
+    """Remember the session in one variable for all calls."""
     world.current = context.key
     await world.write()
     world.make(world.new_id(), text, world.current)
@@ -129,7 +129,7 @@ _SESSION: ContextVar[SessionKey] = ContextVar("_SESSION")
 
 
 async def _by_workers(world: World, text: str, context: ToolContext) -> str:
-    """Let workers write, who look up in a context variable for whom they do: their own maker's."""
+    """Let workers write, which look up the session in a context variable: their creator's."""
     _SESSION.set(context.key)
     if world.jobs is None:
         world.jobs = asyncio.Queue()

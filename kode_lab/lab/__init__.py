@@ -86,7 +86,7 @@ def run(
         InvalidScenario: a store for a scenario whose service is a child process.
         StoreUnwritable: ``results`` cannot be written.
     """
-    # Here and not above: whoever only starts work of their own needs none of it.
+    # Here and not above: starting other work on the lab's loop needs none of it.
     from kode_lab.errors import InvalidScenario  # noqa: PLC0415
     from kode_lab.lab.live import Pace, Progress, Row, card_for  # noqa: PLC0415
     from kode_lab.lab.records import RunRecorder, results_directory  # noqa: PLC0415
@@ -248,7 +248,7 @@ class Handle(Generic[T]):
                 futures.wait((self._future,), TICK_S)
                 self._on_tick()
         except BaseException:
-            # An interrupt, or whoever draws has failed: nobody waits any more.
+            # An interrupt, or an error of the progress display: the waiting is over.
             self._settle()
             self._on_tick()
             raise
@@ -257,7 +257,7 @@ class Handle(Generic[T]):
         return self._future.result()
 
     def _settle(self) -> None:
-        """Cancel it and wait, whoever is impatient: a run that is not written says "running"."""
+        """Cancel it and wait through further interrupts: an unwritten run would say "running"."""
         until_s = time.monotonic() + SETTLE_LIMIT_S
         while not self._future.done() and (left_s := until_s - time.monotonic()) > 0:
             with suppress(KeyboardInterrupt):
@@ -354,7 +354,7 @@ def is_notebook() -> bool:
 def _follower(future: Future[T]) -> Future[None]:
     """A future that is done when ``future`` is, however that ended; cancelling it touches no one.
 
-    It carries no exception, so that nobody warns of one that was never asked for.
+    It carries no exception, so that no warning comes of one that was never asked for.
     """
     follower: Future[None] = Future()
 

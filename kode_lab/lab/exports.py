@@ -1,4 +1,4 @@
-"""What is written of a run when it ends, for whoever looks without Python.
+"""What is written of a run when it ends, for readers without Python.
 
     turns.csv       a row a turn, the columns of the table of turns
     timeline.html   every turn on one page

@@ -5,7 +5,7 @@ the progress, the waiting thread draws it on its ticks: a notebook takes output 
 that runs the cell, and drawing in the measured loop would be measured too.
 
 The notebook's face is one HTML output updated under one id: it needs no widgets, and a notebook
-that is saved keeps its last state. Where nobody watches (a pipe, a file), each turn that ends is
+that is saved keeps its last state. Without a terminal (a pipe, a file), each turn that ends is
 one line.
 """
 
@@ -81,7 +81,7 @@ class Row:
 
 @dataclass(slots=True)
 class Progress:
-    """The state of a run, for whoever looks.
+    """The state of a run, for its display.
 
     Attributes:
         where: the run's directory, as the user named it.
@@ -165,7 +165,7 @@ class _TerminalCard:
         console.measure(_terminal_table(Progress("", [Row("", "", "")]), self._width))
 
     def draw(self, progress: Progress) -> None:
-        # Begun with the first look: a run that nobody waits for leaves the terminal alone.
+        # Begun with the first look: a run that is not waited for leaves the terminal alone.
         self._live.start()
         self._live.update(_terminal_table(progress, self._width), refresh=True)
 

@@ -7,7 +7,7 @@ It exists for code one cannot change, such as a blocking callback of somebody el
 called from inside a loop and has to come back with an answer. Why not to use it otherwise:
 
 - it replaces asyncio's C tasks by Python ones for the whole process, from then on: task switches
-  and task creation become 1.6 to 1.8 times dearer, for everybody;
+  and task creation become 1.6 to 1.8 times dearer, everywhere;
 - in a JupyterLab kernel (ipykernel 7), a nested run during *Run All* silently drops the cells that
   are waiting;
 - it cannot patch uvloop.

@@ -54,7 +54,7 @@ _BATCH_SPANS = 256
 _NAME_TRIES = 3
 # Records of files up to this size are kept: tables, pictures and the page ask for them each.
 _KEPT_BYTES = 64 * 1024 * 1024
-# What run.json says of these is looked into by whoever shows a run.
+# These fields of run.json must be objects: displays of a run read them.
 _OBJECTS = ("parameters", "summary", "commit", "machine", "versions", "scenario", "clock")
 _PACKAGES = ("anthropic", "aiohttp", "uvloop", "httptools", "pandas", "matplotlib")
 

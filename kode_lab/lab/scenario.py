@@ -232,7 +232,7 @@ class Phase(Value):
         for_s: how long it is; in files also ``for``.
         users: how many ask at the end of the ramp; None keeps those of the phase before.
         ramp_s: how long it takes until they are all there (or gone).
-        rate_per_s: turns arrive at random times, so many a second, whoever is still waiting.
+        rate_per_s: turns arrive at random times, so many a second, answered or not.
     """
 
     name: str = Field(pattern=r"^[\w .-]{1,60}$")

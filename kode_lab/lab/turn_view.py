@@ -39,7 +39,7 @@ class TurnView(NamedTuple):
         steps: its spans, but for the ``turn`` span itself, by start.
         whole: its ``turn`` span, or None.
         operations: the client's attempts, in order; empty where there is only a trace.
-        outcome: ``ok``, ``fail``, ``info`` (nobody knows), or ``ok``/``fail`` by the trace alone.
+        outcome: ``ok``, ``fail``, ``info`` (not known), or ``ok``/``fail`` by the trace alone.
         error: why it is not ``ok``.
     """
 

@@ -72,7 +72,7 @@ def bands_of(operations: Sequence[Operation]) -> list[Band]:
 
 
 def draw_crash_bands(operations: Sequence[Operation]) -> Picture:
-    """Draw acknowledged turns over time with a band for each fault, and what nobody knows below.
+    """Draw acknowledged turns over time with a band for each fault, and the unknown outcomes below.
 
     Raises:
         InvalidRecord: the history has no turn, or no fault.
@@ -126,16 +126,16 @@ def _words(
 ) -> tuple[str, str]:
     lost = [band for band in bands if math.isinf(band.back_ns)]
     unknown = sum(turn.type == "info" for turn in turns)
-    left = f"{unknown:,} of {len(turns):,} turns whose outcome nobody knows."
+    left = f"{unknown:,} of {len(turns):,} turns have no known outcome."
     if len(sendings) != len(turns):
         cut = sum(sending.type == "info" for sending in sendings)
         ends = f"{unknown:,} of {len(turns):,} turns stayed so."
-        left = f"{cut:,} of {len(sendings):,} sendings whose outcome nobody knew; {ends}"
+        left = f"{cut:,} of {len(sendings):,} sendings had no known outcome; {ends}"
     counts = Counter(band.name for band in bands)
     begun = " and ".join(f"{count:,} × {name}" for name, count in sorted(counts.items())[:4])
     if lost:
-        found = f"after {len(lost):,} of them nobody was answered again"
-        found = "nobody was answered again" if len(lost) == len(bands) else found
+        found = f"after {len(lost):,} of them no client was answered again"
+        found = "no client was answered again" if len(lost) == len(bands) else found
     else:
         slowest = max(band.back_ns - band.start_ns for band in bands)
         most = "" if len(bands) == 1 else " at most"

@@ -1,6 +1,6 @@
 """What a picture of a few sessions says in words: title, reading, endings, captions, ticks.
 
-A title may claim only what was recorded: that nobody waited, for example, only where every turn
+A title may claim only what was recorded: that no turn waited, for example, only where every turn
 told its wait. All functions here are pure, and know nothing of where anything is drawn.
 """
 
@@ -100,7 +100,7 @@ def _waiting(waited: TurnView, turns: Sequence[TurnView], names: Mapping[Session
 
 
 def _calm(turns: Sequence[TurnView]) -> str:
-    """The claim that nobody waited: only where every turn recorded its wait, and all were short."""
+    """Return the claim that no turn waited: only where every wait was recorded and short."""
     if not all(turn.steps_named("wait") for turn in turns):
         return ""
     return ": neither waited" if len(turns) == 2 else ": none waited"

@@ -46,7 +46,7 @@ __all__ = ["ROWS_LIMIT", "WORST_ROWS", "draw_many"]
 # Above this a row is thinner than a dot.
 ROWS_LIMIT = 1_000
 WORST_ROWS = 50
-# Waits as short as this happen on a busy machine to turns that nobody stands before.
+# Waits as short as this happen on a busy machine to turns whose session is free.
 _NEEDLESS_NS = 10_000_000
 _LEFT_PT, _RIGHT_PT = 92.0, 86.0
 _STRIP_PT = 62.0

@@ -295,7 +295,7 @@ def _draw_lane(page: Page, lane: _Lane, anomaly: Anomaly, top: float, scale: Sca
         return
     shown = _shown(lane.one, anomaly)
     if shown is None:
-        page.text(start, top + _BAR_PT + 15, "nobody saw what it was shown", color=SOFT)
+        page.text(start, top + _BAR_PT + 15, "what it was shown was not seen", color=SOFT)
     else:
         _draw_shown(page, lane.one, shown, anomaly, (start, top + _BAR_PT + 15, scale.start_pt))
 

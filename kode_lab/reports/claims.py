@@ -233,8 +233,8 @@ def _of_turn(one: Placed) -> Iterator[ClaimSpec]:  # noqa: C901, PLR0912 - a lin
         yield claim("first token after", "first_token", told, is_=turn.first_token)
     if turn.waited is not None:
         kind = "wait_other" if one.waited_other_s > one.waited_own_s else "wait"
-        whom = " for another session" if kind == "wait_other" else ""
-        yield claim(f"waited{whom}", kind, _plainly(turn.waited), is_=turn.waited)
+        behind = " for another session" if kind == "wait_other" else ""
+        yield claim(f"waited{behind}", kind, _plainly(turn.waited), is_=turn.waited)
     elif one.behind:
         told = f"{_plainly(one.waited_other_s)} (by its time)"
         what = "waited for another session"
@@ -356,7 +356,7 @@ def _unknown(  # noqa: PLR0911 - one return a reason
     if measure.is_models and not evidence.is_simulated:
         return found.text or "the model's own", "not applicable"
     if spec.measure == "foreign_prompts" and not evidence.is_simulated:
-        return "nobody observed it", "not applicable"
+        return "not observed", "not applicable"
     if broken is not None:
         return f"{broken.name} has no answer {broken.error}".rstrip(), "inconclusive"
     if not any(turn.is_traced for turn in turns) and not found.text:
@@ -365,7 +365,7 @@ def _unknown(  # noqa: PLR0911 - one return a reason
 
 
 def _users_within(spec: ClaimSpec, evidence: Evidence) -> Claim:
-    """Judge the most users with whom the service-level objective still holds, phase by phase."""
+    """Judge the most users within the service-level objective, phase by phase."""
     assert spec.slo is not None
     levels = sorted(evidence.users.items(), key=lambda level: level[1])
     most, told = 0, []

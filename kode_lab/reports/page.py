@@ -1,7 +1,7 @@
 """A run as one HTML page to send to somebody: the verdict first, then what it rests on.
 
 It owns the order of the page and its words; pictures are the figures', the verdict is the judge's.
-The page is self-contained, runs no script and asks nobody for anything; it is read on a phone, in
+The page is self-contained, runs no script and loads nothing; it is read on a phone, in
 the dark and on paper (``report.html`` beside this file has the style).
 
 A run that is cut short, has no trace or holds a line that cannot be read still has a report: what
@@ -156,7 +156,7 @@ def _records(run: Run) -> _Records:
     history = read("history", run.operations, "So there is nothing to judge.")
     trace = read("trace", run.spans, "So steps, waits and overlaps inside the service are unknown.")
     if run.status == "running":
-        notes.append("The run never ended: whoever made it died, or is still at work.")
+        notes.append("The run never ended: its process died, or is still at work.")
     elif run.status != "complete":
         notes.append(f"The run was {run.status}: it holds what there was until then.")
     turns = turns_of(trace, history)
@@ -198,7 +198,7 @@ def _verdict_part(verdict: Verdict) -> Iterator[str]:
         "turns asked": evidence.turns,
         "acknowledged": evidence.acknowledged,
         "refused": evidence.refused,
-        "nobody knows": evidence.indeterminate,
+        "outcome unknown": evidence.indeterminate,
         "pairs at once": evidence.concurrent_pairs,
         "crashes": evidence.crashes,
         "tool effects": evidence.effects,

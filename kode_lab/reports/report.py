@@ -123,7 +123,7 @@ class ReportedTurn(Value):
         arrived: when it was sent; without it, after the session's turn before and ``think``.
         took: from sending to the whole answer; ``ended`` says the same as a moment.
         first_token: from sending to the first token of the answer.
-        waited: how much of ``took`` was waiting, and ``waited_for`` whom: turns of its
+        waited: how much of ``took`` was waiting, and ``waited_for`` what: turns of its
             ``own session``, ``another session``, or ``unknown``.
         model: how much of ``took`` was the model; ``calls`` are its single model calls.
         tool_calls: how many; ``tools`` are the calls themselves.

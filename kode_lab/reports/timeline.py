@@ -1,4 +1,4 @@
-"""A report's turns put on one time line: when each began, waited and ended, and whom it waited for.
+"""A report's turns put on one time line: when each began, what it waited for, when it ended.
 
 It owns the arithmetic of a report: clock times against seconds, what the lock of a session explains
 of a wait, and what it does not. A service that does one turn after another shows here: the time of
