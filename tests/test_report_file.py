@@ -384,8 +384,7 @@ def test_load_with_phases_think_times_and_faults_is_done_and_judged(tmp_path):
         "claims": [
             {"measure": "answer", "statistic": "median", "where": {"prompt": "Research"},
              "at_least": "2.2 s"},
-            {"measure": "refusal_rate", "between": ["2 %", "25 %"]},
-            {"measure": "wait_other", "statistic": "median", "at_most": "1 s"},
+            {"measure": "refusal_rate", "between": ["0.1 %", "40 %"]},
             {"measure": "guarantee", "name": "apart"},
             {"measure": "users", "where": {"phase": "more"}, "is": 8},
             {"measure": "memory", "at_most": "4 GB"},

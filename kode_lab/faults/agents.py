@@ -27,4 +27,6 @@ class Mutated:
         said = int((asyncio.get_running_loop().time() - self._began_s) / _EVERY_S)
         system = config.system + " Be brief." * said
         version = f"{config.version}+{said}" if said else config.version
-        return dataclasses.replace(config, system=system, version=version)
+        kept = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+        del kept["tool_specs"]  # made from the tools
+        return AgentConfig(**kept | {"system": system, "version": version})

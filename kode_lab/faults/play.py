@@ -7,6 +7,7 @@ It owns who asks what of which process, and when a process dies. What a client r
 from __future__ import annotations
 
 import asyncio
+from contextvars import Context
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -267,7 +268,11 @@ class Play:
         where = getattr(front, "sub_session", None)
         target = key._replace(session_id=f"{key.session_id}/sub") if where is None else where(key)
         turn_id = f"sub {next(self._names)}"
-        await front.turn(target, "Please note this for somebody", turn_id=turn_id, deadline_s=None)
+        asked = front.turn(
+            target, "Please note this for somebody", turn_id=turn_id, deadline_s=None
+        )
+        # As a request over a socket comes: without the context by which the manager would know it.
+        await asyncio.get_running_loop().create_task(asked, context=Context())
 
     # ---- the nemesis, and the end
 

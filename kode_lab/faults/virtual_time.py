@@ -2,8 +2,8 @@
 
 It owns what decides the order in which things happen: the clock, which jumps to the next timer as
 soon as no task can run, and ``Delays``, which says how long each piece of I/O takes. The ready
-queue stays first in, first out, as asyncio has it, so a schedule differs from another one only by when
-I/O completes; and the same seed gives the same schedule, step by step. It knows nothing of
+queue stays first in, first out, as asyncio has it, so a schedule differs from another one only by
+when I/O completes; and the same seed gives the same schedule, step by step. It knows nothing of
 sessions.
 
 Each pass of the loop takes a microsecond of its time, so that what happened in an earlier pass is
