@@ -382,7 +382,11 @@ class Application:
     async def _fork(self, call: HttpCall) -> HttpAnswer:
         key = call.key()
         data, body = await _body_of(call, schemas.ForkBody)
-        new_key = SessionKey.of(key.user_id, body.agent_id or key.agent_id, body.session_id)
+        new_key = SessionKey.of(
+            key.user_id,
+            body.agent_id if "agent_id" in body.model_fields_set else key.agent_id,
+            body.session_id,
+        )
         if (response := await self._at_home(key, call, data)) is not None:
             return response
         service = self.service
@@ -584,7 +588,8 @@ def _operation(route: Route) -> dict[str, Any]:
         {"name": name, "in": "path", "required": True, "schema": an_id} for name in names
     ] + [{"name": name, "in": "query", "schema": schema} for name, schema in route.query]
     if route.takes is not None:
-        operation["requestBody"] = {"required": True, "content": _content(route.takes)}
+        is_needed = any(field.is_required() for field in route.takes.model_fields.values())
+        operation["requestBody"] = {"required": is_needed, "content": _content(route.takes)}
     return operation
 
 

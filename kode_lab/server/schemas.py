@@ -128,7 +128,7 @@ class StopBody(BaseModel):
 
     model_config = _WIRE
 
-    turn_id: Annotated[str, Field(description="only this turn, running or waiting")] = ""
+    turn_id: Annotated[_TurnId, Field(description="only this turn, running or waiting")] = ""
     how: Annotated[
         Literal["interrupt", "rollback"],
         Field(description="interrupt keeps what the turn did; rollback forgets it"),
