@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from datetime import date
+from typing import Any
 from urllib.parse import parse_qs, unquote
 
 import orjson
@@ -51,6 +52,8 @@ __all__ = [
 # What the models of 2026 take.
 CONTEXT_LIMIT_TOKENS = 1_000_000
 _END_BYTES = 4_096
+# What reading a value of the wrong type ends with.
+_WRONG_TYPE = (AttributeError, IndexError, KeyError, TypeError, ValueError)
 _CALLS_PAGE_LIMIT = 10_000
 _THINKING = "The user wants something; I look at what was said before and answer."
 # What the real APIs have besides, by a word in the path.
@@ -121,6 +124,24 @@ def noted(call: ModelCall, format_name: str, request: GenerationRequest) -> None
     call.mentions = conversation.mentions
     call.session, call.parent = request.session, request.parent
     call.tools, call.is_stream = len(request.tools), request.is_stream
+
+
+def _read(
+    speaks: WireFormat, data: bytes, headers: dict[bytes, bytes], path: str, query: str
+) -> GenerationRequest | ApiError:
+    """Return what the format makes of a body.
+
+    The formats check what a client can get wrong in earnest. A field of a wrong type that they do
+    not look for is found where it is used, and is the client's fault all the same.
+    """
+    try:
+        return speaks.receive(data, headers, path, query)
+    except _WRONG_TYPE as error:
+        return _mistyped(error)
+
+
+def _mistyped(error: Exception) -> ApiError:
+    return ApiError(400, f"a field of the request has the wrong type: {error}")
 
 
 def fingerprint_of(call: ModelCall, data: bytes) -> int:
@@ -212,7 +233,7 @@ class SimulatedApi:
             if isinstance(data, ApiError):
                 received, data = data, b""
             else:
-                received = speaks.receive(data, exchange.headers, path, query)
+                received = _read(speaks, data, exchange.headers, path, query)
             if isinstance(received, ApiError):
                 call.error = received.message
                 await exchange.refuse(received)
@@ -230,7 +251,12 @@ class SimulatedApi:
                 request.conversation.prompt, has_thinking=request.conversation.thoughts > 0
             )
             call.error = fault.kind if fault else ""
-            reply, latency = self._reply(request, speaks, fault, call)
+            try:
+                reply, latency = self._reply(request, speaks, fault, call)
+            except _WRONG_TYPE as error:
+                call.error = f"{type(error).__name__}: {error}"
+                await exchange.refuse(_mistyped(error))
+                return
             await self._answer(exchange, request, reply, latency, fault)
             sent = reply
         finally:
@@ -341,11 +367,12 @@ async def _other(
     exchange: Exchange, speaks: WireFormat, operation: str, path: str, query: str
 ) -> None:
     data = await exchange.data()
-    answer = (
-        data
-        if isinstance(data, ApiError)
-        else speaks.other(operation, path, query, data, exchange.headers)
-    )
+    answer: Any = data
+    if not isinstance(data, ApiError):
+        try:
+            answer = speaks.other(operation, path, query, data, exchange.headers)
+        except _WRONG_TYPE as error:
+            answer = _mistyped(error)
     if isinstance(answer, ApiError):
         await exchange.refuse(answer)
     else:

@@ -64,7 +64,8 @@ def fitting(schema: Any, hints: Mapping[str, Any], *, text: str = "", is_full: b
 
 def fits(value: Any, schema: Any, root: Any = None) -> bool:
     """Whether a value fits a schema, as far as its type and its plain limits say."""
-    schema = _resolved(schema, schema if root is None else root)
+    root = schema if root is None else root
+    schema = _resolved(schema, root)
     if not isinstance(schema, Mapping):
         return schema is not False
     if "const" in schema and value != schema["const"]:
@@ -74,7 +75,6 @@ def fits(value: Any, schema: Any, root: Any = None) -> bool:
     types = _types_of(schema)
     if types and not any(_is_a(value, name) for name in types):
         return False
-    root = schema if root is None else root
     for name in ("anyOf", "oneOf"):
         if schema.get(name) and not any(fits(value, one, root) for one in schema[name]):
             return False

@@ -486,6 +486,8 @@ def _plain_problem(body: Any) -> ApiError | None:
     limit = body.get("max_output_tokens")
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         return words.wrong("max_output_tokens", "Invalid 'max_output_tokens': expected 1 or more")
+    if not isinstance(body.get("include") or [], list):
+        return words.wrong("include", "Invalid type for 'include': expected an array of strings")
     for name in ("text", "reasoning", "metadata"):
         if not isinstance(body.get(name) or {}, dict):
             return words.wrong(name, f"Invalid type for '{name}': expected an object")
