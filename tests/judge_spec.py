@@ -494,6 +494,13 @@ SPECS = {
         """,
         {"aborted read": 1, "fork": 2},
     ),
+    "a refused turn was shown to the next, and there is no read": Spec(
+        """
+        ada:1  |--b--x
+        ada:1      |--a--|                -> b a
+        """,
+        {"aborted read": 1},
+    ),
     "a refused turn is nowhere": Spec(
         """
         ada:1  |--a--|                    -> a
@@ -511,8 +518,8 @@ SPECS = {
         """,
         {"intermediate read": 1},
         (
-            "Then T2 is shown a whole or not at all.",
-            "However, T2 was shown its prompt without a final reply: a contradiction.",
+            "Then T1 is shown a whole or not at all.",
+            "However, T1 was shown its prompt without a final reply: a contradiction.",
         ),
     ),
     "half a turn rests": Spec(

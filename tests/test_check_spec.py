@@ -32,6 +32,18 @@ def test_the_argument_for(name):
     assert told[begin : begin + 2] == spec.argument
 
 
+def test_a_witness_judged_alone_has_the_name_that_it_proves():
+    kept, count = 0, 0
+    for spec in SPECS.values():
+        for anomaly in check(drawn(spec.picture), overtaking_limit=spec.limit).anomalies:
+            alone = check(list(anomaly.witness), overtaking_limit=spec.limit)
+            count += 1
+            kept += anomaly.name in alone.counts
+            assert alone.status == "invalid"
+    # Lists of which a witness does not hold every turn show garbage instead.
+    assert kept >= 0.9 * count
+
+
 def test_every_anomaly_of_a_history_is_drawn_in_the_specification():
     of_traces = {"overlap", "needless serialisation"}
     drawn_here = {name for spec in SPECS.values() for name in spec.counts}

@@ -49,6 +49,7 @@ from kode_lab.history.operation import (
     HEALS,
     NEMESIS,
     NO_DETAILS,
+    QUIET,
     Effect,
     Operation,
     Read,
@@ -617,11 +618,19 @@ class Hearing:
             for anomaly in rule():
                 self._add_or_ask(anomaly)
 
+    def _with_faults(self, anomaly: Anomaly) -> Anomaly:
+        """Return an anomaly whose witness holds the faults that its argument needs."""
+        names = {"lost after acknowledgement": CRASHES, "stuck session": (QUIET,)}
+        needed = [f for f in self.faults if f.f in names.get(anomaly.name, ())]
+        at_ns = anomaly.facts.get("crash_ns", quiet_ns(self.faults))
+        own = [f for f in needed if f.invoke_ns == at_ns][:1]
+        return anomaly._replace(witness=(*anomaly.witness, *own))
+
     def _add_or_ask(self, anomaly: Anomaly) -> None:
         if anomaly.name in ("garbage read", "foreign reply"):
             self.strange.append(anomaly)
         else:
-            self._add(anomaly)
+            self._add(self._with_faults(anomaly))
 
     def _add(self, anomaly: Anomaly) -> None:
         self.counts[anomaly.name] += 1
@@ -676,9 +685,9 @@ def _owned(anomaly: Anomaly, owner: Operation | None) -> Anomaly:
     """Name the anomaly of a stranger, now that its owner is known, or known not to exist."""
     if owner is None:
         return anomaly
-    witness = (*anomaly.witness, owner)
-    is_leak = anomaly.name == "garbage read"
-    return anomaly._replace(name="cross-session leak" if is_leak else anomaly.name, witness=witness)
+    if anomaly.name == "foreign reply":
+        return anomaly
+    return anomaly._replace(name="cross-session leak", witness=(*anomaly.witness, owner))
 
 
 def _sent(operation: Operation) -> tuple[int, SessionKey, str]:

@@ -118,11 +118,12 @@ def whole(case: Case, _crashes: Sequence[float]) -> Iterator[Anomaly]:
     """Return refused turns that took effect all the same, and turns that show by halves."""
     refused = {marker for marker, turn in case.turns.items() if turn.type == "fail"}
     if refused:
+        listed = len(case.own(case.reads[-1].markers or ())) if case.reads else -1
         # Reads first, and the last of them first: they are the strongest evidence.
         for reader in (*reversed(case.reads), *case.tellers):
             shown = reader.markers or (reader.read.tail if reader.read is not None else ())
-            if reader.marker in case.place and _is_confirmed(case, reader):
-                continue  # what it was shown are elements of the order, which a read shows
+            if case.place.get(reader.marker, math.inf) <= listed and _is_confirmed(case, reader):
+                continue  # what it was shown stands in the last read
             for marker in refused.intersection(shown):
                 refused.discard(marker)
                 turn = case.turns[marker]
@@ -137,8 +138,7 @@ def whole(case: Case, _crashes: Sequence[float]) -> Iterator[Anomaly]:
             seen_half.setdefault(marker, operation)
     for marker, operation in seen_half.items():
         name = "torn turn" if operation is last else "intermediate read"
-        turn = case.turns.get(marker, operation)
-        yield Anomaly(name, case.key, tuple(dict.fromkeys((turn, operation))), marker)
+        yield Anomaly(name, case.key, (operation,), marker)
     yield from _cut_replies(case)
 
 
@@ -163,9 +163,7 @@ def ordered(case: Case, _crashes: Sequence[float]) -> Iterator[Anomaly]:
         if read is None:
             continue
         if turn.type == "ok" and read.after:
-            other = case.turns.get(read.after[0], turn)
-            witness = tuple(dict.fromkeys((turn, other)))
-            yield Anomaly("interleaved turn", case.key, witness, read.after[0])
+            yield Anomaly("interleaved turn", case.key, (turn,), read.after[0])
         at = case.place.get(marker)
         if turn.details.merged or turn.details.into:
             yield from _too_late(case, turn)
@@ -301,7 +299,11 @@ def _against_time(case: Case) -> Iterator[Anomaly]:
         marker = case.order[at]
         if complete_ns < latest_ns and case.place[marker] == at:
             turn, later = case.turns[marker], _latest_before(case, at)
-            yield Anomaly("real-time reorder", case.key, (turn, later), marker)
+            # Without their own words, only a list shows which of the two is first.
+            list_of = next((r for r in case.reads if marker in (r.markers or ())), None)
+            is_told = turn.read is not None and later.read is not None
+            witness = (turn, later) if is_told or list_of is None else (turn, later, list_of)
+            yield Anomaly("real-time reorder", case.key, witness, marker)
             is_told = turn.read is not None and turn.read.digest is not None
             if is_told and turn.read is not None and case.fits(turn.read, at):
                 yield Anomaly("future read", case.key, (turn, later), later.marker)
@@ -328,7 +330,9 @@ def _wrong_reads(case: Case) -> Iterator[Anomaly]:
                 yield Anomaly("future read", case.key, (read, later), later.marker)
             if length < len(case.order) and case.earliest_complete[length] < read.invoke_ns:
                 missed = _acknowledged_before(case, read.invoke_ns)
-                yield Anomaly("stale read", case.key, (read, missed), missed.marker)
+                # That it was there, and not lost, the last list shows.
+                witness = tuple(dict.fromkeys((read, missed, case.reads[-1])))
+                yield Anomaly("stale read", case.key, witness, missed.marker)
             elif newest is not None and ended_ns < read.invoke_ns:
                 yield Anomaly("stale read", case.key, (read, newest), case.order[length])
         first = min(reads, key=lambda read: read.complete_ns)

@@ -102,7 +102,8 @@ def tools(
         elif effect.marker and not is_known:
             earlier = by_call.setdefault((effect.marker, effect.name), (effect, operation))
             if earlier[0].id != effect.id:
-                witness = _both(earlier[1], operation)
+                is_list = earlier[0] in (operation.effects or ())
+                witness = (operation,) if is_list else _both(earlier[1], operation)
                 both = _facts(earlier[0], effect)
                 yield Anomaly("effect twice", operation.key, witness, effect.marker, both)
 
@@ -163,7 +164,7 @@ def _astray(effect: Effect, operation: Operation, owner: Operation) -> Iterator[
     key = owner.key
     if effect.user_id not in ("", key.user_id) or effect.session_id not in ("", key.session_id):
         facts: dict[str, Any] = {"owner": str(key), "ran_for": [effect.user_id, effect.session_id]}
-        yield Anomaly("tool misattributed", key, (operation,), effect.marker, facts)
+        yield Anomaly("tool misattributed", key, _both(operation, owner), effect.marker, facts)
     if owner.type == "fail":
         facts = {"effect": list(effect)}
         yield Anomaly("aborted read", key, (owner, operation), effect.marker, facts)

@@ -233,12 +233,12 @@ _TELLINGS: Mapping[str, _Telling] = {
         f"it ran with {f['configs']}",
     ),
     "intermediate read": lambda t, e, _: (
-        f"{t[1]} is shown {e} whole or not at all",
-        f"{t[1]} was shown its prompt without a final reply",
+        f"{t[0]} is shown {e} whole or not at all",
+        f"{t[0]} was shown its prompt without a final reply",
     ),
     "torn turn": lambda t, e, _: (
         f"{e} rests in the session whole or not at all",
-        f"{t[1]} shows its prompt without a final reply",
+        f"{t[0]} shows its prompt without a final reply",
     ),
     "lost update": _lost_update,
     "fork": lambda t, _, f: (
