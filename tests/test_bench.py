@@ -6,10 +6,12 @@ import os
 import subprocess
 import sys
 from math import isfinite
+from pathlib import Path
 
 import pytest
 
 from benchmarks import bench as harness
+from benchmarks.__main__ import main
 from benchmarks.bench import BENCHES, Row, row
 from benchmarks.sampling import (
     child_cpu_s,
@@ -19,7 +21,6 @@ from benchmarks.sampling import (
     scratch,
     share,
 )
-from kode_lab.cli import main
 from kode_lab.errors import InvalidScenario
 
 FIELDS = ["name", "value", "unit", "baseline", "ratio", "bar", "ok"]
@@ -156,7 +157,7 @@ def test_every_bench_is_where_the_list_says(name):
 
 
 def test_an_unknown_bench_is_refused_with_the_names_of_all(capsys):
-    assert main(["bench", "nope"]) == 3
+    assert main(["nope"]) == 3
     complaint = capsys.readouterr().err
     assert all(name in complaint for name in BENCHES)
 
@@ -198,8 +199,17 @@ def test_what_is_saved_says_its_command_commit_and_machine(tmp_path):
 def test_the_command_prints_one_json_list_and_leaves_the_words_to_stderr(tmp_path):
     """It is a real command in a real process: what another program would read."""
     done = subprocess.run(
-        [sys.executable, "-m", "kode_lab", "bench", "hold", "--json", "--save"],
-        cwd=tmp_path,
+        [
+            sys.executable,
+            "-m",
+            "benchmarks",
+            "hold",
+            "--json",
+            "--results",
+            tmp_path / "results",
+            "--save",
+        ],
+        cwd=Path(__file__).parent.parent,
         capture_output=True,
         text=True,
         check=False,
