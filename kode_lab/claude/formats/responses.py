@@ -786,7 +786,7 @@ def _with_ids(items: Sequence[Mapping[str, Any]], suffix: str) -> list[Mapping[s
     made: list[Mapping[str, Any]] = []
     for at, item in enumerate(items):
         content = item.get("content")
-        kind = item.get("type") or "message"
+        kind = str(item.get("type") or "message")
         whole = {"id": f"{kind[:3]}_{suffix}{at:03d}", "status": "completed", **item, "type": kind}
         if isinstance(content, str):
             part = "output_text" if item.get("role") == "assistant" else "input_text"
