@@ -8,6 +8,8 @@
     │   ├── UnknownAgent           no configuration file of that name
     │   ├── UnknownTool            a configuration names a tool nobody registered
     │   ├── InvalidTool            a function cannot be made a tool
+    │   ├── UnknownCall            no tool call of that id waits for an approval
+    │   ├── AlreadyAnswered        the approval has another answer, which counts
     │   ├── InvalidRecord          a trace, history or report line cannot be read
     │   ├── InvalidSchedule        a schedule cannot be made, found or changed as asked
     │   ├── InvalidScenario        a scenario, option or profile makes no sense
@@ -45,6 +47,7 @@ Idea: h11's two roots, httpx's drawn tree.
 from __future__ import annotations
 
 __all__ = [
+    "AlreadyAnswered",
     "CallerError",
     "DeadlineExceeded",
     "Draining",
@@ -79,6 +82,7 @@ __all__ = [
     "TurnPending",
     "TurnsMissing",
     "UnknownAgent",
+    "UnknownCall",
     "UnknownTool",
     "WaitingRoomFull",
     "WrongOwner",
@@ -115,6 +119,14 @@ class UnknownTool(CallerError, LookupError):
 
 class InvalidTool(CallerError, TypeError):
     """A function cannot be made a tool, or its name is taken."""
+
+
+class UnknownCall(CallerError, LookupError):
+    """No tool call of that id waits for an approval in this session."""
+
+
+class AlreadyAnswered(CallerError):
+    """The approval was answered before, with other words; the first answer counts."""
 
 
 class InvalidRecord(CallerError, ValueError):

@@ -7,6 +7,9 @@ import pytest
 from house import prompts, run, until
 from served import JSON, events_of, served
 
+from kode_lab import AgentConfig
+from kode_lab.sessions import Pending, ToolContext
+
 S1 = "/v1/sessions/ada/s1/clerk"
 
 
@@ -73,6 +76,35 @@ def test_a_deletion_waits_for_a_hung_turn_as_long_as_it_says_or_stops_it(tmp_pat
             for query in ("waitS=-1", "waitS=nan", "stop=yes", "force=true"):
                 status, told, _ = await house.ask("DELETE", f"{S1}?{query}")
                 assert (status, told["error"]["type"]) == (422, "InvalidRequest"), query
+
+    run(scenario())
+
+
+def test_a_tool_that_waits_for_an_approval_is_answered_once(tmp_path):
+    acted = []
+
+    def note(text: str, context: ToolContext) -> object:
+        if context.approval is None:
+            return Pending("may I?")
+        acted.append((text, context.approval))
+        return f"noted, {context.approval}"
+
+    async def scenario():
+        async with served(tmp_path) as house:
+            house.agents.put(AgentConfig("clerk", "stand-in", tools=[note]))
+            status, told, _ = await house.post("note:1 x", turnId="t1")
+            assert (status, told["error"]["type"]) == (502, "TurnPending")
+            call_id = told["error"]["message"].split("call '")[1].split("'")[0]
+            path = f"{S1}/approvals/{call_id}"
+            status, told = await post(house, path, answer="yes")
+            assert (status, told["turnId"], told["stopReason"]) == (200, "t1", "end_turn")
+            status, told = await post(house, path, answer="yes")
+            assert (status, told["isReplay"]) == (200, True)
+            status, told = await post(house, path, answer="no")
+            assert (status, told["error"]["type"]) == (409, "AlreadyAnswered")
+            assert "answered 'yes' already" in told["error"]["message"]
+            assert (await post(house, f"{S1}/approvals/c9", answer="yes"))[0] == 404
+            assert [answer for _, answer in acted] == ["yes"]
 
     run(scenario())
 

@@ -8,6 +8,7 @@ import pytest
 from house import ADA, BOB, World, assert_legal, prompts, run
 
 from kode_lab.errors import (
+    AlreadyAnswered,
     CallerError,
     InvalidPrompt,
     ModelGarbage,
@@ -16,6 +17,7 @@ from kode_lab.errors import (
     SelfDeadlock,
     StepLimitReached,
     TurnPending,
+    UnknownCall,
 )
 from kode_lab.key import SessionKey
 from kode_lab.lab.client import Client, OperationList
@@ -305,7 +307,9 @@ def test_a_turn_rests_until_its_calls_are_approved_and_each_acts_once(tmp_path, 
             await manager.aclose()
             return manager_of(tmp_path, model, box)
 
-        with pytest.raises(TurnPending, match=r"pay 5\?; pay 7\?") as waits:
+        with pytest.raises(
+            TurnPending, match=r"call 'p1' asks 'pay 5\?'; call 'p2' asks 'pay 7\?'"
+        ) as waits:
             await manager.turn(ADA, "pay", turn_id="t")
         assert waits.value.questions == {"p1": "pay 5?", "p2": "pay 7?"}
         assert manager.statistics().turns == 0
@@ -314,7 +318,9 @@ def test_a_turn_rests_until_its_calls_are_approved_and_each_acts_once(tmp_path, 
         with pytest.raises(TurnPending, match="pay 7") as waits:
             await manager.approve(ADA, "p1", "yes")
         assert list(waits.value.questions) == ["p2"]
-        with pytest.raises(InvalidPrompt, match="'p1' was answered 'yes' already, and that counts"):
+        with pytest.raises(
+            AlreadyAnswered, match="'p1' was answered 'yes' already, and that counts"
+        ):
             await manager.approve(ADA, "p1", "no")
         manager = await perhaps_another()
         reply = await manager.approve(ADA, "p2", "no")
@@ -323,9 +329,9 @@ def test_a_turn_rests_until_its_calls_are_approved_and_each_acts_once(tmp_path, 
         assert results == ["paid 5", "seen", "not paid: no"]
         manager = await perhaps_another()
         assert (await manager.approve(ADA, "p2", "no")).is_replay
-        with pytest.raises(InvalidPrompt, match="'p2' was answered 'no' already"):
+        with pytest.raises(AlreadyAnswered, match="'p2' was answered 'no' already"):
             await manager.approve(ADA, "p2", "yes")
-        with pytest.raises(InvalidPrompt, match="no tool call 'p3' waits here"):
+        with pytest.raises(UnknownCall, match="no tool call 'p3' waits here"):
             await manager.approve(ADA, "p3", "yes")
         assert_legal(await manager.history(ADA))
         await manager.aclose()
@@ -348,13 +354,13 @@ def test_two_answers_at_once_are_one_and_a_later_turn_closes_what_waits(tmp_path
                 *(manager.approve(ADA, "p1", answer) for answer in answers), return_exceptions=True
             )
             assert ended[0].text == ended[2].text == "done"
-            assert isinstance(ended[1], InvalidPrompt)
+            assert isinstance(ended[1], AlreadyAnswered)
             model.replies = [Reply(PAY[2:], "tool_use"), Reply.of_text("later")]
             with pytest.raises(TurnPending):
                 await manager.turn(ADA, "pay more", turn_id="u")
             await manager.turn(ADA, "never mind")
             assert "Not run." in text_of(model.requests[-1][-2 - 1])
-            with pytest.raises(InvalidPrompt, match="no tool call 'p2' waits here"):
+            with pytest.raises(UnknownCall, match="no tool call 'p2' waits here"):
                 await manager.approve(ADA, "p2", "yes")
 
     run(scenario())

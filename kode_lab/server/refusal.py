@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from kode_lab.errors import (
+    AlreadyAnswered,
     DeadlineExceeded,
     Draining,
     InvalidConfig,
@@ -45,6 +46,7 @@ from kode_lab.errors import (
     TurnPending,
     TurnsMissing,
     UnknownAgent,
+    UnknownCall,
     UnknownTool,
     WaitingRoomFull,
     WrongOwner,
@@ -123,6 +125,8 @@ _TABLE: tuple[tuple[type[KodeLabError], int, float | None, str | None], ...] = (
     (UnknownAgent, 404, None, "there is no such agent: ask the server's operator which there are"),
     (InvalidConfig, 503, 30, "the agent's configuration is broken: its operator has to mend it"),
     (UnknownTool, 503, 30, "the agent's configuration is broken: its operator has to mend it"),
+    (UnknownCall, 404, None, None),
+    (AlreadyAnswered, 409, None, None),
     (InvalidKey, 422, None, None),
     (InvalidPrompt, 422, None, None),
     (SessionBusy, 409, 1, None),

@@ -36,7 +36,7 @@ from kode_lab.server.live_state import LiveTurn, merged_live, merged_statistics
 from kode_lab.server.peers import HttpAnswer, PassedOn, WorkerLost
 from kode_lab.server.refusal import JSON, LOST, NO_STORE, Problem, Rejected, problem_of
 from kode_lab.server.service import LOG, Service
-from kode_lab.server.turns import Turns
+from kode_lab.server.turns import Turns, reply_json
 
 __all__ = ["Application"]
 
@@ -257,6 +257,15 @@ class Application:
             ),
             Route(
                 "POST",
+                f"{_SESSION}/approvals/{{callId}}",
+                self._approve,
+                "Answer a tool that waits for an approval, and continue its turn",
+                schemas.ReplyJson,
+                (*who, *changed, 410, 502),
+                schemas.ApprovalBody,
+            ),
+            Route(
+                "POST",
                 f"{_SESSION}/fork",
                 self._fork,
                 "Copy a conversation, or its first turns, to a session that has none",
@@ -378,6 +387,22 @@ class Application:
         )
         removed = await asyncio.shield(service.start(rewinding))
         return _json({**key.to_json(), "removed": list(removed)})
+
+    async def _approve(self, call: HttpCall) -> HttpAnswer:
+        key = call.key()
+        data, body = await _body_of(call, schemas.ApprovalBody)
+        if (response := await self._at_home(key, call, data)) is not None:
+            return response
+        service = self.service
+        approving = service.manager.approve(
+            key,
+            call.ids["callId"],
+            body.answer,
+            wait_s=body.wait_s,
+            deadline_s=body.deadline_s,
+        )
+        # In a task of its own: the answer counts, whether the client leaves or not.
+        return _json(reply_json(key, await asyncio.shield(service.start(approving))))
 
     async def _fork(self, call: HttpCall) -> HttpAnswer:
         key = call.key()

@@ -149,6 +149,16 @@ class RewindBody(BaseModel):
     wait_s: Annotated[_Seconds, Field(le=DEADLINE_LIMIT_S)] | None = None
 
 
+class ApprovalBody(BaseModel):
+    """The body of ``POST …/approvals/{callId}``."""
+
+    model_config = _WIRE
+
+    answer: Annotated[_TurnId, Field(description="what the tool is told, for example yes or no")]
+    wait_s: Annotated[_Seconds, Field(le=DEADLINE_LIMIT_S)] | None = None
+    deadline_s: Annotated[float, Field(ge=DEADLINE_LEAST_S, le=DEADLINE_LIMIT_S)] | None = None
+
+
 class ForkBody(BaseModel):
     """The body of ``POST …/fork``."""
 

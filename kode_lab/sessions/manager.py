@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
 
 from kode_lab.errors import (
+    AlreadyAnswered,
     CallerError,
     DeadlineExceeded,
     Draining,
@@ -30,6 +31,7 @@ from kode_lab.errors import (
     SessionBusy,
     Superseded,
     TurnFailed,
+    UnknownCall,
     WaitingRoomFull,
 )
 from kode_lab.history.span import Span, Trace
@@ -288,7 +290,8 @@ class SessionManager:
             on_event: called with each event of the turn; must not block.
 
         Raises:
-            InvalidPrompt: there is no such call, it does not wait, or it has another answer.
+            UnknownCall: no such call waits.
+            AlreadyAnswered: it has another answer.
             TurnPending: another call of the turn waits, too.
             Superseded: a later turn closed this one first.
         """
@@ -317,7 +320,7 @@ class SessionManager:
         if turn is None or all(call.id != call_id for call in turn.calls):
             given = None if turn is None else turn.facts.get("approvals", {}).get(call_id)
             if turn is None or given is None:
-                raise InvalidPrompt(
+                raise UnknownCall(
                     f"{agent.key}: no tool call {call_id!r:.60} waits here: its turn ended, or a "
                     "later turn closed it"
                 )
@@ -693,7 +696,7 @@ def _check_prompt(ticket: Ticket, taken: Message) -> None:
 
 def _check_answer(key: SessionKey, call_id: str, given: str, answer: str) -> None:
     if given != answer:
-        raise InvalidPrompt(
+        raise AlreadyAnswered(
             f"{key}: call {call_id!r:.60} was answered {given!r:.60} already, and that counts"
         )
 

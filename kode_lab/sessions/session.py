@@ -218,7 +218,9 @@ class Session:
             for together in ((call,) for call in calls) if is_alone else (calls,):
                 await self._use_together(together)
                 if self._questions:
-                    asked = "; ".join(self._questions.values())
+                    asked = "; ".join(
+                        f"call {id_!r} asks {q!r}" for id_, q in self._questions.items()
+                    )
                     raise TurnPending(
                         f"{self._lease.key}: turn {self._turn.turn_id!r} waits for an approval: "
                         f"{asked:.500}; approve(key, callId, answer) continues it",
