@@ -27,7 +27,7 @@ from kode_lab.server.serve import settle
 from kode_lab.sessions.postgres.connection import PostgresConnection
 from kode_lab.sessions.postgres.leases import LocalSession, name_hash
 from kode_lab.sessions.postgres.schema import FENCES
-from kode_lab.sessions.postgres.store import Known, PostgresStore, turn_row
+from kode_lab.sessions.postgres.store import Known, PostgresStore, turn_write
 from kode_lab.testing.postgres import ThrowawayPostgres
 
 __all__ = ["postgres"]
@@ -194,7 +194,7 @@ class _LeaseEachTurn:
         local, known = self._known[key]
         ((local.fence,),) = await fetch(_LEASE, local.id)
         turn, _ = finished_turn(f"{number}-{time.monotonic_ns()}")
-        saved = turn_row(local, known, turn)
+        saved = turn_write(local, known, turn)
         await fetch(_APPEND, *_APPENDED(saved))
         await fetch(_RELEASE, local.id, local.fence)
         known.took(saved)

@@ -12,7 +12,7 @@ from house import PATIENCE_S, assert_legal, managing, prompts, run, shelf
 
 from kode_lab.errors import InvalidScenario, PostgresMissing
 from kode_lab.key import SessionKey
-from kode_lab.storms.crash import CrashCount, _Worker, crash_proof
+from kode_lab.storms.crash import CrashCount, _CrashWorker, crash_proof
 from kode_lab.testing.postgres import find_binaries
 
 # Takes so many turns of each session, and says each that was acknowledged.
@@ -183,7 +183,7 @@ class Unkind:
 
 
 def test_what_breaks_the_proof_ends_its_worker(tmp_path):
-    with pytest.raises(KeyError), _Worker(tmp_path, "process") as worker:
+    with pytest.raises(KeyError), _CrashWorker(tmp_path, "process") as worker:
         worker.live(0, {"ada-0": 0}, Unkind(), 0.0)
     assert not worker._child.is_running
 

@@ -205,10 +205,10 @@ MUTANTS = [
         "a turn is acknowledged before it is saved",
         "postgres/store",
         (
-            "row = turn_row(local, known, turn)\n"
+            "row = turn_write(local, known, turn)\n"
             "        await self._saved(lease, local, known, self._saves.do(row))"
         ),
-        "row = turn_row(local, known, turn)\n        self._saves.put(row)",
+        "row = turn_write(local, known, turn)\n        self._saves.put(row)",
         small("calm", **HOT),
         "lost write|lost update|fork|stale read",
     ),

@@ -129,7 +129,7 @@ def crash_proof(
     with ExitStack() as stack:
         server = stack.enter_context(_postgres()) if store == "postgres" else None
         where = store if server is None else server.dsn
-        worker = stack.enter_context(_Worker(directory, where))
+        worker = stack.enter_context(_CrashWorker(directory, where))
         proof = _Proof(directory, where, Random(seed))
         for life in range(kills):
             if life % _LIVES_A_SESSION == 0:
@@ -156,7 +156,7 @@ def _postgres() -> ThrowawayPostgres:
     return ThrowawayPostgres(settings={"fsync": "off"})
 
 
-class _Worker:
+class _CrashWorker:
     """The process that forks, and the one life at a time that it gives."""
 
     def __init__(self, directory: Path, where: str) -> None:

@@ -29,13 +29,13 @@ from kode_lab.storms.worker import LINE_LIMIT_BYTES, Post
 from kode_lab.targets.ours import book_effects
 from kode_lab.targets.target import Answer, Declaration, History
 
-__all__ = ["Fleet", "Held", "Worker"]
+__all__ = ["Fleet", "HeldTurn", "Worker"]
 
 # Python, asyncpg and a schema take about a second; a noisy machine some more.
 _START_LIMIT_S = 60.0
 
 
-class Held(NamedTuple):
+class HeldTurn(NamedTuple):
     """A turn got its session: which one, at which worker, and when by the worker's clock."""
 
     key: SessionKey
@@ -59,7 +59,7 @@ class Worker:
         name: str,
         pid: int,
         writer: asyncio.StreamWriter,
-        heard: Callable[[Held], None],
+        heard: Callable[[HeldTurn], None],
         book: Path,
     ) -> None:
         self.name = name
@@ -132,7 +132,7 @@ class Worker:
             key, _ = self.asked.get(said["held"], (None, 0))
             if key is not None:
                 self.held[said["held"]] = key
-                self._heard(Held(key, self.name, said["ns"]))
+                self._heard(HeldTurn(key, self.name, said["ns"]))
         elif (answer := self._answers.get(said["n"])) is not None and not answer.done():
             answer.set_result(said)
 
@@ -159,7 +159,7 @@ class Fleet:
         post: Post,
         home: Path,
         *,
-        heard: Callable[[Held], None] = lambda _: None,
+        heard: Callable[[HeldTurn], None] = lambda _: None,
         code: Path | None = None,
     ) -> None:
         self.workers: list[Worker] = []

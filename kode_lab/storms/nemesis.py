@@ -17,12 +17,12 @@ from random import Random
 
 from kode_lab.history.operation import HistoryWriter
 from kode_lab.key import SessionKey
-from kode_lab.storms.fleet import Fleet, Held, Worker
+from kode_lab.storms.fleet import Fleet, HeldTurn, Worker
 from kode_lab.storms.proxy import Proxy
 from kode_lab.storms.storm import Storm
 from kode_lab.testing.postgres import ThrowawayPostgres
 
-__all__ = ["Nemesis"]
+__all__ = ["StormNemesis"]
 
 # A pause lasts so many TTLs, and a random part of one more.
 _PAST_TTL = 1.5
@@ -38,7 +38,7 @@ _IN_A_SAVE = b'"role"'
 _LATE_S = (0.02, 0.5)
 
 
-class Nemesis:
+class StormNemesis:
     """Causes a storm's faults.
 
     Attributes:
@@ -89,7 +89,7 @@ class Nemesis:
         dsn = self._server.dsn if self._proxy is None else await self._proxy.open(name)
         return await self._fleet.start(name, dsn)
 
-    def heard(self, held: Held) -> None:
+    def heard(self, held: HeldTurn) -> None:
         """Note that a turn got its session."""
         victim, killed_ns = self._waited_for.get(held.key, ("", 0))
         if victim and held.worker != victim and held.at_ns > killed_ns:

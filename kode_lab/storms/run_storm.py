@@ -30,8 +30,8 @@ from kode_lab.lab.records import Run, RunRecorder
 from kode_lab.lab.scenario import Ask
 from kode_lab.sessions.postgres.connection import PostgresConnection
 from kode_lab.sessions.postgres.schema import FENCES
-from kode_lab.storms.fleet import Fleet, Held, Worker
-from kode_lab.storms.nemesis import Nemesis
+from kode_lab.storms.fleet import Fleet, HeldTurn, Worker
+from kode_lab.storms.nemesis import StormNemesis
 from kode_lab.storms.proxy import Proxy
 from kode_lab.storms.storm import Dice, Storm
 from kode_lab.storms.worker import Post
@@ -104,7 +104,7 @@ class _Clients:
 
     storm: Storm
     fleet: Fleet
-    nemesis: Nemesis
+    nemesis: StormNemesis
     history: HistoryWriter
     dice: Dice
     random: Random
@@ -220,7 +220,7 @@ async def _opened(
         draw = Random(f"{storm.seed}/proxy")
         proxy = await stack.enter_async_context(Proxy(server.dsn, home, random=draw))
 
-    def heard(held: Held) -> None:
+    def heard(held: HeldTurn) -> None:
         nemesis.heard(held)
 
     fleet = await stack.enter_async_context(Fleet(post, home, heard=heard, code=code))
@@ -228,7 +228,7 @@ async def _opened(
     for statement in _INSTALL:
         await connection.fetch(statement)
     await connection.aclose()
-    nemesis = Nemesis(storm, fleet, server, proxy, recorder.history)
+    nemesis = StormNemesis(storm, fleet, server, proxy, recorder.history)
     await nemesis.begin()
     draw = Random(f"{storm.seed}/clients")
     clients = _Clients(storm, fleet, nemesis, recorder.history, Dice(storm), draw, told)

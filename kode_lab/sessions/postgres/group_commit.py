@@ -1,9 +1,9 @@
-"""Group commit: what arrives while one batch is on its way goes together as the next one.
+"""Group commit: what arrives while one batch is on its way is sent together as the next batch.
 
-A batch costs one round trip however many are in it, and nobody waits for a clock: an idle line
-sends at once, a busy one gathers. It owns who is told what; how a batch is sent, and what the
-answers mean, is the sender's. A batch that fails for a reason that one of its members may have
-brought is sent again one by one, so that a bad one harms no other.
+A batch costs one round trip for any number of orders, and no order waits for a timer: the first one
+is sent at once, those that come meanwhile are gathered. This file owns which caller gets which
+answer; how a batch is sent and what the answers mean is the sender's. A batch that fails for a
+reason that may lie in one of its orders is sent again one by one, so that it fails alone.
 
 Source: group commit, Gray and Reuter, "Transaction Processing" (1992).
 """
@@ -23,8 +23,8 @@ Answer = TypeVar("Answer")
 _BATCH_LIMIT = 512
 
 
-class _Waiting(Generic[Order, Answer]):
-    """One order, and who waits for its answer."""
+class _Pending(Generic[Order, Answer]):
+    """One order, and the future of its answer."""
 
     __slots__ = ("answer", "is_done", "order")
 
@@ -34,7 +34,7 @@ class _Waiting(Generic[Order, Answer]):
         self.is_done = False
 
     def tell(self, answer: Answer | Exception) -> None:
-        """Return the answer to who waits, if somebody does still."""
+        """Set the answer, unless the caller has left."""
         self.is_done = True
         if self.answer.done():
             return
@@ -48,7 +48,7 @@ class GroupCommit(Generic[Order, Answer]):
     """Sends orders in batches, one batch at a time.
 
     Args:
-        send: gives an answer for each order, or an exception in its place; raises where all fail.
+        send: returns an answer or an exception for each order; raises where all fail.
         may_be_one: whether what ``send`` raised may be the fault of one order alone.
     """
 
@@ -62,17 +62,17 @@ class GroupCommit(Generic[Order, Answer]):
     ) -> None:
         self._send = send
         self._may_be_one = may_be_one
-        self._waiting: list[_Waiting[Order, Answer]] = []
+        self._waiting: list[_Pending[Order, Answer]] = []
         self._sender: asyncio.Task[None] | None = None
 
     def put(self, order: Order) -> asyncio.Future[Answer]:
-        """Send the order with the next batch; give what will hold the answer."""
+        """Send the order with the next batch, and return the future of its answer."""
         return self._put(order).answer
 
     async def do(self, order: Order) -> Answer:
-        """Return the answer to the order; who is cancelled meanwhile hears of it only afterwards.
+        """Return the answer to the order; a cancellation takes effect only after the answer.
 
-        So it is never unknown whether an order was carried out.
+        So the outcome of an order is known, cancelled or not.
         """
         waiting = self._put(order)
         cancelled: asyncio.CancelledError | None = None
@@ -98,9 +98,9 @@ class GroupCommit(Generic[Order, Answer]):
         while self._sender is not None:
             await asyncio.wait((self._sender,))
 
-    def _put(self, order: Order) -> _Waiting[Order, Answer]:
+    def _put(self, order: Order) -> _Pending[Order, Answer]:
         loop = asyncio.get_running_loop()
-        waiting: _Waiting[Order, Answer] = _Waiting(order, loop.create_future())
+        waiting: _Pending[Order, Answer] = _Pending(order, loop.create_future())
         self._waiting.append(waiting)
         if self._sender is None:
             self._sender = loop.create_task(self._run())
@@ -115,11 +115,11 @@ class GroupCommit(Generic[Order, Answer]):
         finally:
             self._sender = None
 
-    async def _send_batch(self, batch: list[_Waiting[Order, Answer]]) -> None:
+    async def _send_batch(self, batch: list[_Pending[Order, Answer]]) -> None:
         answers: Sequence[Answer | Exception]
         try:
             answers = await self._send([waiting.order for waiting in batch])
-        except Exception as error:  # noqa: BLE001 - nobody may wait for ever, whatever it was
+        except Exception as error:  # noqa: BLE001 - each caller gets it as its answer
             if len(batch) > 1 and self._may_be_one(error):
                 for one in batch:
                     await self._send_batch([one])

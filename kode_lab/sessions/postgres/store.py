@@ -33,7 +33,7 @@ from kode_lab.sessions.postgres.schema import FENCES, SCHEMA, checked_name, migr
 from kode_lab.sessions.postgres.worker import PostgresWorker
 from kode_lab.sessions.store import Lease, Stored
 
-__all__ = ["Known", "PostgresStore", "Row", "migrate_database", "save_query", "turn_row"]
+__all__ = ["Known", "PostgresStore", "Write", "migrate_database", "save_query", "turn_write"]
 
 _NO_FACTS: dict[str, Any] = {}
 _REWOUND = (False, Usage(), "", True)
@@ -89,7 +89,7 @@ class PostgresStore:
         )
         self._saving = PostgresConnection(dsn, schema=schema, patience_s=patience_s)
         self._leases = PostgresLeases(self._worker, self._work, limit=warm_sessions_limit)
-        self._saves: GroupCommit[Row, None] = GroupCommit(self._save, may_be_one=_may_be_one)
+        self._saves: GroupCommit[Write, None] = GroupCommit(self._save, may_be_one=_may_be_one)
         self._loads: GroupCommit[_Load, list[Any]] = GroupCommit(self._load)
 
     async def open(self) -> Self:
@@ -169,7 +169,7 @@ class PostgresStore:
         """
         local, known = await self._where(lease)
         entries = [entry] if known.steps else [turn.opening(lease.fence), entry]
-        row = step_row(local, known, entries)
+        row = step_write(local, known, entries)
         known.steps += 1  # the turn's other tool calls come after this one
         await self._saved(lease, local, known, self._saves.do(row))
 
@@ -188,7 +188,7 @@ class PostgresStore:
         """
         del entries
         local, known = await self._where(lease)
-        row = turn_row(local, known, turn)
+        row = turn_write(local, known, turn)
         await self._saved(lease, local, known, self._saves.do(row))
         known.took(row)
         return turn.finished(row.first)
@@ -320,7 +320,7 @@ class PostgresStore:
         if is_all:
             known.turns = known.messages = known.fence = 0
 
-    async def _save(self, rows: Sequence[Row]) -> list[Exception | None]:
+    async def _save(self, rows: Sequence[Write]) -> list[Exception | None]:
         me, answers = self._worker.id, list[Exception | None]([None] * len(rows))
         for kind in dict.fromkeys(row.kind for row in rows):
             places = sorted(
@@ -340,7 +340,7 @@ class PostgresStore:
                     answers[place] = await self._refused(row)
         return answers
 
-    async def _refused(self, row: Row) -> Exception | None:
+    async def _refused(self, row: Write) -> Exception | None:
         """Return why a row was refused; None where an earlier sending had saved it."""
         ((reason, turns),) = await self._saving.fetch(
             "SELECT * FROM refusal($1, $2, $3, $4, $5, $6, $7, $8)",
@@ -444,7 +444,7 @@ class Known:
         self.last_turn_id = ""
         self.is_certain = True
 
-    def took(self, row: Row) -> None:
+    def took(self, row: Write) -> None:
         """Note a turn that was saved."""
         self.turns, self.messages, self.steps = self.turns + 1, row.last + 1, 0
         self.fence = row.fence
@@ -471,7 +471,7 @@ class _Kind(NamedTuple):
     name: str
     columns: tuple[tuple[str, str], ...]
 
-    def of(self, row: Row) -> list[Any]:
+    def of(self, row: Write) -> list[Any]:
         """Return the row's values for these columns."""
         return [getattr(row, name) for name, _ in self.columns]
 
@@ -501,7 +501,7 @@ _TURN = _Kind("turn", _TURN_COLUMNS)
 _TURN_WITH_STEPS = _Kind("turn with steps", _TURN_COLUMNS)
 
 
-class Row(NamedTuple):
+class Write(NamedTuple):
     """A step or a turn on its way.
 
     Attributes:
@@ -529,16 +529,16 @@ class Row(NamedTuple):
     facts: str = "{}"
 
 
-def step_row(local: LocalSession, known: Known, entries: Sequence[dict[str, Any]]) -> Row:
+def step_write(local: LocalSession, known: Known, entries: Sequence[dict[str, Any]]) -> Write:
     """Return the row of one or more entries of the journal."""
     body = encode(entries).decode()
     at = (local.id, local.write_fence, known.id, known.turns, known.fence)
-    return Row(_STEP, *at, known.steps, body)
+    return Write(_STEP, *at, known.steps, body)
 
 
-def turn_row(local: LocalSession, known: Known, turn: OpenTurn) -> Row:
+def turn_write(local: LocalSession, known: Known, turn: OpenTurn) -> Write:
     """Return the row of a finished turn."""
-    return Row(
+    return Write(
         _TURN_WITH_STEPS if known.steps else _TURN,
         local.id,
         local.write_fence,
