@@ -35,6 +35,7 @@ __all__ = ["postgres"]
 _SESSIONS = 256
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 _POOL = 8
+_SHARED = 64
 _YOUNG, _OLD = 10, 1_000
 _SCHEMA = "bench"
 
@@ -57,7 +58,8 @@ def postgres(effort: float) -> list[Row]:
     """Return what a turn costs whose session rests in PostgreSQL."""
     with ThrowawayPostgres() as server:
         rows = on_loop(_postgres(server, effort))
-        return [*rows, *_workers(server, effort)]
+        rows += on_loop(_one_at_a_time(server, effort))
+        return [*rows, *_workers(server, effort), *_without_affinity(server, effort)]
 
 
 async def _postgres(server: ThrowawayPostgres, effort: float) -> list[Row]:
@@ -118,6 +120,40 @@ async def _postgres(server: ThrowawayPostgres, effort: float) -> list[Row]:
             baseline=taken["whole"].both_us,
         ),
     ]
+
+
+async def _one_at_a_time(server: ThrowawayPostgres, effort: float) -> list[Row]:
+    """Return what a turn costs when no other shares its batch, against a bare insert of its row."""
+    store = await PostgresStore(server.dsn, schema=_SCHEMA).open()
+    bare = PostgresConnection(server.dsn, schema=_SCHEMA)
+    await bare.fetch("CREATE TABLE IF NOT EXISTS bare (LIKE turn INCLUDING ALL)")
+    key, local = keys(1, first=50_000)[0], LocalSession(("bench", "bare"))
+    local.fence, known = FENCES, Known(1)
+
+    async def insert(turns: int) -> None:
+        for number in range(turns):
+            turn, _ = finished_turn(f"{number}-{time.monotonic_ns()}")
+            saved = turn_write(local, known, turn)
+            await bare.fetch(_BARE, *_APPENDED(saved)[1:])
+            known.took(saved)
+
+    each, samples = share(400, effort, least=5), []
+    with tempfile.TemporaryDirectory() as directory:
+        async with service(Path(directory), store=store) as manager:
+            await take(manager, key, _YOUNG)
+            await insert(_YOUNG)
+            for _ in range(share(7, effort, least=2)):
+                pair = []
+                for work in (take(manager, key, each), insert(each)):
+                    start_s = time.process_time() + _server_cpu_s(server.pid)
+                    await work
+                    spent_s = time.process_time() + _server_cpu_s(server.pid) - start_s
+                    pair.append(spent_s * 1e6 / each)
+                samples.append(pair)
+    await bare.aclose()
+    turn_us, bare_us = (statistics.median(column) for column in zip(*samples, strict=True))
+    name = "postgres: a whole turn, one at a time, client and server, against a bare insert"
+    return [row(name, turn_us, "us", baseline=bare_us)]
 
 
 class _Side(NamedTuple):
@@ -215,6 +251,8 @@ _APPEND = """
     WITH held AS (SELECT id FROM session WHERE id = $1 AND fence = $2 FOR NO KEY UPDATE)
     INSERT INTO turn SELECT $3, $4, $5, $2, $6, $7, $8, $9, $10, $11, $12::text::json FROM held
     RETURNING number"""
+_BARE = """
+    INSERT INTO bare VALUES ($2, $3, $4, $1, $5, $6, $7, $8, $9, $10, $11::text::json)"""
 _APPENDED = attrgetter(
     *("session", "fence", "conversation", "number", "turn_id", "first", "last"),
     *("is_sealed", "version", "input_tokens", "output_tokens", "body"),
@@ -239,48 +277,67 @@ def _workers(server: ThrowawayPostgres, effort: float) -> list[Row]:
     return [row(name, value, "turns/s", baseline=baseline, bar=bar)]
 
 
+def _without_affinity(server: ThrowawayPostgres, effort: float) -> list[Row]:
+    """Return what a turn costs where each one is at another worker than the one before."""
+    workers, turns = 4, share(20, effort, least=2)
+    start_s = _server_cpu_s(server.pid)
+    took_s, cpu_s = asyncio.run(_together(server.dsn, [40_000] * workers, _SHARED, turns))
+    count = workers * _SHARED * turns
+    cpu_s += _server_cpu_s(server.pid) - start_s
+    name = f"postgres: {workers} workers, all on the same {_SHARED} sessions, client and server"
+    return [
+        row(name, cpu_s * 1e6 / count, "us"),
+        row("postgres: turns a second of these workers", count / took_s, "turns/s"),
+    ]
+
+
 def _rate(dsn: str, workers: int, effort: float) -> float:
     """Return the turns a second of all workers together."""
-    each = _SESSIONS // workers
-    return asyncio.run(_together(dsn, workers, each, share(60, effort, least=3)))
+    each, turns = _SESSIONS // workers, share(60, effort, least=3)
+    firsts = [20_000 + number * each for number in range(workers)]
+    took_s, _ = asyncio.run(_together(dsn, firsts, each, turns))
+    return workers * each * turns / took_s
 
 
-async def _together(dsn: str, workers: int, sessions: int, turns: int) -> float:
+async def _together(dsn: str, firsts: list[int], sessions: int, turns: int) -> tuple[float, float]:
+    """Return how long all workers took together, and their CPU, without their beginning."""
     children = [
         await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            __name__,
-            dsn,
-            *map(str, (number * sessions, sessions, turns)),
+            *(sys.executable, "-m", __name__, dsn, *map(str, (first, sessions, turns))),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )
-        for number in range(workers)
+        for first in firsts
     ]
     for child in children:
         assert child.stdout is not None
         await child.stdout.readline()  # warm
-    start_s = time.monotonic()
+    start_s, cpu_s = time.monotonic(), 0.0
     for child in children:
         assert child.stdin is not None
         child.stdin.write(b"go\n")
         child.stdin.close()
     for child in children:
+        assert child.stdout is not None
+        cpu_s += float(await child.stdout.readline())
+    took_s = time.monotonic() - start_s
+    for child in children:
         await child.wait()
-    return workers * sessions * turns / (time.monotonic() - start_s)
+    return took_s, cpu_s
 
 
 async def _work(dsn: str, first: int, count: int, turns: int) -> None:
     settle()
-    sessions = keys(count, first=20_000 + first)
+    sessions = keys(count, first=first)
     store = await PostgresStore(dsn, schema=_SCHEMA).open()
     with tempfile.TemporaryDirectory() as directory:
         async with service(Path(directory), store=store) as manager:
             await asyncio.gather(*(take(manager, key, 2) for key in sessions))
             print("warm", flush=True)  # noqa: T201 - what the parent waits for
             await asyncio.to_thread(sys.stdin.readline)
+            start_s = time.process_time()
             await asyncio.gather(*(take(manager, key, turns) for key in sessions))
+            print(time.process_time() - start_s, flush=True)  # noqa: T201 - as above
 
 
 if __name__ == "__main__":
