@@ -29,29 +29,29 @@ IMPATIENT = Claims(patience_s=1.0)
 
 # Store, the promise that it breaks, and how that is told.
 BROKEN = [
-    (broken.without_lock, "In one handle, at most one", "came in while"),
+    (broken.without_lock, "In one handle, a userId", "came in while"),
     (broken.without_file_lock, "In two handles too", "came in while"),
     (broken.OneLockForAll, "Different sessions", "WaitingRoomFull"),
     (broken.last_comes_first, "In one handle, the session is handed", "came in the order [5, "),
-    (broken.LastComesFirstOfAll, "In whichever handle, who", "came in the order [5, "),
-    (broken.Looking, "Beside a handle that", "did not end"),
-    (broken.EndlessRoom, "queue_limit wait at most", "did not end"),
+    (broken.LastComesFirstOfAll, "Across handles", "came in the order [5, "),
+    (broken.Looking, "A handle that takes", "did not end"),
+    (broken.EndlessRoom, "At most queue_limit", "did not end"),
     (broken.AlwaysWaiting, "A queue_limit of 0", "did not end"),
-    (broken.losing_lock, "Who gives up while waiting", "did not end"),
+    (broken.losing_lock, "A caller that gives up", "did not end"),
     (broken.SameFenceTwice, "The fence grows", "the fences of one session were ["),
     (broken.NeverVoid, "A lease that was released", "append took a lease although"),
     (broken.WritingOn, "A lease of a handle that was closed", "a closed handle appended"),
-    (broken.NeverIdle, "When nobody holds", "nothing held"),
+    (broken.NeverIdle, "statistics() counts", "no holder"),
     (broken.ForgettingEnds, "What was appended is loaded", "load says that the turns ended as []"),
     (broken.TornAppend, "An append that is cancelled", "the conversation should be"),
-    (broken.PeekingEarly, "Who peeks sees", "the conversation should be"),
+    (broken.PeekingEarly, "peek shows", "the conversation should be"),
     (broken.PeekingLate, "peek does not wait", "did not end"),
     (broken.WithoutJournal, "The journalled steps", "are gone"),
     (broken.NeverDiscarding, "A turn that was discarded", "is open again"),
     (broken.NeverDeleting, "delete forgets", "after delete there is"),
     (broken.LosingNul, "Any text comes back", "the conversation should be"),
     (broken.SmallOnly, "Messages of two megabytes", "too big"),
-    (broken.OneList, "What load and peek give", "never said"),
+    (broken.OneList, "What load and peek return", "never said"),
     (broken.ForgettingWhatIsGone, "A rewind keeps", "is_rewound is"),
     (broken.CopyingMessagesOnly, "A conversation that is copied", "its turns are"),
     (broken.FewOnly, "Three hundred sessions", "too many"),
@@ -194,7 +194,7 @@ def test_a_contract_leaves_nothing_behind_when_it_is_broken(tmp_path):
 
     async def scenario():
         make_store = partial(broken.EndlessRoom, tmp_path)
-        outcome = await contract_of("queue_limit wait at most").check(make_store, IMPATIENT)
+        outcome = await contract_of("At most queue_limit").check(make_store, IMPATIENT)
         assert outcome.status == "broken"
         assert asyncio.all_tasks() == {asyncio.current_task()}
 

@@ -187,7 +187,7 @@ def test_a_port_that_is_none_is_refused_before_anything_is_made(open_place, caps
     assert main(["postgres", f"--port={port}", "--data", str(data)]) == 3
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
-    assert f"port {port} is none: choose 1 to 65535" in err
+    assert f"port {port} is not valid: choose 1 to 65535" in err
     assert not data.exists()
 
 
@@ -327,7 +327,7 @@ def test_the_command_prints_a_dsn_that_answers_and_ends_with_a_signal(ending):
         told = running.stderr.read()
     assert running.returncode == 0
     assert f"kode-lab serve --store '{dsn}'" in told
-    assert "thrown away" in told
+    assert "deleted" in told
     assert not data.exists()
 
 

@@ -185,7 +185,7 @@ def fill(book, user_id, number):
             'INSERT INTO schedule (user_id, title, start, "end") '
             "SELECT $1, 'x', $2, $3 FROM generate_series(1, $4)"
         )
-        book._run(book._link.fetch(query, user_id, NOON, ONE, number))
+        book._run(book._connection.fetch(query, user_id, NOON, ONE, number))
         return
     with sqlite3.connect(book.path) as other:
         other.execute(

@@ -1,11 +1,10 @@
 """The schedule book in PostgreSQL: for workers on several machines, beside their sessions.
 
-It promises what ``ScheduleBook`` does: ids from one sequence that are never given twice, each user
-alone with their own, and a change under an idempotency key that is made once, in the transaction
-that records its answer. Each change is one function of the database, so that it can be asked again
-when a connection breaks. The key itself makes it once even then.
+It promises what ``ScheduleBook`` does: ids of one sequence, schedules that only their user sees,
+and a change under an idempotency key that is made once, in the transaction that records its answer.
+Each change is one function of the database, and the key makes it once even if it is sent again.
 
-Tools block in threads of their own, and the connection lives on a loop: one thread keeps that loop.
+Tools block in threads of their own, and a connection belongs to a loop: one thread runs that loop.
 """
 
 from __future__ import annotations
@@ -44,12 +43,12 @@ class PostgresBook:
     Args:
         dsn: as libpq understands it.
         schema: where the sessions are, too.
-        patience_s: how long a database that does not answer is tried again.
+        patience_s: how long a database that does not answer is retried.
     """
 
     def __init__(self, dsn: str, *, schema: str = SCHEMA, patience_s: float = 10.0) -> None:
         self._schema = checked_name(schema)
-        self._link = PostgresConnection(
+        self._connection = PostgresConnection(
             dsn, schema=schema, prepare=self._prepare, patience_s=patience_s
         )
         self._loop = asyncio.new_event_loop()
@@ -65,12 +64,12 @@ class PostgresBook:
         self.close()
 
     def open(self) -> None:
-        """Connect now, and make what is missing; the first change would do it, too.
+        """Connect now and create what is missing; the first change would do the same.
 
         Raises:
             StoreError: the database cannot be used.
         """
-        self._run(self._link.fetch("SELECT"))
+        self._run(self._connection.fetch("SELECT"))
 
     def create(
         self,
@@ -100,7 +99,7 @@ class PostgresBook:
             InvalidSchedule: ``day`` is not a date.
         """
         first, after = (None, None) if day is None else day_bounds(day)
-        rows = self._run(self._link.fetch(_QUERY, words(user_id), first, after))
+        rows = self._run(self._connection.fetch(_QUERY, words(user_id), first, after))
         return having(text, (Schedule(*row) for row in rows))
 
     def update(
@@ -123,7 +122,7 @@ class PostgresBook:
         return self._once(user_id, idempotency_key, "update", schedule_id, title, start, end)
 
     def delete(self, user_id: str, schedule_id: int, *, idempotency_key: str) -> Schedule:
-        """Remove a schedule and give what it was.
+        """Remove a schedule and return what it was.
 
         Raises:
             InvalidSchedule: the user has no such schedule, or the key was used for another change.
@@ -133,7 +132,7 @@ class PostgresBook:
     def close(self) -> None:
         """Close the book; it is not used again."""
         if self._thread.is_alive():
-            self._run(self._link.aclose())
+            self._run(self._connection.aclose())
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()
@@ -148,11 +147,11 @@ class PostgresBook:
         start: str | None,
         end: str | None,
     ) -> Schedule:
-        """Make the change under its key, or give the answer of the first time."""
+        """Make the change under its key, or return the answer of the first time."""
         if schedule_id is not None and not 0 < schedule_id < _ID_LIMIT:
             _refuse("none", schedule_id, key, "")
         change = (what, schedule_id, title, start, end)
-        row = self._run(self._link.fetch(_CHANGE, words(user_id), words(key), *change))[0]
+        row = self._run(self._connection.fetch(_CHANGE, words(user_id), words(key), *change))[0]
         if row[0] is not None:
             _refuse(row[0], schedule_id, key, row[4])
         return Schedule(*row[1:])
@@ -161,18 +160,17 @@ class PostgresBook:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     async def _prepare(self, connection: Any) -> None:
-        """Make what is missing; several workers may come at once."""
+        """Create what is missing; several workers may do this at once."""
         async with connection.transaction():
             await connection.execute("SELECT pg_advisory_xact_lock($1)", _MIGRATION_LOCK)
-            if await connection.fetchval(
-                "SELECT to_regproc($1) IS NULL", f"{self._schema}.change_schedule"
-            ):
+            # Not to_regproc: it may answer from a cache that is older than the wait for the lock.
+            if not await connection.fetchval(_IS_MADE, self._schema):
                 await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {self._schema}")
                 await connection.execute(_TABLES)
 
 
 def _refuse(problem: str, schedule_id: int | None, key: str, end: str | None) -> NoReturn:
-    """Say what the database found wrong, in the words of the other book."""
+    """Raise what the database found wrong, in the words of the SQLite book."""
     raise InvalidSchedule(
         {
             "key": f"the idempotency key {key!r:.80} was used for another change",
@@ -184,6 +182,9 @@ def _refuse(problem: str, schedule_id: int | None, key: str, end: str | None) ->
     )
 
 
+_IS_MADE = """
+    SELECT EXISTS (SELECT FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+        WHERE n.nspname = $1 AND p.proname = 'change_schedule')"""
 _CHANGE = "SELECT * FROM change_schedule($1, $2, $3, $4, $5, $6, $7)"
 _QUERY = """
     SELECT id, title, start, "end" FROM schedule

@@ -55,12 +55,12 @@ _GIVE_UP = 0.1
 _KILLS_A_DATABASE = 5
 # A worker that was killed may hold its sessions until the database sees its connection end.
 _QUEUE = 10
-# A worker that says nothing for so long is stuck, and that is a finding.
+# A worker that is silent for so long is stuck, and that is a finding.
 _SILENCE_S = 60.0
 
 
 class CrashCount(NamedTuple):
-    """What was counted; ``misordered`` and ``illegal`` at each look, the others once.
+    """What was counted: ``misordered`` and ``illegal`` at each check, the others once.
 
     Attributes:
         acknowledged: turns that the client was told are saved.
@@ -91,7 +91,7 @@ class CrashCount(NamedTuple):
 
     @property
     def harm(self) -> int:
-        """How much of what must not happen did."""
+        """How many things happened that must not."""
         return (
             self.lost
             + self.doubled
@@ -157,7 +157,7 @@ def _postgres() -> ThrowawayPostgres:
 
 
 class _CrashWorker:
-    """The process that forks, and the one life at a time that it gives."""
+    """The process that forks, and the one worker at a time that it starts."""
 
     def __init__(self, directory: Path, where: str) -> None:
         self._child = Child(
@@ -194,7 +194,7 @@ class _CrashWorker:
                 pid = 0
 
     def _lines(self) -> list[str]:
-        """Return the lines that came, at least one; what a kill cut off is no line."""
+        """Return the whole lines that came, at least one; a kill can cut the last one off."""
         assert self._child.stdout is not None
         data = b""
         fd = self._child.stdout.fileno()
@@ -218,7 +218,7 @@ class _CrashWorker:
 
 
 class _Proof:
-    """What the client knows of the sessions of this moment, and what it has counted."""
+    """What the client knows of the current sessions, and what it has counted."""
 
     def __init__(self, directory: Path, where: str, random: Random) -> None:
         self.directory = directory
@@ -238,13 +238,13 @@ class _Proof:
         )
 
     def begin_sessions(self, life: int) -> None:
-        """Take new sessions."""
+        """Begin new sessions."""
         sessions = [f"user-{life}-{number}" for number in range(_SESSIONS)]
         self.acknowledged = {session: [] for session in sessions}
         self.next = dict.fromkeys(sessions, 0)
 
     def turns(self) -> dict[str, int]:
-        """Return the turn that each session goes on with: the one on its way, or the one after."""
+        """Return the turn with which each session continues: the one on its way, or the next."""
         for session, number in self.next.items():
             if number and self.random.random() < _GIVE_UP:
                 self.next[session] = number + 1
@@ -291,7 +291,7 @@ class _Proof:
         book.close()
 
     async def _messages(self) -> dict[str, list[Message]]:
-        """Open the store as the next process would, which mends it, and read the sessions."""
+        """Open the store as the next process would, which repairs it, and read the sessions."""
         store = store_in(self.directory, self.where)
         found = {}
         try:

@@ -1,1 +1,1 @@
-"""For authors of stores: contracts to try a store against, and a throwaway PostgreSQL."""
+"""For authors of stores: contracts to test a store against, and a throwaway PostgreSQL."""

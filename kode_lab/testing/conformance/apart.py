@@ -1,4 +1,4 @@
-"""What belongs to one session only: keys that look alike are different, and stay apart."""
+"""What belongs to one session only: keys that look alike are different sessions."""
 
 from __future__ import annotations
 

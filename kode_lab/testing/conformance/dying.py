@@ -103,7 +103,10 @@ async def _paused_holder(scene: Scene) -> None:
 
 
 DYING = (
-    Contract("When its holder is killed, the next one gets it with its open turn.", _killed_holder),
+    Contract(
+        "When its holder is killed, the next one gets the session with its open turn.",
+        _killed_holder,
+    ),
     Contract("What was acknowledged survives kill -9; a torn turn is never seen.", _killed_writer),
     Contract("A holder paused past its time is overtaken, and refused.", _paused_holder),
 )

@@ -1,4 +1,4 @@
-"""Who holds a session, and when: one at a time, in order, and nothing is lost by giving up."""
+"""Who holds a session, and when: one at a time, in order, and giving up blocks no other."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def _one_holder_of_all(scene: Scene) -> None:
 
 
 async def _exclusion(scene: Scene, stores: list[Store]) -> None:
-    """Crowd one lock, under two agents' names, and look whether two are ever inside."""
+    """Hold one session from many tasks, under two agents, and check that two never hold it."""
     inside: list[int] = []
 
     async def come(number: int) -> None:
@@ -58,7 +58,7 @@ async def _others_are_free(scene: Scene) -> None:
 async def _crowd(
     scene: Scene, stores: list[Store], apart_s: float = 0.0
 ) -> AsyncIterator[tuple[list[int], list[int]]]:
-    """Let one hold and six wait, one after the other; give who waits and who came."""
+    """Let one hold and six wait, one after the other; yield the orders of asking and of serving."""
     key, came = scene.key(), list[int]()
     for store in stores:  # a handle that still has to connect would come late
         store.release(await scene.hold(store, scene.key("beside")))
@@ -75,7 +75,7 @@ async def _crowd(
         before = store.statistics().waiting
         tasks.append(scene.begin(wait(number, store)))
         if apart_s:
-            await asyncio.sleep(apart_s)  # what is claimed is a distance in time
+            await asyncio.sleep(apart_s)  # the claim is about a distance in time
         else:
             await scene.waits(store, before + 1)
     stores[0].release(first)
@@ -95,7 +95,7 @@ async def _order_of_all(scene: Scene) -> None:
         demand(came == asked, f"they asked in the order {asked} and came in the order {came}")
 
 
-async def _nobody_starves(scene: Scene) -> None:
+async def _no_starvation(scene: Scene) -> None:
     greedy, other = await scene.stores()
     key = scene.key()
     lease = await scene.hold(greedy, key)
@@ -109,7 +109,9 @@ async def _nobody_starves(scene: Scene) -> None:
         greedy.release(lease)
 
     going = scene.begin(go_on(lease))
-    other.release(await scene.soon(waiting, "the wait beside a handle that takes it ever again"))
+    other.release(
+        await scene.soon(waiting, "the wait beside a handle that takes it again and again")
+    )
     await scene.soon(going, "the wait of the greedy one")
 
 
@@ -135,7 +137,7 @@ async def _refused(scene: Scene, store: Store, key: SessionKey, limit: int) -> N
         demand(str(key) in str(error), f"WaitingRoomFull does not name {key}: {error}")
         return
     store.release(lease)
-    demand(False, f"hold with queue_limit={limit} gave a lease where the session was held")
+    demand(False, f"hold with queue_limit={limit} returned a lease while the session was held")
 
 
 async def _no_waiting(scene: Scene) -> None:
@@ -171,7 +173,7 @@ async def _giving_up(scene: Scene) -> None:
         waiters[2].cancel()
         if not is_released_first:
             store.release(lease)
-        store.release(await scene.soon(waiters[1], "the turn of who did not give up"))
+        store.release(await scene.soon(waiters[1], "the turn of the one that did not give up"))
         await asyncio.wait([waiters[0], waiters[2]])
         for one in (waiters[0], waiters[2]):
             if not one.cancelled() and one.exception() is None:
@@ -257,22 +259,26 @@ async def _nothing_left(scene: Scene) -> None:
     await asyncio.wait([waiter])
     store.release(lease)
     await scene.until(
-        lambda: store.statistics()[:2] == (0, 0), "statistics() with nothing held, nobody waiting"
+        lambda: store.statistics()[:2] == (0, 0), "statistics() with no holder and no waiter"
     )
 
 
 HOLDING = (
-    Contract("In one handle, at most one holds a userId:sessionId, whatever agent.", _one_holder),
-    Contract("In two handles too, at most one holds a userId:sessionId.", _one_holder_of_all),
+    Contract(
+        "In one handle, a userId:sessionId has at most one holder, whatever the agent.", _one_holder
+    ),
+    Contract("In two handles too, a userId:sessionId has at most one holder.", _one_holder_of_all),
     Contract("Different sessions are held at once.", _others_are_free),
     Contract("In one handle, the session is handed over in the order of asking.", _order),
-    Contract("In whichever handle, who asked clearly earlier comes first.", _order_of_all),
-    Contract("Beside a handle that takes it ever again, another one gets it.", _nobody_starves),
-    Contract("queue_limit wait at most; the next one hears WaitingRoomFull.", _full),
+    Contract("Across handles, a caller that asked clearly earlier is served first.", _order_of_all),
+    Contract(
+        "A handle that takes a session again and again does not starve another.", _no_starvation
+    ),
+    Contract("At most queue_limit callers wait; the next one gets WaitingRoomFull.", _full),
     Contract("A queue_limit of 0 does not wait, and takes what is free.", _no_waiting),
-    Contract("Who gives up while waiting takes nothing away from others.", _giving_up),
-    Contract("The fence grows with every hold, in whichever handle.", _fence),
-    Contract("A lease that was released, even twice, is good for nothing.", _void),
+    Contract("A caller that gives up while waiting does not block others.", _giving_up),
+    Contract("The fence grows with every hold, in any handle.", _fence),
+    Contract("A lease that was released, even twice, is refused everywhere.", _void),
     Contract("A lease of a handle that was closed writes nothing.", _closed),
-    Contract("When nobody holds or waits, statistics() says so.", _nothing_left),
+    Contract("statistics() counts holders and waiters, and returns to zero.", _nothing_left),
 )

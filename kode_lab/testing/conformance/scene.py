@@ -110,7 +110,7 @@ def demand(holds: object, why: str) -> None:
 
 
 class Scene:
-    """The world of one contract.
+    """What one contract works with.
 
     Attributes:
         name: of the user that is this contract's own.
@@ -157,26 +157,26 @@ class Scene:
         await self.soon(store.aclose(), "aclose")
 
     async def aclose(self) -> None:
-        """End what the contract began."""
+        """End everything that the contract began."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for store in self._open:
-            with contextlib.suppress(Exception):  # the contract has said already what is wrong
+            with contextlib.suppress(Exception):  # the result says already what is wrong
                 await asyncio.wait_for(store.aclose(), self.claims.patience_s)
 
     # ---- time
 
     def begin(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Begin something that goes on beside; it ends with the scene."""
+        """Start a task that ends with the scene at the latest."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.append(task)
         return task
 
     async def soon(self, work: Awaitable[T], what: str) -> T:
-        """Wait for what must come within the patience."""
+        """Wait for what must happen within ``patience_s``."""
         limit_s = self.claims.patience_s
-        # Not wait_for: a store whose own limit ran out is another matter.
+        # Not wait_for: a TimeoutError of the store itself must stay one.
         task = asyncio.ensure_future(work)
         done, _ = await asyncio.wait([task], timeout=limit_s)
         if not done:
@@ -203,10 +203,10 @@ class Scene:
     async def try_cancelling(
         self, work: Callable[[], Coroutine[Any, Any, T]]
     ) -> AsyncIterator[Any]:
-        """Begin the work again and again, cancel it ever later, and give the task each time.
+        """Start the work again and again, cancel it later each time, and yield the task.
 
-        The last one was not cancelled any more. What runs on the loop alone is cancelled at each of
-        its awaits; what waits for a disk or a network is cancelled at times that grow by a third.
+        The last one ended before it was cancelled. Work of the loop alone is cancelled at each of
+        its awaits; work that waits for a disk or a network at times that grow by a third.
         """
         for number in range(_CANCELS):
             task = self.begin(work())

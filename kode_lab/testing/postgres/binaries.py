@@ -1,7 +1,7 @@
 """Where PostgreSQL's programs are on this machine, and which user may run them.
 
-It owns the places that are looked at and the sentence that says what to install. It starts
-nothing but ``postgres --version``.
+It owns the places where they are looked for and the message that says what to install. It runs
+only ``postgres --version``.
 
 Source: Debian keeps each version below ``/usr/lib/postgresql`` and off the PATH; PostgreSQL
 refuses to run as root.
@@ -42,7 +42,7 @@ class Binaries(NamedTuple):
 
 
 class Account(NamedTuple):
-    """The user who runs the server where that is not who asks."""
+    """The user who runs the server, where it is not the current one."""
 
     name: str
     uid: int
@@ -58,7 +58,7 @@ def find_binaries(
         environ: instead of the process's own.
 
     Raises:
-        PostgresMissing: there is none, or the one that the environment names is none.
+        PostgresMissing: there is none, or the environment names a directory without one.
     """
     environ = os.environ if environ is None else environ
     named = environ.get(ENVIRONMENT)
@@ -81,7 +81,7 @@ def find_binaries(
 
 
 def server_account(uid: int | None = None) -> Account | None:
-    """Return the user that root hands the server to, or None where who asks may run it.
+    """Return the user that runs the server for root, or None where the current user can.
 
     Raises:
         PostgresMissing: there is no such user.

@@ -1,7 +1,4 @@
-"""``kode-lab postgres``: a server for a laptop, until Ctrl-C.
-
-It owns what is printed and when it ends.
-"""
+"""``kode-lab postgres``: a server for a laptop, until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -34,7 +31,7 @@ def run_postgres(options: argparse.Namespace) -> int:
         dsn = server.dsn if options.port is None else server.tcp_dsn()
         sys.stdout.write(f"{dsn}\n")
         sys.stdout.flush()
-        fate = f"stays in {options.data}" if options.data else "is thrown away at the end"
+        fate = f"stays in {options.data}" if options.data else "is deleted at the end"
         sys.stderr.write(
             f"PostgreSQL {server.binaries.version} runs until Ctrl-C; what is stored {fate}.\n"
             f"Use it:  kode-lab serve --store '{dsn}'\n"

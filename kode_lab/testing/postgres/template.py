@@ -1,8 +1,8 @@
 """An empty database cluster, made once and copied for each server: ``initdb`` takes a second.
 
 It owns the cache. A template gets its name only when it is whole, by one rename, so two processes
-may make one at once and one that was cut short is never taken. Nobody else may read it: it holds
-the password by which its copies answer on TCP.
+may make one at once and one that was cut short is never used. Only its user can read it: it holds
+the password of its copies on TCP.
 
 Source: the XDG base directories name the cache.
 """
@@ -24,9 +24,9 @@ from kode_lab.testing.postgres.binaries import Account, Binaries
 __all__ = ["DATABASE", "PASSWORD", "ROLE", "copy", "own", "template"]
 
 ROLE = DATABASE = "kode"
-# The file in the data that says by which word the role is known on TCP.
+# The file in the data that has the role's password on TCP.
 PASSWORD = "password"  # noqa: S105 - its name
-# By the form of what is inside; another form gets another name.
+# The layout of the template; another layout gets another name.
 _FORM = 2
 _INITDB_S = 120.0
 _ACCESS = """\
@@ -37,7 +37,7 @@ host all all ::1/128 scram-sha-256
 
 
 def template(binaries: Binaries, account: Account | None, cache: Path | None = None) -> Path:
-    """Return the directory of the template; it is made if it is not there.
+    """Return the directory of the template, which is made if it is missing.
 
     Raises:
         StoreUnwritable: no space, or the cache cannot be written.

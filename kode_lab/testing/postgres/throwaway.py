@@ -1,13 +1,12 @@
-"""One server: started from a copy of the template, gone with whoever started it.
+"""One PostgreSQL server, started from a copy of the template; it ends with its parent process.
 
 It owns the server's process and its data. The server listens on a Unix socket in a directory of its
-own; on loopback's TCP only when asked. It never runs as root, and it knows nothing of what is
-stored.
+own, and on loopback's TCP only when asked. It never runs as root. This file knows nothing of what
+is stored.
 
-Whoever started it holds the only end of a pipe. When that end closes without a word, a small shell
-beside the server stops it and removes its home: log, socket, and data that are not kept. So it ends
-with its parent however that ends, from whichever thread it was started, which ``PR_SET_PDEATHSIG``
-would confuse with the end of the thread.
+The parent holds the only end of a pipe. When that end closes without a message, a small shell
+beside the server stops it and removes its home: log, socket, and data that are not kept. So the
+server ends however its parent ends. (``PR_SET_PDEATHSIG`` would react to the end of the thread.)
 """
 
 from __future__ import annotations
@@ -48,8 +47,8 @@ _STOP_S = 15.0
 _LOOK_S = 0.004
 _LOG_CHARS = 600
 _PID_LINES = 8
-# exec keeps the pid, so the shell's number is the server's; the twice forked watcher is nobody's
-# child but init's, and holds the pipe's other end.
+# exec keeps the pid, so the shell's number is the server's; the watcher forks twice, and is
+# thereby a child of init; it holds the pipe's other end.
 _BESIDE = """
 exec 3<&0
 ( ( exec >/dev/null 2>&1
@@ -69,20 +68,20 @@ exec "$@" </dev/null
 
 
 class ThrowawayPostgres:
-    """A PostgreSQL server from ``start`` to ``stop``; ``with`` and ``async with`` do both.
+    """A PostgreSQL server from ``start`` to ``stop``; ``with`` and ``async with`` call both.
 
     Args:
         settings: of PostgreSQL, such as ``{"fsync": "off"}``.
-        port: also listen on loopback's TCP there; 0 is any free port.
-        data: keep the data in this directory, which is made if need be; None throws it away.
+        port: listen on loopback's TCP, too; 0 is any free port.
+        data: keep the data in this directory, which is made if missing; None deletes it.
         binaries: instead of what ``find_binaries`` finds.
         cache: where the template is kept; None is the user's cache.
 
     Raises:
         PostgresMissing: there are no binaries.
-        PortOccupied: somebody else listens on the port.
+        PortOccupied: another process listens on the port.
         StoreUnwritable: no space, or the directory cannot be used.
-        InvalidScenario: the port is none.
+        InvalidScenario: the port is not valid.
         StoreUnreachable: it did not start; the end of its log is in the message.
     """
 
@@ -96,7 +95,9 @@ class ThrowawayPostgres:
         cache: Path | None = None,
     ) -> None:
         if port is not None and not 0 <= port <= _PORT_LIMIT:
-            raise InvalidScenario(f"port {port} is none: choose 1 to {_PORT_LIMIT}, or 0 for any")
+            raise InvalidScenario(
+                f"port {port} is not valid: choose 1 to {_PORT_LIMIT}, or 0 for any free one"
+            )
         self.binaries = find_binaries() if binaries is None else binaries
         self.port = port
         self._settings = dict(settings or {})
@@ -124,28 +125,28 @@ class ThrowawayPostgres:
 
     @property
     def dsn(self) -> str:
-        """Where it answers: by its Unix socket, without a password."""
+        """The DSN of its Unix socket, without a password."""
         where = f"host={quote(str(self._sockets))}&port={self.port or _PORT}"
         return f"postgresql://{ROLE}@/{DATABASE}?{where}"
 
     def tcp_dsn(self, port: int | None = None) -> str:
-        """Return where it answers by TCP: at its own port, or at that of a proxy before it."""
+        """Return the DSN of its TCP port, or of the port of a proxy in front of it."""
         number = self.port if port is None else port
         return f"postgresql://{ROLE}:{self._password}@127.0.0.1:{number}/{DATABASE}"
 
     @property
     def socket_path(self) -> Path:
-        """The Unix socket itself, for a proxy before it."""
+        """The Unix socket itself, for a proxy in front of it."""
         return self._sockets / f".s.PGSQL.{self.port or _PORT}"
 
     @property
     def data(self) -> Path:
-        """Where its data is."""
+        """The directory of its data."""
         return self._home_or_raise() / "data" if self._kept is None else self._kept
 
     @property
     def log(self) -> str:
-        """What it has said so far."""
+        """Its log so far."""
         return (self._home_or_raise() / "log").read_text(errors="replace")
 
     @property
@@ -159,7 +160,7 @@ class ThrowawayPostgres:
         return self._server is not None and self._server.poll() is None
 
     def start(self) -> None:
-        """Start it, with the data that is there; give control back when it takes connections."""
+        """Start it with the data that exists; return when it accepts connections."""
         if self.is_running:
             return
         is_new = self._home is None
@@ -189,7 +190,7 @@ class ThrowawayPostgres:
             time.sleep(_LOOK_S)
 
     def stop(self) -> None:
-        """Stop it, and throw its data away unless they are to be kept; twice does nothing."""
+        """Stop it, and delete its data unless they are kept; a second call does nothing."""
         self._leave_alone()
         if self._server is not None and self.is_running:
             self._server.send_signal(signal.SIGINT)  # "fast": clients are cut off
@@ -230,7 +231,7 @@ class ThrowawayPostgres:
         self._password = (self.data / PASSWORD).read_text()
 
     def _is_ours(self) -> bool:
-        """Whether PostgreSQL's data are there already; what else is there is not touched."""
+        """Whether the directory has PostgreSQL's data already; other content is refused."""
         try:
             if (self.data / "PG_VERSION").exists():
                 return True
@@ -245,7 +246,7 @@ class ThrowawayPostgres:
         return False
 
     def _take_over(self, data: Path) -> None:
-        """Check that the data that is there can be used by these binaries."""
+        """Check that these binaries can use the data that exists."""
         try:
             form = (data / "PG_VERSION").read_text().strip()
             own(data, self._account)
@@ -284,7 +285,7 @@ class ThrowawayPostgres:
                     stderr=log,
                     cwd=self._home,
                     env={"LC_ALL": "C", "PATH": os.environ.get("PATH", os.defpath)},
-                    start_new_session=True,  # Ctrl-C is for who started it
+                    start_new_session=True,  # Ctrl-C is for the parent
                     user=account and account.uid,
                     group=account and account.gid,
                     extra_groups=None if account is None else [],
@@ -293,7 +294,7 @@ class ThrowawayPostgres:
             os.close(reading)
 
     def _await_ready(self) -> None:
-        """Wait for the word that the server itself writes into ``postmaster.pid``."""
+        """Wait for the status that the server itself writes into ``postmaster.pid``."""
         said = self.data / "postmaster.pid"
         until_s = time.monotonic() + _READY_S
         while time.monotonic() < until_s:
@@ -310,7 +311,7 @@ class ThrowawayPostgres:
         )
 
     def _leave_alone(self) -> None:
-        """Send the watcher away: what happens next is done here."""
+        """End the watcher: from here on this process stops the server itself."""
         if self._pipe >= 0:
             with contextlib.suppress(BrokenPipeError):
                 os.write(self._pipe, b"keep\n")
@@ -333,7 +334,7 @@ def _free_port(port: int) -> int:
 
 
 def _children(pid: int) -> list[int]:
-    """Return a process's children, where the system tells them; the others end by themselves."""
+    """Return a process's children, or none where the system has no such file."""
     try:
         return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
     except OSError:
