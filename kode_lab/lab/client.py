@@ -134,8 +134,19 @@ class Client:
             )
         return outcome
 
-    async def read(self, process: str, key: SessionKey, *, timeout_s: float = 60.0) -> str:
-        """Read a session and record it; return "" or why it could not be read."""
+    async def read(
+        self,
+        process: str,
+        key: SessionKey,
+        *,
+        timeout_s: float = 60.0,
+        has_effects: bool = False,
+    ) -> str:
+        """Read a session and record it; return "" or why it could not be read.
+
+        Args:
+            has_effects: what the session's own tools say that they did is recorded with it.
+        """
         self._history.invoke(key, process, self._now_ns(), f="read")
         markers: list[str] | None = None
         half: tuple[str, ...] = ()
@@ -150,7 +161,7 @@ class Client:
                 history = told if isinstance(told, History) else History(tuple(told))
                 markers = [marker for prompt in history.prompts for marker in markers_in(prompt)]
                 half = tuple(marker for text in history.unanswered for marker in markers_in(text))
-                made = history.made
+                made = history.made if has_effects else None
                 error = ""
         except Exception as failure:  # noqa: BLE001 - as above
             error = _words(failure)

@@ -197,7 +197,9 @@ class SessionUser(User):
         return error
 
     async def _read(self, key: SessionKey) -> str:
-        return await self._client.read(self.recorder.next_process(), key)
+        has_effects = getattr(self, "has_tools", False)
+        process = self.recorder.next_process()
+        return await self._client.read(process, key, has_effects=has_effects)
 
     def ask_world(self, key: SessionKey) -> None:
         """Ask what tools did for a user and record it."""
