@@ -9,7 +9,7 @@ from benchmarks.laboratory import synthetic
 from kode_lab import Scenario, lab
 from kode_lab.lab.exports import EXPORT_LIMIT_BYTES, export
 from kode_lab.lab.tables import turns_table
-from kode_lab.lab.turn_row import TURN_COLUMNS
+from kode_lab.lab.turn_view import TURN_COLUMNS
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from kode_lab.errors import InvalidRecord, NewerFormat, StoreUnwritable
 from kode_lab.history.operation import Read, marker_of
 from kode_lab.history.span import Span
 from kode_lab.key import SessionKey
-from kode_lab.lab.perfetto import chrome_trace
+from kode_lab.lab.exports import chrome_trace
 from kode_lab.lab.records import SCHEMA, Run, RunRecorder
 
 ADA = SessionKey.of("ada", "helper")

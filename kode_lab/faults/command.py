@@ -1,24 +1,29 @@
 """``kode-lab faults``: what the command does, once its words are understood.
 
-It prints and keeps outcomes; every decision is the laboratory's.
+It prints and keeps outcomes, and a single play as the files that ``kode-lab check`` reads, so that
+a conviction can be checked; every decision is the laboratory's.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import math
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from kode_lab.errors import InvalidScenario
 from kode_lab.faults.catalogue import CATALOGUE, fault_of
 from kode_lab.faults.fault import Fault
 from kode_lab.faults.laboratory import Outcome, as_json, found_in, replay, table, try_all
-from kode_lab.faults.persistence import keep
 from kode_lab.faults.scenario import Played
 from kode_lab.faults.shrinking import play_small, shrink
+from kode_lab.history.operation import NEMESIS, HistoryWriter, Operation
+from kode_lab.history.span import span_line
 from kode_lab.lab.live import Pace, Progress, Row, card_for
 from kode_lab.lab.provenance import commit_name, machine
 
@@ -36,6 +41,8 @@ def run_faults(options: Namespace) -> int:
     Raises:
         InvalidScenario: there is no such fault, or options that do not go together.
     """
+    # A lag of the loop is told in real time, which means nothing where time is virtual.
+    logging.getLogger("kode_lab.sessions").setLevel(logging.ERROR)
     if not 0 < options.seeds <= SEEDS_LIMIT:
         raise InvalidScenario(f"--seeds {options.seeds}: choose 1 to {SEEDS_LIMIT=}")
     if options.keep is not None and options.replay is None and not options.shrink:
@@ -156,3 +163,52 @@ def _shrink(fault: Fault, options: Namespace) -> int:
             f"{played.passes} passes of the loop\n\n{verdict}\n"
         )
     return _ALL_WELL
+
+
+def keep(played: Played, directory: Path) -> None:
+    """Write ``history.jsonl`` and ``trace.jsonl`` into a directory, which is made if needed."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / "history.jsonl"
+    path.unlink(missing_ok=True)
+    writer = HistoryWriter(path)
+    events = [event for operation in played.history for event in _events(operation, writer)]
+    for _, write in sorted(events, key=lambda event: event[0]):
+        write()
+    writer.close()
+    lines = "".join(f"{span_line(span)}\n" for span in played.trace)
+    (directory / "trace.jsonl").write_text(lines, encoding="utf-8")
+
+
+def _events(operation: Operation, writer: HistoryWriter) -> list[tuple[float, partial[None]]]:
+    """Return what is to be written of an operation, and when; its invoke first."""
+    at_ns, process = operation.invoke_ns, operation.process
+    if process == NEMESIS:
+        return [(at_ns, partial(writer.fault, operation.f, at_ns, operation.error))]
+    invoke = partial(
+        writer.invoke,
+        operation.key,
+        process,
+        at_ns,
+        f=operation.f,
+        marker=operation.marker,
+        turn_id=operation.turn_id,
+        details=operation.details,
+    )
+    if operation.complete_ns == math.inf:
+        return [(at_ns, invoke)]
+    ended_ns = int(operation.complete_ns)
+    complete = partial(
+        writer.complete,
+        process,
+        ended_ns,
+        operation.type,
+        read=operation.read,
+        markers=operation.markers,
+        error=operation.error,
+        answered=operation.answered,
+        config=operation.config,
+        effects=operation.effects,
+        is_suffix=operation.is_suffix,
+        details=operation.details,
+    )
+    return [(at_ns, invoke), (ended_ns, complete)]

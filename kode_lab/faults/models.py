@@ -8,6 +8,7 @@ reply, they give it to somebody else, or twice.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import zlib
 from collections.abc import Callable
 from itertools import count
@@ -19,8 +20,16 @@ from kode_lab.faults.site import Site
 from kode_lab.faults.virtual_time import Delays
 from kode_lab.history.operation import ModelCalls, echo_of
 from kode_lab.message import Model, Reply, Request, Usage, text_of
+from kode_lab.sessions import AgentConfig, AgentShelf
 
-__all__ = ["CachedReplies", "HiddenRetry", "ReloadedPrompt", "ReusedConnections", "Scribe"]
+__all__ = [
+    "CachedReplies",
+    "HiddenRetry",
+    "Mutated",
+    "ReloadedPrompt",
+    "ReusedConnections",
+    "Scribe",
+]
 
 _ANSWER_MS = 10.0
 _USAGE = Usage(10, 5)
@@ -180,3 +189,25 @@ class HiddenRetry:
         if not reply.tool_calls:
             return reply
         return reply._replace(content=(*reply.content, *second.content))
+
+
+_EVERY_S = 0.02
+
+
+class Mutated:
+    """Adds a sentence to the shared system prompt of all sessions now and then."""
+
+    def __init__(self, inner: AgentShelf, _site: Site) -> None:
+        self._inner = inner
+        self._began_s = asyncio.get_running_loop().time()
+
+    def current(self, agent_id: str) -> AgentConfig:
+        """Return what the configuration has become."""
+        config = self._inner.current(agent_id)
+        # Not by how often it is asked for, which real time decides.
+        said = int((asyncio.get_running_loop().time() - self._began_s) / _EVERY_S)
+        system = config.system + " Be brief." * said
+        version = f"{config.version}+{said}" if said else config.version
+        kept = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+        del kept["tool_specs"]  # made from the tools
+        return AgentConfig(**kept | {"system": system, "version": version})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kode_lab.check import SAFETY
-from kode_lab.faults import agents, fronts, locks, models
+from kode_lab.faults import fronts, locks, models
 from kode_lab.faults.fault import LEAVING, PLAIN, Fault
 from kode_lab.faults.scenario import Scenario
 from kode_lab.faults.site import Parts
@@ -40,7 +40,7 @@ TURN_FAULTS = (
         "a session changes the configuration that all share",
         ("configuration drift",),
         PLAIN,
-        Parts(agents=agents.Mutated),
+        Parts(agents=models.Mutated),
     ),
     Fault(
         "configuration-reloaded",

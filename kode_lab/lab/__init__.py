@@ -35,8 +35,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
     from kode_lab.lab.live import Card, Progress
-    from kode_lab.lab.records import Run
-    from kode_lab.lab.run_list import RunList
+    from kode_lab.lab.records import Run, RunList
     from kode_lab.lab.scenario import Scenario
     from kode_lab.lab.trial import MakeStore
     from kode_lab.targets.target import Target
@@ -170,8 +169,7 @@ def _name_of(make_store: MakeStore | None) -> str:
 
 def runs(results: Path | str | None = None) -> RunList:
     """Return the runs below ``results``, the newest first."""
-    from kode_lab.lab.records import results_directory  # noqa: PLC0415 - as above
-    from kode_lab.lab.run_list import run_list  # noqa: PLC0415
+    from kode_lab.lab.records import results_directory, run_list  # noqa: PLC0415 - as above
 
     return run_list(results_directory() if results is None else Path(results))
 

@@ -2,8 +2,8 @@
 
 It owns the names and shapes of the files in ``results/<utc>-<name>-<4 hex>/``, the index beside
 them, and nothing of what is measured: who runs what, who judges it and who draws it stand
-elsewhere. A directory can be moved, mailed and read by a stranger, so no file in it may hold an
-absolute path, a host's or a person's name, or a key.
+elsewhere. ``run_list`` finds the runs below one directory. A run can be moved, mailed and read by a
+stranger, so no file in it may hold an absolute path, a host's or a person's name, or a key.
 
     run.json      what was done, with what, on what machine, and how it ended; small
     history.jsonl what the clients saw (``history.operation``), each invoke before its request left
@@ -34,7 +34,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kode_lab.errors import InvalidRecord, NewerFormat, StoreUnwritable
+from kode_lab.errors import InvalidRecord, KodeLabError, NewerFormat, StoreUnwritable
 from kode_lab.history.operation import HistoryWriter, Operation
 from kode_lab.history.reader import read_operations
 from kode_lab.history.span import Span, read_spans, span_line
@@ -42,7 +42,7 @@ from kode_lab.history.span import Span, read_spans, span_line
 if TYPE_CHECKING:
     from kode_lab.check import Verdict
 
-__all__ = ["RESULTS", "SCHEMA", "Run", "RunRecorder", "results_directory"]
+__all__ = ["RESULTS", "SCHEMA", "Run", "RunList", "RunRecorder", "results_directory", "run_list"]
 
 RESULTS = Path("results")
 # Instead of the checkout's results/, for runs that Python starts.
@@ -417,3 +417,63 @@ def _commit() -> dict[str, Any] | None:
         return {"id": commit, "is_dirty": bool(git("status", "--porcelain", "-uno", "--", ".."))}
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+_SHOWN_LIMIT = 50
+
+
+@dataclass(frozen=True, slots=True)
+class RunList:
+    """Recorded runs, the newest first.
+
+    Attributes:
+        unreadable: directories with a ``run.json`` that is not one; names and reasons.
+    """
+
+    runs: tuple[Run, ...]
+    unreadable: tuple[tuple[str, str], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+    def __getitem__(self, at: int) -> Run:
+        return self.runs[at]
+
+    def __repr__(self) -> str:
+        lines = [f"{len(self.runs)} runs"]
+        lines += [f"  {run.id}  {run.status}  {_said(run)}" for run in self.runs[:_SHOWN_LIMIT]]
+        lines += [f"  {name}  unreadable: {why}" for name, why in self.unreadable]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{escape(run.id)}</td><td>{escape(run.status)}</td>"
+            f'<td style="text-align:left">{escape(_said(run))}</td></tr>'
+            for run in self.runs[:_SHOWN_LIMIT]
+        )
+        rows += "".join(
+            f'<tr><td>{escape(name)}</td><td>unreadable</td><td style="text-align:left">'
+            f"{escape(why)}</td></tr>"
+            for name, why in self.unreadable
+        )
+        return f"<table><caption>{len(self.runs)} runs</caption>{rows}</table>"
+
+
+def run_list(results: Path) -> RunList:
+    """Return the runs below ``results``, the newest first."""
+    found: list[Run] = []
+    unreadable: list[tuple[str, str]] = []
+    for path in sorted((p.parent for p in results.glob("*/run.json")), reverse=True):
+        if path.is_symlink():
+            continue
+        try:
+            found.append(Run.load(path))
+        except KodeLabError as error:
+            unreadable.append((path.name, str(error)))
+    found.sort(key=lambda run: str(run.facts.get("started_at", "")), reverse=True)
+    return RunList(tuple(found), tuple(unreadable))
+
+
+def _said(run: Run) -> str:
+    summary = run.facts.get("summary", {})
+    return str(summary.get("finding") or summary.get("verdict") or "")

@@ -16,8 +16,14 @@ import pandas as pd
 from kode_lab.history.operation import Operation
 from kode_lab.history.span import Span
 from kode_lab.key import SessionKey
-from kode_lab.lab.turn_row import TURN_COLUMNS, TURN_COUNTS, TURN_TEXTS, turn_row
-from kode_lab.lab.turn_view import Recorded, turns_of
+from kode_lab.lab.turn_view import (
+    TURN_COLUMNS,
+    TURN_COUNTS,
+    TURN_TEXTS,
+    Recorded,
+    turn_row,
+    turns_of,
+)
 
 __all__ = ["events_table", "sessions_table", "tool_calls_table", "turns_table"]
 

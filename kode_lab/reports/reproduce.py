@@ -28,9 +28,8 @@ from kode_lab.history.span import Span
 from kode_lab.key import SessionKey
 from kode_lab.lab import Handle, start
 from kode_lab.lab.client import Client as TurnClient
-from kode_lab.lab.exports import export
+from kode_lab.lab.exports import chrome_trace, export
 from kode_lab.lab.live import Card, Pace, Progress, Row, card_for
-from kode_lab.lab.perfetto import chrome_trace
 from kode_lab.lab.records import RESULTS, Run, RunRecorder
 from kode_lab.lab.scenario import (
     AGENT,
