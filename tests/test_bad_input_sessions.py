@@ -151,7 +151,7 @@ def test_on_a_disk_that_stays_full_turns_fail_by_name_and_history_can_be_read(tm
 @pytest.mark.parametrize(
     ("code", "hint"),
     [
-        (errno.EACCES, "right to write"),
+        (errno.EACCES, "allow this process to write"),
         (errno.EROFS, "read-only"),
         (errno.EMFILE, "open_sessions_limit"),
         (errno.EDQUOT, "quota"),

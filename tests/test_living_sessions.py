@@ -35,10 +35,13 @@ NEW = SessionKey.of("ada", "clerk", "s2")
 both = pytest.mark.parametrize("durability", ["process", "power"])
 
 
+def stored(durability):
+    """Return options of a store, with a journal that is cheap to make."""
+    return {"durability": durability, "journal_bytes": 200_000}
+
+
 def at(tmp_path, durability="process", **options):
-    return managing(
-        tmp_path, options.pop("model", None), store={"durability": durability}, **options
-    )
+    return managing(tmp_path, options.pop("model", None), store=stored(durability), **options)
 
 
 async def talk(manager, count, key=ADA, first=0):
@@ -245,7 +248,7 @@ def test_a_kill_at_any_write_of_a_rewind_or_fork_leaves_before_or_after(tmp_path
         root = tmp_path / "disk" / "store"
         disk = FaultyDisk(tmp_path / "disk")
         images = []
-        store = JsonStore(root, durability=durability, disk=disk)
+        store = JsonStore(root, disk=disk, **stored(durability))
         async with managing(tmp_path / "disk", store=store) as manager:
             await talk(manager, 3)
 
@@ -264,7 +267,7 @@ def test_a_kill_at_any_write_of_a_rewind_or_fork_leaves_before_or_after(tmp_path
         for number, image in enumerate(images):
             life = tmp_path / f"life{number}"
             disk.restore(image, life)
-            async with managing(life, store={"durability": durability}) as manager:
+            async with managing(life, store=stored(durability)) as manager:
                 assert prompts(await manager.history(ADA)) in (["q0", "q1", "q2"], ["q0"])
                 assert prompts(await manager.history(BOB)) in ([], ["q0"])
                 await manager.rewind(ADA, "t0", turn_id="back")

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-import os
+from contextlib import asynccontextmanager
 
 import pytest
 from house import (
@@ -492,14 +492,22 @@ def test_a_caller_s_own_time_out_stays_the_caller_s(tmp_path):
 # ---- several stores on one directory
 
 
+@asynccontextmanager
+async def other_locks(path):
+    """Put the lock files aside and back: what happens meanwhile sees no lock of those before."""
+    locks = path / "store" / "+locks"
+    aside = [lock.replace(path / lock.name) for lock in locks.iterdir()]
+    yield
+    for lock in aside:
+        lock.replace(locks / lock.name)
+
+
 def test_an_overtaken_holder_is_refused_and_the_overtaker_s_turn_stands(tmp_path):
-    """Somebody removed the lock files under running processes: only the fence is left."""
+    """The overtaker saw no lock, so only the fence is left."""
 
     async def scenario():
         async with Scene(tmp_path) as scene:
-            for path in (tmp_path / "store" / "+locks").iterdir():
-                os.unlink(path)  # noqa: PTH108
-            async with managing(tmp_path) as elsewhere:
+            async with other_locks(tmp_path), managing(tmp_path) as elsewhere:
                 assert (await elsewhere.turn(ADA, "overtaker")).text == "re: overtaker"
             scene.go.set()
             with pytest.raises(
@@ -517,9 +525,7 @@ def test_an_overtaken_holder_is_refused_and_the_overtaker_s_turn_stands(tmp_path
 def test_an_overtaken_holder_is_refused_at_its_journal_too(tmp_path):
     async def scenario():
         async with Scene(tmp_path, "note:1") as scene:
-            for path in (tmp_path / "store" / "+locks").iterdir():
-                os.unlink(path)  # noqa: PTH108
-            async with managing(tmp_path) as elsewhere:
+            async with other_locks(tmp_path), managing(tmp_path) as elsewhere:
                 await elsewhere.turn(ADA, "overtaker")
             scene.go.set()
             with pytest.raises(StaleLease, match="overtaken"):
