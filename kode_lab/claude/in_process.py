@@ -1,8 +1,8 @@
 """The simulated Claude without its HTTP: the same script and latencies as a function in this loop.
 
 For load on the system alone: a call costs microseconds where a client and a server cost
-milliseconds. It refuses nothing and fails never; what is legal and what goes wrong is the simulated
-API's affair. Conversations stay legal, because ids are unique.
+milliseconds. It refuses nothing and never fails: what is legal and what goes wrong is decided by
+the simulated API. Conversations stay legal, because ids are unique.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How long the simulated model takes: seeded, scaled, and scripted where a run must come out exact.
 
 A latency depends on what is asked, never on when or in which order, so a concurrent run draws the
-same latencies as a serial one. It must never know sockets or clocks: it gives seconds.
+same latencies as a serial one. It returns seconds, and must never know sockets or clocks.
 """
 
 from __future__ import annotations
