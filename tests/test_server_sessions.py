@@ -94,7 +94,8 @@ def test_a_tool_that_waits_for_an_approval_is_answered_once(tmp_path):
             house.agents.put(AgentConfig("clerk", "stand-in", tools=[note]))
             status, told, _ = await house.post("note:1 x", turnId="t1")
             assert (status, told["error"]["type"]) == (502, "TurnPending")
-            call_id = told["error"]["message"].split("call '")[1].split("'")[0]
+            ((call_id, question),) = told["error"]["questions"].items()
+            assert question == "may I?"
             path = f"{S1}/approvals/{call_id}"
             status, told = await post(house, path, answer="yes")
             assert (status, told["turnId"], told["stopReason"]) == (200, "t1", "end_turn")

@@ -92,10 +92,11 @@ class Problem(NamedTuple):
     message: str
     retry_after_s: float | None = None
     headers: Mapping[str, str] = {}
+    details: Mapping[str, Any] = {}
 
     def to_json(self, turn_id: str | None = None) -> dict[str, Any]:
         """Return the one shape of all errors."""
-        error = {"type": self.kind, "message": self.message, "status": self.status}
+        error = {"type": self.kind, "message": self.message, "status": self.status, **self.details}
         return {"error": error | {"turnId": turn_id} if turn_id else error}
 
     def body(self, turn_id: str | None = None) -> bytes:
@@ -161,5 +162,9 @@ def problem_of(error: BaseException) -> Problem:
         if isinstance(error, kind):
             asked_s = getattr(error, "retry_after_s", None)
             name = type(error).__name__
-            return Problem(status, name, said or str(error), asked_s or retry_after_s)
+            questions = getattr(error, "questions", None)
+            details = {"questions": questions} if questions else {}
+            return Problem(
+                status, name, said or str(error), asked_s or retry_after_s, details=details
+            )
     return Problem(500, "InternalError", _UNEXPECTED)

@@ -233,6 +233,9 @@ class ErrorJson(BaseModel):
         message: str
         status: _Count
         turn_id: str = ""
+        questions: Annotated[
+            dict[str, str], Field(description="what the turn waits for, by the id of the tool call")
+        ] = {}
 
     error: Details
 
