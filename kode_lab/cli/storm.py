@@ -31,7 +31,7 @@ def add(commands: Any) -> None:
     option("stores", nargs="*", metavar="STORE", help="process, power, postgres (default: all)")
     option("--kills", type=int, default=300, help="for each store (default: 300)")
     option("--seed", type=int, default=0, help="of the moments of the kills (default: 0)")
-    option("--save", action="store_true", help="write the table to RESULTS/crash.md")
+    option("--save", action="store_true", help="write the table to RESULTS/faults/crash.md")
     option("--results", type=Path, default=Path("results"), help="(default: results)")
     kind.set_defaults(run=_crash)
 

@@ -233,7 +233,8 @@ def run_crash_proofs(options: Namespace) -> int:
     if options.save:
         words = " ".join(("kode-lab storm crash", *options.stores))
         when = time.strftime("%Y-%m-%d %H:%M", time.gmtime())
-        path = options.results / "crash.md"
+        path = options.results / "faults" / "crash.md"
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(
             f"`{words} --kills {options.kills} --seed {options.seed} --save`, {when} UTC, commit "
             f"{commit_name()}\n\nBefore: {before}  \nAfter: {machine()}\n\n"
