@@ -10,7 +10,7 @@ is bound to the loop that uses it, and ends with it.
 Why not in the caller's loop: a notebook's loop is busy with the notebook, a script has none, and
 the one trick that lets both call the same blocking function (nest-asyncio) loses queued cells. So a
 handle is *awaited* in a cell and asked for its *result()* in a script, and nothing is written
-twice.
+twice. For a blocking callback inside a running loop there is ``lab.nested``, opt-in.
 
 While somebody waits, the handle ticks ten times a second. An awaited future alone wakes its loop
 only when it is done, and until the loop wakes, Interrupt does nothing. The tick also redraws
