@@ -31,6 +31,7 @@ class Service:
         self.sessions = defaultdict(list)
         self.locks = defaultdict(asyncio.Lock)
         self.replies = {}
+        self.prompts = {}
         self.turns = 0
         self.kills = 0
 
@@ -48,6 +49,7 @@ class Service:
 
     async def turn(self, key, prompt, turn_id):
         self.turns += 1
+        assert self.prompts.setdefault(turn_id, prompt) == prompt, "a turn sent again is the same"
         lock = self.locks[key] if self.is_serial else asyncio.Lock()
         async with lock:
             if turn_id in self.replies:

@@ -338,7 +338,8 @@ class Battery:
     ) -> Outcome:
         """Take one turn; what is refused for now is sent again, a few times."""
         marker = marker or self._marker(key)
-        prompt = self._draw.choice(_PROMPTS).format(marker=marker)
+        # By the marker, so that a second delivery of a turn has the same words.
+        prompt = _PROMPTS[int(marker[-6:], 16) % len(_PROMPTS)].format(marker=marker)
         self._sent += 1
         for attempt in range(6):
             self._process += 1
