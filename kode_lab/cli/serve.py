@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["add"]
 
-# A DSN in the environment is not shown to whoever lists the processes.
+# The list of processes does not show a DSN that is in the environment.
 _STORE_VARIABLE = "KODE_LAB_STORE"
 _SCHEMA = "kode_lab"
 

@@ -3,7 +3,7 @@
     server       the listening socket, the open connections, the end in good order
     connection   one connection: parsing, limits, time-outs, pipelining
     exchange     one request and its answer: the receive and send of an ASGI call
-    access       the Host and Origin checks of a server that anybody on this machine may use
+    access       the Host and Origin checks of a server without tokens
 
 The seam to the applications is ASGI 3, so any ASGI application can be served. The parser is
 httptools (llhttp, the parser of Node.js); everything around it is ours, because each limit here

@@ -1,7 +1,7 @@
-"""Who asks: from a request's bearer token to a user, or to nobody.
+"""Authentication: from a request's bearer token to the user that it stands for.
 
-A token is a secret of which the server keeps only the SHA-256, or a JSON Web Token that somebody
-trusted has signed. Nothing here knows sessions; what a visitor may do is decided where it is asked.
+A token is a secret of which the server keeps only the SHA-256, or a JSON Web Token with
+a trusted signature. Nothing here knows sessions; each route checks what a visitor may do.
 
     [[token]]                      # kode-lab token --user yeya  makes one
     user = "yeya"
@@ -34,7 +34,7 @@ from kode_lab.errors import InvalidKey, InvalidScenario
 from kode_lab.key import SessionKey
 from kode_lab.server.refusal import Rejected
 
-__all__ = ["ANYBODY", "Tokens", "Visitor", "new_token", "token_entry", "tokens_of"]
+__all__ = ["EVERY_USER", "Tokens", "Visitor", "new_token", "token_entry", "tokens_of"]
 
 TOKEN_LIMIT_BYTES = 8_192
 _SECRET_LEAST_BYTES = 32
@@ -49,8 +49,8 @@ class Visitor(NamedTuple):
     """Who sent a request.
 
     Attributes:
-        user_id: whose sessions are theirs; None is everybody's, where nobody has to say who they
-            are.
+        user_id: the user whose sessions they may use; None is every user's, if the server asks for
+            no tokens.
         is_operator: may see what the whole server does.
     """
 
@@ -58,7 +58,7 @@ class Visitor(NamedTuple):
     is_operator: bool
 
     def check_user(self, user_id: str) -> None:
-        """Say no to another user's sessions, whether there are any or not.
+        """Refuse another user's sessions, whether they exist or not.
 
         Raises:
             Rejected: they are another user's (403).
@@ -67,7 +67,7 @@ class Visitor(NamedTuple):
             raise Rejected(403, "Forbidden", "this is not your session: use your own userId")
 
     def check_operator(self) -> None:
-        """Say no to whoever may see only their own.
+        """Refuse a visitor who may see only their own sessions.
 
         Raises:
             Rejected: the visitor is no operator (403).
@@ -76,7 +76,7 @@ class Visitor(NamedTuple):
             raise Rejected(403, "Forbidden", "this is for operators: use an operator's token")
 
 
-ANYBODY = Visitor(None, is_operator=True)
+EVERY_USER = Visitor(None, is_operator=True)
 
 
 class Tokens:

@@ -31,7 +31,7 @@ from kode_lab.errors import KodeLabError, UnknownAgent
 from kode_lab.http import Receive, Scope, Send, check_local_access, read_body
 from kode_lab.key import ID_LIMIT_CHARS, SessionKey
 from kode_lab.server import schemas
-from kode_lab.server.auth import ANYBODY, Visitor
+from kode_lab.server.auth import EVERY_USER, Visitor
 from kode_lab.server.live_state import LiveTurn, merged_live, merged_statistics
 from kode_lab.server.peers import HttpAnswer, PassedOn, WorkerLost
 from kode_lab.server.refusal import JSON, LOST, NO_STORE, Problem, Rejected, problem_of
@@ -166,13 +166,13 @@ class Application:
     def _visitor(self, scope: Scope) -> Visitor:
         """Return who sent the request; another worker has checked what it passed on."""
         if scope["state"].get("is_inside"):
-            return ANYBODY
+            return EVERY_USER
         tokens = self.service.tokens
         refusal = check_local_access(scope["headers"], any_host=tokens is not None)
         if refusal is not None:
             raise Rejected(*refusal[:3])
         if tokens is None or scope["path"] in _OPEN_PATHS:
-            return ANYBODY
+            return EVERY_USER
         return tokens.visitor_of(scope["headers"])
 
     def _route(self, method: str, path: str) -> tuple[Route, dict[str, str]]:

@@ -50,7 +50,7 @@ def run_workers(options: Namespace) -> int:
 
     Raises:
         InvalidScenario: there are too many or too few of them.
-        PortOccupied: somebody else listens on the port.
+        PortOccupied: another process listens on the port.
         KodeLabError: a worker ended again and again.
     """
     if not 1 <= options.workers <= WORKERS_LIMIT:
