@@ -48,7 +48,7 @@ class SessionKey(NamedTuple):
 
     @classmethod
     def of(cls, user_id: str, agent_id: str, session_id: str | None = None) -> SessionKey:
-        """Return the checked key; ``session_id`` is ``agent_id`` where it is not given.
+        """Return the checked key; ``session_id`` is ``agent_id`` if it is None.
 
         Raises:
             InvalidKey: an id is not a string, empty, longer than ``ID_LIMIT_CHARS``, or not
@@ -116,7 +116,7 @@ def _check(name: str, value: object) -> None:
     if not isinstance(value, str):
         raise InvalidKey(f"{name} must be a string, not {type(value).__name__}")
     if not value:
-        raise InvalidKey(f"{name} is empty: give it at least one character")
+        raise InvalidKey(f"{name} is empty: use at least one character")
     if len(value) > ID_LIMIT_CHARS:
         raise InvalidKey(
             f"{name} has {len(value)} characters; shorten it to ID_LIMIT_CHARS={ID_LIMIT_CHARS}"

@@ -131,12 +131,12 @@ def test_a_time_is_normalised_to_the_minute(book, key):
         (("a\0b", NOON), "printable"),
         (("a\ud800", NOON), "printable"),
         (("x" * (TITLE_LIMIT_CHARS + 1), NOON), f"TITLE_LIMIT_CHARS={TITLE_LIMIT_CHARS}"),
-        (("a", "this afternoon"), "start is 'this afternoon': give local time"),
+        (("a", "this afternoon"), "start is 'this afternoon': use local time"),
         (("a", ""), "start is ''"),
         (("a", "2026-07-15"), "start is '2026-07-15'"),
         (("a", "2026-02-30T12:00"), "start is"),
-        (("a", "2026-07-15T12:00Z"), "give local time"),
-        (("a", "2026-07-15T12:00+02:00"), "give local time"),
+        (("a", "2026-07-15T12:00Z"), "use local time"),
+        (("a", "2026-07-15T12:00+02:00"), "use local time"),
         (("a", NOON, "later"), "end is 'later'"),
         (("a", NOON, NOON), "not after its start"),
         (("a", ONE, NOON), "not after its start"),
@@ -164,7 +164,7 @@ def test_a_change_that_cannot_be_is_refused_and_changes_nothing(book, key):
     for schedule_id in (0, -1, 2**63, 2**80):
         with pytest.raises(InvalidSchedule, match="there is no schedule"):
             book.delete("ada", schedule_id, idempotency_key=key())
-    with pytest.raises(InvalidSchedule, match="day is 'today': give a date"):
+    with pytest.raises(InvalidSchedule, match="day is 'today': use a date"):
         book.query("ada", "today")
     with pytest.raises(InvalidSchedule, match="day is '9999-12-31'"):
         book.query("ada", "9999-12-31")

@@ -98,7 +98,7 @@ class Claude:
     """The model behind ``message.Model``: ``async with Claude() as claude: await claude(request)``.
 
     Attributes:
-        base_url: whom it asks, or None for the SDK's own default.
+        base_url: the service that it asks, or None for the SDK's own default.
     """
 
     def __init__(

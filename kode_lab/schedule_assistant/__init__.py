@@ -1,7 +1,7 @@
-"""The report's agent: its configuration file, its tools, its schedule book.
+"""The agent of the concurrency report: its configuration file, its tools, its schedule book.
 
-``AGENTS`` is the directory with ``schedule-assistant.toml``; give it, with ``toolbox(book)``, to an
-``AgentShelf``. It is also the example to copy for an agent of one's own.
+``AGENTS`` is the directory with ``schedule-assistant.toml``: ``AgentShelf(AGENTS, toolbox(book))``.
+It is also an example to copy for an agent of your own.
 """
 
 from pathlib import Path

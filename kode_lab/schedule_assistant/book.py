@@ -1,9 +1,9 @@
 """The schedule book: all schedules in one SQLite database; each user sees only their own.
 
-Ids come from one sequence for all users and are never given twice. A change carries an idempotency
-key: made again under the same key it changes nothing and gives the first answer, so that a turn
-that goes on after a crash may repeat its calls. The answer is recorded in the transaction that
-makes the change, and kept for good: what is forgotten could happen twice.
+Ids come from one sequence for all users and are never used twice. A change carries an idempotency
+key: repeated under the same key it changes nothing and returns the first answer, so that a turn
+that continues after a crash may repeat its calls. The answer is recorded in the transaction that
+makes the change, and is never deleted: a change whose answer is deleted could happen twice.
 
 Several threads and several processes may use one file. What was answered survives the death of the
 process; the last changes before a power cut may be missing, whole ones, never parts
@@ -157,7 +157,7 @@ class ScheduleBook:
         end: str | None = None,
         idempotency_key: str,
     ) -> Schedule:
-        """Change what is given; a new ``start`` without ``end`` keeps the length.
+        """Change the fields that are not None; a new ``start`` without ``end`` keeps the length.
 
         Raises:
             InvalidSchedule: nothing is to be changed, the user has no such schedule, or as
@@ -181,7 +181,7 @@ class ScheduleBook:
         return self._once(user_id, idempotency_key, request, change)
 
     def delete(self, user_id: str, schedule_id: int, *, idempotency_key: str) -> Schedule:
-        """Remove a schedule and give what it was.
+        """Remove a schedule and return what it was.
 
         Raises:
             InvalidSchedule: the user has no such schedule, or the key was used for another change.
@@ -202,7 +202,7 @@ class ScheduleBook:
     def _once(
         self, user_id: str, key: str, request: list[Any], change: Callable[[], Schedule]
     ) -> Schedule:
-        """Make the change under its key, or give the answer of the first time."""
+        """Make the change under its key, or return the answer of the first time."""
         asked = json.dumps(request, ensure_ascii=False)
         with self._lock, self._errors(), self._transaction():
             before = self._db.execute(
@@ -230,7 +230,7 @@ class ScheduleBook:
                 [schedule_id, user_id],
             ).fetchone()
         if row is None:
-            # The same words whether it is nobody's or another's: ids of others are not told.
+            # The same words whether there is none or it is another user's: ids stay private.
             raise InvalidSchedule(
                 f"there is no schedule {schedule_id}: query to see which there are"
             )
@@ -286,7 +286,7 @@ class ScheduleBook:
             )
         if has_tables and version == 0:
             raise SessionDamaged(
-                f"{self.path} is a database but not a schedule book: give another path"
+                f"{self.path} is a database but not a schedule book: choose another path"
             )
         return version == 0
 

@@ -176,7 +176,7 @@ def _refuse(problem: str, schedule_id: int | None, key: str, end: str | None) ->
             "key": f"the idempotency key {key!r:.80} was used for another change",
             "full": f"the book is full: delete schedules first (SCHEDULE_LIMIT={SCHEDULE_LIMIT})",
             "none": f"there is no schedule {schedule_id}: query to see which there are",
-            "late": "it would end after the year 9999: give an earlier start",
+            "late": "it would end after the year 9999: choose an earlier start",
             "order": f"it would end at {end}, not after its start",
         }[problem]
     )

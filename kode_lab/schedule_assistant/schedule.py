@@ -64,7 +64,7 @@ def checked_change(
         InvalidSchedule: all of it stays, or one of them cannot be used.
     """
     if title is None and start is None and end is None:
-        raise InvalidSchedule("nothing to change: give a title, a start or an end")
+        raise InvalidSchedule("nothing to change: send a title, a start or an end")
     return (
         None if title is None else _checked_title(title),
         None if start is None else _checked_time("start", start),
@@ -73,7 +73,7 @@ def checked_change(
 
 
 def having(text: str | None, schedules: Iterable[Schedule]) -> list[Schedule]:
-    """Return those with this text in their title, in whatever case; None gives all."""
+    """Return those with this text in their title, ignoring case; None returns all."""
     wanted = "" if text is None else text.casefold()
     return [schedule for schedule in schedules if wanted in schedule.title.casefold()]
 
@@ -83,7 +83,7 @@ def _checked_title(title: str) -> str:
     title = " ".join(title.split())
     if _CONTROL.search(title) or not 1 <= len(title) <= TITLE_LIMIT_CHARS:
         raise InvalidSchedule(
-            f"the title is {title!r:.60}: give 1 to {TITLE_LIMIT_CHARS} printable characters"
+            f"the title is {title!r:.60}: use 1 to {TITLE_LIMIT_CHARS} printable characters"
             f" (TITLE_LIMIT_CHARS={TITLE_LIMIT_CHARS})"
         )
     return title
@@ -96,7 +96,7 @@ def _checked_time(name: str, value: str) -> str:
     except ValueError:
         moment = None
     if moment is None or moment.tzinfo is not None or len(value) < len("2026-07-15T15"):
-        raise InvalidSchedule(f"{name} is {value!r:.60}: give local time, as 2026-07-15T15:00")
+        raise InvalidSchedule(f"{name} is {value!r:.60}: use local time, as 2026-07-15T15:00")
     return moment.isoformat(timespec="minutes")
 
 
@@ -106,7 +106,7 @@ def day_bounds(value: str) -> tuple[str, str]:
         day = date.fromisoformat(value)
         after = day + timedelta(days=1)
     except (ValueError, OverflowError):
-        raise InvalidSchedule(f"day is {value!r:.60}: give a date, as 2026-07-15") from None
+        raise InvalidSchedule(f"day is {value!r:.60}: use a date, as 2026-07-15") from None
     return f"{day}T00:00", f"{after}T00:00"
 
 
@@ -119,7 +119,7 @@ def _shifted(moment: str, by: timedelta) -> str:
     try:
         return (datetime.fromisoformat(moment) + by).isoformat(timespec="minutes")
     except OverflowError:
-        raise InvalidSchedule("it would end after the year 9999: give an earlier start") from None
+        raise InvalidSchedule("it would end after the year 9999: choose an earlier start") from None
 
 
 def check_order(start: str, end: str) -> None:
