@@ -227,10 +227,10 @@ def test_what_cannot_be_judged_is_told_and_the_rest_is_judged(service, known, tm
     assert all(reasons)
 
 
-def test_without_a_history_nothing_is_kept_or_lost(tmp_path):
+def test_without_a_history_the_models_own_account_is_the_evidence(tmp_path):
     verdict, _ = judged(NoHistory(), tmp_path)
-    assert verdict.status != "invalid"
-    assert statuses(verdict)["kept"] not in ("valid", "invalid")
+    assert "invalid" not in statuses(verdict).values(), str(verdict)
+    assert verdict.evidence.observed > 20
 
 
 # --- targets that misbehave ------------------------------------------------------------------
