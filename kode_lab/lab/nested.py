@@ -1,4 +1,4 @@
-"""The one place where ``nest-asyncio`` is used: for blocking callers inside a running loop.
+"""Run a coroutine inside the running loop, for blocking callers: the one use of nest-asyncio.
 
 It owns that patch and nothing else. Nothing in kode_lab calls it, and a notebook needs it for
 nothing: write ``await`` in the cell, or ask a handle for its ``result()``.
@@ -8,8 +8,8 @@ called from inside a loop and has to come back with an answer. Why not to use it
 
 - it replaces asyncio's C tasks by Python ones for the whole process, from then on: task switches
   and task creation become 1.6 to 1.8 times dearer, everywhere;
-- in a JupyterLab kernel (ipykernel 7), a nested run during *Run All* silently drops the cells that
-  are waiting;
+- where only ``nest-asyncio`` is installed, a nested run during *Run All* (ipykernel 7) silently
+  drops the cells that are waiting; ``nest_asyncio2``, which ipykernel 7.4 brings, drops none;
 - it cannot patch uvloop.
 """
 
