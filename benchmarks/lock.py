@@ -81,7 +81,7 @@ def _ours(lock: KeyedLock[tuple[str, ...]]) -> _Holding:
 
 
 def _theirs(locks: defaultdict[tuple[str, ...], asyncio.Lock]) -> _Holding:
-    """As it is written everywhere; the locks of all keys are kept for ever, which is cheapest."""
+    """The usual way; the locks of all keys are kept, which is cheapest."""
 
     async def hold_all(slots: _Slots, times: int, is_shared: bool) -> None:
         for _ in range(times):

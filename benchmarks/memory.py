@@ -82,7 +82,7 @@ def visits(effort: float) -> list[Row]:
 async def _visits(directory: Path, effort: float) -> list[Row]:
     """Touch every session once, then again in the same order.
 
-    In the second round whoever is next was evicted long ago. Between such blocks some others are
+    In the second round the next one was evicted long ago. Between such blocks some others are
     visited that came back a while ago: still resident, but with their files closed, because far
     fewer files than agents stay open. That is the resident to compare with: the one thing in which
     the two differ is whether the agent is in memory. Some blocks are visited once more at once: the

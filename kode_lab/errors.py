@@ -6,7 +6,7 @@
     │   ├── InvalidPrompt          a prompt or turn id is empty, too long, or not text
     │   ├── InvalidConfig          a configuration file is malformed (the old version goes on)
     │   ├── UnknownAgent           no configuration file of that name
-    │   ├── UnknownTool            a configuration names a tool nobody registered
+    │   ├── UnknownTool            a configuration names an unregistered tool
     │   ├── InvalidTool            a function cannot be made a tool
     │   ├── UnknownCall            no tool call of that id waits for an approval
     │   ├── AlreadyAnswered        the approval has another answer, which counts
@@ -114,7 +114,7 @@ class UnknownAgent(CallerError, LookupError):
 
 
 class UnknownTool(CallerError, LookupError):
-    """A configuration names a tool that nobody registered."""
+    """A configuration names a tool that is not registered."""
 
 
 class InvalidTool(CallerError, TypeError):

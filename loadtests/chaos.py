@@ -3,7 +3,7 @@
     kode-lab load chaos
 
 Nothing that was acknowledged may be lost, nothing may be done twice. Clients behave as they should:
-what nobody knows the end of is sent again under its old turn id, until it is answered.
+a turn with an unknown outcome is sent again under its old turn id, until it is answered.
 """
 
 from __future__ import annotations

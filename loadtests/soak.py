@@ -6,7 +6,7 @@ Memory and open files when a fifth of the run is over are compared with those at
 twentieth more memory, or a tenth more files, makes the exit status 4. What a server keeps up to a
 limit (agents in memory, open sessions, files of locks) fills slowly under few people and would look
 like a leak for as long. So each user first opens a session with every turn, and the server's limits
-are small (``kode-lab load`` gives it ``--residents 64``): what grows afterwards grows for ever.
+are small (``kode-lab load`` gives it ``--residents 64``): what still grows then is a leak.
 """
 
 from __future__ import annotations

@@ -40,7 +40,11 @@ def add(commands: Any) -> None:
     option(
         "--agents", type=Path, help="directory of <agentId>.toml (default: the schedule assistant)"
     )
-    option("--auth", type=Path, help="TOML file of tokens; without it anybody on this machine may")
+    option(
+        "--auth",
+        type=Path,
+        help="TOML file of tokens; without it every program on this machine may",
+    )
     option(
         "--durability", choices=("process", "power"), default="process", help="what turns survive"
     )

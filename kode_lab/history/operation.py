@@ -116,7 +116,7 @@ class Effect(NamedTuple):
         id: the name that the world gave it (a schedule's id): one id, one effect.
         name: which of the turn's effects it is (``create_schedule``, ``create_schedule/2``).
         marker: the turn that asked for it, or "" when that cannot be seen.
-        user_id: for whom the tool ran.
+        user_id: the user the tool ran for.
         session_id: for which of the user's sessions, or "" when the world does not know.
     """
 

@@ -40,7 +40,7 @@ _END_LIMIT_S = 900.0
 
 
 class Setting(NamedTuple):
-    """How a load test is run when nobody says otherwise.
+    """How a load test is run by default.
 
     Attributes:
         users: Locust's; each is a source of turns.
@@ -170,7 +170,7 @@ def _locustfile(name: str) -> Path:
 
 
 def _servers(options: Namespace, setting: Setting, path: Path, stack: ExitStack) -> list[str]:
-    """Start what nobody gave; say to Locust where everything is."""
+    """Start the services that were not given, and tell Locust where all of them are."""
     if options.host:
         given = {"--server-pid": options.server_pid, "--model-url": options.model_url}
         return ["--host", options.host, *(w for pair in given.items() if pair[1] for w in pair)]

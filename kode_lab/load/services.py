@@ -18,7 +18,7 @@ from kode_lab.errors import InvalidScenario
 
 __all__ = ["RESTARTS_LIMIT", "Service", "start_target"]
 
-# More deaths than any chaos needs: a server that cannot start would be started for ever.
+# More deaths than any chaos needs: a server that cannot start would be restarted without end.
 RESTARTS_LIMIT = 1_000
 _READY_S = 90.0
 _POLL_S = 0.2

@@ -194,7 +194,7 @@ async def _serve(options: Namespace, toolbox: Toolbox, agents: Path) -> int:
         server = await _listen(Application(service), options, limits.connection, slot, stack)
         await stack.enter_async_context(settled(lambda: service.turns_in_flight))
         await stack.enter_async_context(watched_lag(live_state))
-        who = "anybody on this machine" if tokens is None else "whoever has a token"
+        who = "every program on this machine" if tokens is None else "holders of a token"
         among = "" if slot is None else f", {slot.of} processes"
         sys.stdout.write(
             f"kode-lab serves {who} on {server.base_url}{among}; {model_text}; "

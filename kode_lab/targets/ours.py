@@ -161,7 +161,7 @@ class ServerTarget:
 
     async def turn(self, key: SessionKey, prompt: str, turn_id: str) -> Answer:
         """Take one turn over HTTP."""
-        import aiohttp  # noqa: PLC0415 - in process nobody pays for it
+        import aiohttp  # noqa: PLC0415 - not needed in process
 
         body = key.to_json() | {"message": prompt, "turnId": turn_id} | self._strategy
         headers = {"Accept": "text/event-stream"} if self._is_streaming else None

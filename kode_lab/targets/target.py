@@ -94,7 +94,7 @@ class Declaration(NamedTuple):
 
     Attributes:
         name: how reports call it.
-        version: of the software under test, "" where nobody knows.
+        version: of the software under test, "" if unknown.
         parts: which parts of a session key it tells apart: ``user``, ``session``, ``agent``.
         promises: names of the guarantees that it promises; the judge claims only these.
         is_idempotent: the same turn id sent again is the same turn.
@@ -135,7 +135,7 @@ class Target(Protocol):
         ...
 
     async def turn(self, key: SessionKey, prompt: str, turn_id: str) -> Answer:
-        """Take one turn; an exception means that nobody knows what happened."""
+        """Take one turn; an exception means that the outcome is unknown."""
         ...
 
     async def history(self, key: SessionKey) -> History | Sequence[str] | None:
@@ -182,7 +182,7 @@ class Outcome(NamedTuple):
     """What an answer proves about one attempt at a turn.
 
     Attributes:
-        type: ``ok``, ``fail`` (it definitely did not happen) or ``info`` (nobody knows).
+        type: ``ok``, ``fail`` (it definitely did not happen) or ``info`` (unknown).
         error: why it is not ``ok``.
         read: what the turn was shown, where that was seen.
         answered: the marker of the prompt that the reply answers, or "".
