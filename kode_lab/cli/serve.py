@@ -43,7 +43,7 @@ def add(commands: Any) -> None:
     option(
         "--auth",
         type=Path,
-        help="TOML file of tokens; without it every program on this machine may",
+        help="TOML file of tokens; without it any local program may ask",
     )
     option(
         "--durability", choices=("process", "power"), default="process", help="what turns survive"
