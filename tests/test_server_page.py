@@ -88,7 +88,7 @@ def test_a_browser_shows_who_holds_who_waits_and_what_came_of_it(tmp_path):
             house.gates["ask"].open()
             await asyncio.gather(*turns)
             await page.get_by_text("Half of the last 3 turns took").wait_for()
-            await page.get_by_text("Nobody holds a session").wait_for()
+            await page.get_by_text("No session is held").wait_for()
             assert await page.locator("#plot rect.work").count() == 3
             assert refusals
             assert [text for text in complaints if "401" not in text] == []
