@@ -31,6 +31,8 @@ class SameName(SessionUser):
             *((unicodedata.normalize(form, zoe), "x") for form in ("NFC", "NFD")),
             # What is the same text once it is joined, or once a path is walked.
             *((ada, f"{bob}:x"), (f"{ada}:{bob}", "x"), (ada, f"../{bob}/x")),
+            # What search-backed stores cut or split: at commas, hyphens, blanks and points.
+            *((ada, f"x{joint}{end}") for joint in ",- ._" for end in ("1", "2")),
         )
         self.keys = [SessionKey.of(user, self.agent_id, session) for user, session in names]
 
