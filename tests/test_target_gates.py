@@ -4,6 +4,7 @@ import asyncio
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -148,7 +149,9 @@ def test_pytest_is_a_gate(agent, tmp_path):
         "def test_held_sessions(judge):\n"
         f"    judge('{agent}:chat@hold', rounds=1, loads=('together',))\n"
     )
-    words = ["-p", "kode_lab.pytest_plugin", "-p", "no:cacheprovider", "-q", "test_it.py"]
+    words = ["-p", "no:cacheprovider", "-q", "test_it.py"]
+    if "kode-lab" not in metadata.entry_points(group="pytest11").names:
+        words = ["-p", "kode_lab.pytest_plugin", *words]  # a checkout that is not installed
     ended = subprocess.run(
         [sys.executable, "-m", "pytest", *words],
         cwd=tmp_path,

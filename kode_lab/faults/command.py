@@ -34,15 +34,24 @@ _ALL_WELL, _NOT_CONVICTED, _INTERRUPTED = 0, 1, 130
 
 
 def run_faults(options: Namespace) -> int:
-    """Do what ``kode-lab faults`` was asked; give the exit status.
+    """Do what ``kode-lab faults`` was asked, and return the exit status.
 
     0: each fault was convicted and its twin never; 1: one was not.
 
     Raises:
         InvalidScenario: there is no such fault, or options that do not go together.
     """
-    # A lag of the loop is told in real time, which means nothing where time is virtual.
-    logging.getLogger("kode_lab.sessions").setLevel(logging.ERROR)
+    # The lag of a loop is measured in real time, which means nothing where time is virtual.
+    sessions = logging.getLogger("kode_lab.sessions")
+    level = sessions.level
+    sessions.setLevel(logging.ERROR)
+    try:
+        return _run(options)
+    finally:
+        sessions.setLevel(level)
+
+
+def _run(options: Namespace) -> int:
     if not 0 < options.seeds <= SEEDS_LIMIT:
         raise InvalidScenario(f"--seeds {options.seeds}: choose 1 to {SEEDS_LIMIT=}")
     if options.keep is not None and options.replay is None and not options.shrink:
