@@ -117,6 +117,24 @@ def test_tool_calls_and_results_are_the_same_in_every_dialect():
     assert digests[0] == digests[1] == digests[2]
 
 
+def test_a_request_that_continues_a_response_is_judged_with_what_the_api_holds():
+    def logged(ask, answer, number, **request):
+        output = [{"type": "message", "role": "assistant", "content": [
+            {"type": "output_text", "text": answer}]}]  # fmt: skip
+        said = {"request": {"input": [{"role": "user", "content": ask}], **request},
+                "response": {"id": f"resp_{number}", "output": output},
+                "session_id": "trip", "start_time": number, "end_time": number + 0.5}  # fmt: skip
+        return json.dumps(said)
+
+    first = logged(ASKS[0], "Noted the first.", 1)
+    judged = verdict([first, logged(ASKS[1], "Noted.", 2, previous_response_id="resp_1")])
+    assert judged.counts["turns seen again in a later history"] == 1
+    assert judged.status == "valid"
+    lost = verdict([first, logged(ASKS[1], "Noted.", 2, previous_response_id="resp_0")])
+    assert lost.status == "unknown"
+    assert any("holds" in reason for reason in lost.skipped)
+
+
 def transcript(answer):
     def line(number, parent, kind, content, **message):
         return json.dumps({

@@ -127,6 +127,8 @@ class Log:
         self.lines = 0
         self._events: dict[tuple[str, str], list[tuple[int, int, str, Any]]] = {}
         self._histories = Histories()
+        # Of the Responses API: the history up to and with each response.
+        self._held: dict[str, History] = {}
         # Of transcripts: the history up to each line, its time, and the call of each answer.
         self._said: dict[str, History] = {}
         self._said_at: dict[str, int] = {}
@@ -297,9 +299,29 @@ class Log:
     def _read_plain(self, record: Mapping[str, Any], file: str, number: int) -> None:
         call = _request_call(record, file, number, self._histories)
         if call is not None:
+            call = self._continued(call, record)
             self.calls.append(call)
             return
         self.skipped["records without a model request"] += 1
+
+    def _continued(self, call: Call, record: Mapping[str, Any]) -> Call:
+        """Return the call with the part of its history that the API holds for the client."""
+        request = next(
+            (record[name] for name in ("request", "body", "kwargs") if name in record), record
+        )
+        request = request if isinstance(request, dict) else record
+        previous = request.get("previous_response_id")
+        if call.history is None or not (previous or request.get("conversation")):
+            pass
+        elif previous in self._held:
+            call = call._replace(
+                history=History(self._held[previous], call.history.items, call.history.system)
+            )
+        else:
+            call = call._replace(problem="a history that the API holds and this log does not")
+        if call.response_id and not call.problem:
+            self._held[call.response_id] = History(call.history, call.output or (), "")
+        return call
 
     # ---- the end
 
