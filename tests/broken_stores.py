@@ -21,7 +21,7 @@ from kode_lab.sessions.lock import KeyedLock
 from kode_lab.sessions.open_turn import OpenTurn
 from kode_lab.sessions.store import Lease, Stored
 
-PLENTY = 100
+PLENTY = 60
 
 
 class Around:

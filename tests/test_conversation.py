@@ -148,7 +148,7 @@ from kode_lab.sessions.open_turn import OpenTurn
 from kode_lab.sessions.residents import Agent, Residents
 from kode_lab.sessions.store import Lease, Stored
 
-LIMIT = 60_000_000
+LIMIT = 30_000_000
 
 
 def resident_bytes():

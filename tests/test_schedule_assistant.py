@@ -307,7 +307,7 @@ class Model(RuleBasedStateMachine):
 
 def test_any_sequence_of_changes_and_repetitions_is_as_a_dictionary_says(tmp_path_factory):
     Model.fresh_directory = staticmethod(lambda: tmp_path_factory.mktemp("book"))
-    Model.TestCase.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+    Model.TestCase.settings = settings(max_examples=12, stateful_step_count=25, deadline=None)
     Model.TestCase().runTest()
 
 
