@@ -350,7 +350,9 @@ CHAT_CALL = {
         (chat({"role": "robot", "content": "x"}), "Invalid value"),
         (chat({"role": "user", "content": "x"}, tool_choice="required"), "only allowed when"),
         (chat({"role": "user", "content": "x"}, stream_options={}), "only allowed when 'stream'"),
-        (chat({"role": "user", "content": "x"}, n=2), "not simulated"),
+        (chat({"role": "user", "content": "x"}, n=200), "'n'"),
+        (chat({"role": "user", "content": "x"}, colour="blue"), "Unknown parameter: 'colour'"),
+        (chat({"role": "user", "content": "x"}, logprobs=True), "not simulated"),
     ],
 )
 def test_an_illegal_chat_is_refused_with_the_reason(body, sentence):
@@ -534,16 +536,17 @@ def test_a_thread_is_continued_once_and_a_lost_one_is_not_found():
             body["messages"] = [{"role": "user", "content": prompt}]
             status, _, content = await http(simulated, "POST", "/v1/messages", body, headers)
             told = json.loads(content)
-            return status, told.get("id"), told.get("error", {}).get("details", {})
+            error = told.get("error", {})
+            return status, told.get("id") or error["message"], error.get("details", {})
 
         _, first, _ = await ask(A1, {"type": "create"}, system="Be brief.")
         again = {"type": "continue", "previous_message_id": first}
-        repeated = await ask(A2, again, system="Be brief.")
+        changed = await ask(A2, again, system="Be long.", model="another")
         simulated.arm(Fault("cut", word=A2))
         await http(simulated, "POST", "/v1/messages", b"{}", headers)
         second = await ask(A3, again)
         return (
-            repeated,
+            changed,
             second,
             await ask(A3, again),
             await ask(A3, {"type": "continue", "previous_message_id": "msg_none"}),
@@ -557,8 +560,9 @@ def test_a_thread_is_continued_once_and_a_lost_one_is_not_found():
             simulated.turn(A3),
         )
 
-    repeated, second, already, lost, unasked, turn = serving(scenario)
-    assert repeated[0] == 400
+    changed, second, already, lost, unasked, turn = serving(scenario)
+    assert changed[0::2] == (400, {"error_code": "thread_fingerprint_mismatch"})
+    assert "differing field(s): system, model" in changed[1]
     assert second[0] == 200
     assert already[0::2] == (400, {"error_code": "thread_already_continued"})
     assert lost[0::2] == (404, {"error_code": "thread_not_found"})

@@ -89,7 +89,7 @@ def test_an_illegal_conversation_is_refused_with_the_reason(sentence):
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"max_tokens": 0}, "max_tokens: Input should be"),
+        ({"max_tokens": -1}, "max_tokens: Input should be"),
         ({"max_tokens": True}, "max_tokens: Input should be"),
         ({"stream": "yes"}, "stream: Input"),
         ({"stop_sequences": [" "]}, "stop_sequences"),

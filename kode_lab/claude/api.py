@@ -268,7 +268,7 @@ class SimulatedApi:
     def _too_long(self, speaks: WireFormat, request: GenerationRequest) -> ApiError | None:
         if request.input_tokens <= self._context_limit:
             return None
-        return speaks.context_error(request.input_tokens, self._context_limit)
+        return speaks.context_error(request, self._context_limit)
 
     def _reply(
         self,
@@ -314,12 +314,13 @@ class SimulatedApi:
             await exchange.refuse(fault.error())
         elif kind == "context_limit":
             limit = min(self._context_limit, max(0, request.input_tokens - 1))
-            await exchange.refuse(speaks.context_error(request.input_tokens, limit))
+            await exchange.refuse(speaks.context_error(request, limit))
         elif kind == "signature":
             await exchange.refuse(speaks.signature_error(request))
         elif request.is_stream:
             error = fault.error() if fault else ApiError(500, "")
-            await exchange.stream(list(speaks.events(request, reply)), latency, fault, error)
+            events = list(speaks.events(request, reply))
+            await exchange.stream(events, latency, fault, error, is_array=request.is_array)
         else:
             body = orjson.dumps(speaks.whole(request, reply))
             await exchange.whole(body, latency, fault)
@@ -330,6 +331,8 @@ def reply_of_plan(
 ) -> GenerationReply:
     """Return the reply that a plan makes, cut where the request says so."""
     left = request.max_tokens
+    if left == 0:  # the Messages API then reads the prompt, and writes nothing
+        return GenerationReply(suffix, "", (), "max_tokens", 0)
     thinking, thought_tokens = "", 0
     if request.thinks:
         pieces = pieces_of(_THINKING)[:left]
@@ -346,7 +349,8 @@ def reply_of_plan(
         stop, stop_sequence = "tool_use", None
     if request.body.get("compaction"):
         said, calls, stop = f"Summary of {request.conversation.count} messages.", [], "compaction"
-    return GenerationReply(suffix, said, calls, stop, max(1, tokens), stop_sequence, thinking)
+    tokens, ran = max(1, tokens), plan.server_calls
+    return GenerationReply(suffix, said, calls, stop, tokens, stop_sequence, thinking, ran)
 
 
 def _spoilt(reply: GenerationReply, fault: Fault) -> GenerationReply:

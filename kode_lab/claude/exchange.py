@@ -185,7 +185,13 @@ class Exchange:
             await self.body(200, _JSON, body)
 
     async def stream(
-        self, events: list[StreamEvent], latency: Latency, fault: Fault | None, error: ApiError
+        self,
+        events: list[StreamEvent],
+        latency: Latency,
+        fault: Fault | None,
+        error: ApiError,
+        *,
+        is_array: bool = False,
     ) -> None:
         """Send events, each token at its moment; what is due at once goes out at once.
 
@@ -194,13 +200,14 @@ class Exchange:
             latency: of the first token and of the last.
             fault: what goes wrong within the stream, or None.
             error: what an error event says.
+            is_array: the events are parts of one JSON array.
 
         Raises:
             DropConnection: the connection is to be dropped now.
         """
         first_s, total_s = latency
         await self.until(first_s)
-        await self.begin(200, _EVENTS, [(b"cache-control", b"no-cache")])
+        await self.begin(200, _JSON if is_array else _EVENTS, [(b"cache-control", b"no-cache")])
         if fault and fault.kind == "garbage":
             await self.write(b"event: message_start\ndata: " + _GARBAGE + b"\n\n", is_last=True)
             return

@@ -14,32 +14,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from kode_lab.claude.formats.options import problem_with_options
 from kode_lab.claude.formats.seam import ApiError
 
-__all__ = ["MESSAGES_LIMIT", "VERSIONS", "Pairing", "problem_of"]
+__all__ = ["MESSAGES_LIMIT", "VERSIONS", "Pairing", "is_callable", "problem_of"]
 
 VERSIONS = ("2023-06-01", "2026-10-21")
-_FIELDS = frozenset(
-    {
-        "cache_control",
-        "container",
-        "diagnostics",
-        "inference_geo",
-        "max_tokens",
-        "messages",
-        "metadata",
-        "model",
-        "output_config",
-        "service_tier",
-        "speed",
-        "stop_sequences",
-        "stream",
-        "system",
-        "thinking",
-        "tool_choice",
-        "tools",
-    }
-)
 _SAMPLING = frozenset({"temperature", "top_k", "top_p"})
 # Fields that are legal only with a beta header whose name begins so.
 _BETA_FIELDS: Mapping[str, tuple[str, ...]] = {
@@ -54,11 +34,14 @@ _BETA_FIELDS: Mapping[str, tuple[str, ...]] = {
 }
 # The fields that ``_beta_complaints`` looks at.
 _SHAPED = frozenset({*_BETA_FIELDS, "output_config"})
+_EDITS = ("clear_thinking_20251015", "clear_tool_uses_20250919", "compact_20260112")
 MESSAGES_LIMIT = 100_000
 _TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,128}")
 _ROLES = ("user", "assistant", "system")
 # What a system message within the conversation may have besides its content.
 _SYSTEM_FIELDS = ("clear_at", "output_config")
+# Tools that Anthropic defines and the client runs; those that the server runs are never called.
+_CLIENT_TOOLS = ("bash_", "text_editor_", "memory_", "computer_")
 _CHOICES = ("auto", "any", "tool", "none")
 _THINKING = ("enabled", "disabled", "adaptive", "between_tools")
 _MIN_THINKING_TOKENS = 1_024
@@ -160,16 +143,28 @@ def _complaints(
 ) -> Iterator[str]:
     if not isinstance(body, dict):
         yield "the request body must be an object"
-    known = _FIELDS | _SAMPLING if version == "2023-06-01" else _FIELDS
-    for name in body:
-        if name not in known and not _is_beta(name, betas):
-            yield f"{name}: Extra inputs are not permitted"
+    unknown = (
+        name
+        for name in body
+        if (name in _SAMPLING and version != "2023-06-01")
+        or (name in _BETA_FIELDS and not _is_beta(name, betas))
+    )
+    yield from (f"{name}: Extra inputs are not permitted" for name in unknown)
+    problem = problem_with_options("messages", body)
+    if problem is not None:
+        article = "an" if problem.expected[:1] in "aeiou" else "a"
+        yield {
+            "unknown": f"{problem.name}: Extra inputs are not permitted",
+            "refused": f"{problem.name}: {problem.sentence}",
+            "type": f"{problem.name}: Input should be {article} {problem.expected}",
+        }.get(problem.kind, problem.sentence)
     needed = ("model", "messages") if is_count else ("model", "messages", "max_tokens")
-    yield from (f"{name}: Field required" for name in needed if name not in body)
+    yield from (f"{name}: Field required" for name in needed if body.get(name) is None)
     yield from _plain_complaints(body)
     if not _SHAPED.isdisjoint(body):
         yield from _beta_complaints(body)
-    yield from _tool_complaints(body.get("tools") or [], body.get("tool_choice"))
+    servers = {server["name"] for server in body.get("mcp_servers") or ()}
+    yield from _tool_complaints(body.get("tools") or [], body.get("tool_choice"), servers)
     yield from _message_complaints(body["messages"], pairs)
 
 
@@ -186,13 +181,12 @@ def _beta_complaints(body: Mapping[str, Any]) -> Iterator[str]:
             yield "thread: Input tag should be 'create' or 'continue'"
         if kind == "continue" and not isinstance(thread.get("previous_message_id"), str):
             yield "thread.continue.previous_message_id: Field required"
-    config = body.get("context_management")
-    if config is not None and not (
-        isinstance(config, dict)
-        and isinstance(config.get("edits") or [], list)
-        and all(isinstance(e, dict) and isinstance(e.get("type"), str) for e in _edits(config))
-    ):
+    config = body.get("context_management") or {}
+    edits = config.get("edits") if isinstance(config, dict) else None
+    if not isinstance(config, dict) or not isinstance(edits or [], list):
         yield "context_management.edits: Input should be a list of edits with a type"
+    for at, edit in enumerate(edits or ()):
+        yield from _edit_complaints(f"context_management.edits.{at}", at, edit, body)
     servers = body.get("mcp_servers") or []
     if not isinstance(servers, list) or not all(
         isinstance(server, dict)
@@ -220,18 +214,34 @@ def _beta_complaints(body: Mapping[str, Any]) -> Iterator[str]:
             yield f"{where}: Input should have type 'json_schema' and a schema"
 
 
-def _edits(config: Mapping[str, Any]) -> Sequence[Any]:
-    return config.get("edits") or ()
+def _edit_complaints(where: str, at: int, edit: Any, body: Mapping[str, Any]) -> Iterator[str]:
+    kind = edit.get("type") if isinstance(edit, dict) else None
+    if kind not in _EDITS:
+        yield f"{where}.type: Input tag should be one of {', '.join(map(repr, _EDITS))}"
+    for name in ("trigger", "keep", "clear_at_least"):
+        value = edit.get(name)
+        if isinstance(value, dict) and value.get("type") != "all":
+            number = value.get("value")
+            if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+                yield f"{where}.{name}.value: Input should be an integer, 0 or more"
+        elif value not in (None, "all", {"type": "all"}):
+            yield f"{where}.{name}: Input should be an object with a type and a value"
+    if kind == "clear_thinking_20251015":
+        if at:
+            yield f"{where}: `clear_thinking_20251015` must be the first of the edits"
+        if (body.get("thinking") or {}).get("type") not in ("enabled", "adaptive", "between_tools"):
+            yield (
+                f"{where}: `clear_thinking_20251015` strategy requires `thinking` to be enabled "
+                "or adaptive"
+            )
 
 
 def _plain_complaints(body: Mapping[str, Any]) -> Iterator[str]:
     if not isinstance(body["model"], str) or not body["model"]:
         yield "model: Input should be a non-empty string"
     limit = body.get("max_tokens", 1)
-    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-        yield "max_tokens: Input should be an integer greater than or equal to 1"
-    if not isinstance(body.get("stream", False), bool):
-        yield "stream: Input should be a valid boolean"
+    if not isinstance(limit, int) or limit < 0:
+        yield "max_tokens: Input should be an integer greater than or equal to 0"
     stops = body.get("stop_sequences") or []
     if not isinstance(stops, list) or not all(isinstance(s, str) and s.strip() for s in stops):
         yield "stop_sequences: each stop sequence must contain non-whitespace"
@@ -241,14 +251,8 @@ def _plain_complaints(body: Mapping[str, Any]) -> Iterator[str]:
     ):
         yield "system: Input should be a string or a list of text blocks"
     for name in sorted(_SAMPLING):
-        value = body.get(name) or 0
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            yield f"{name}: Input should be a valid number"
-        if name != "top_k" and not 0 <= value <= 1:
+        if name != "top_k" and not 0 <= (body.get(name) or 0) <= 1:
             yield f"{name}: range: 0..1"
-    for name in ("metadata", "output_config", "thinking"):
-        if not isinstance(body.get(name) or {}, dict):
-            yield f"{name}: Input should be an object"
     thinking = body.get("thinking")
     if thinking is not None:
         if thinking.get("type") not in _THINKING:
@@ -265,9 +269,7 @@ def _plain_complaints(body: Mapping[str, Any]) -> Iterator[str]:
             yield "`max_tokens` must be greater than `thinking.budget_tokens`"
 
 
-def _tool_complaints(tools: Any, choice: Any) -> Iterator[str]:
-    if not isinstance(tools, list):
-        yield "tools: Input should be a valid list"
+def _tool_complaints(tools: Any, choice: Any, servers: set[str]) -> Iterator[str]:
     names: list[str] = []
     for index, tool in enumerate(tools):
         if not isinstance(tool, dict):
@@ -278,6 +280,8 @@ def _tool_complaints(tools: Any, choice: Any) -> Iterator[str]:
         name = tool.get("name") if kind != "mcp_toolset" else tool.get("mcp_server_name")
         if not isinstance(name, str) or not _TOOL_NAME.fullmatch(name):
             yield f"tools.{index}.name: String should match {_TOOL_NAME.pattern}"
+        if kind == "mcp_toolset" and name not in servers:
+            yield f"tools.{index}.mcp_server_name: MCP server {name!r} not found in mcp_servers"
         if kind == "custom":
             schema = tool.get("input_schema")
             if not isinstance(schema, dict) or schema.get("type") != "object":
@@ -289,13 +293,14 @@ def _tool_complaints(tools: Any, choice: Any) -> Iterator[str]:
         kind = choice.get("type") if isinstance(choice, dict) else None
         if kind not in _CHOICES:
             yield f"tool_choice: Input tag should be one of {', '.join(map(repr, _CHOICES))}"
-        if kind == "tool" and choice.get("name") not in names:
-            yield f"tool_choice: Tool {choice.get('name')!r} not found in provided tools"
+        named = choice.get("name") if kind == "tool" else None
+        if kind == "tool" and named not in names:
+            yield f"tool_choice: Tool {named!r} not found in provided tools"
+        if any(tool.get("name") == named and not is_callable(tool) for tool in tools):
+            yield f"tool_choice: Tool {named!r} runs on the API's servers, which is not simulated"
 
 
 def _message_complaints(messages: Any, pairs: Pairing) -> Iterator[str]:
-    if not isinstance(messages, list):
-        yield "messages: Input should be a valid list"
     if not messages and not pairs.index:
         yield "messages: at least one message is required"
     if pairs.index + len(messages) > MESSAGES_LIMIT:
@@ -380,6 +385,12 @@ def _pairing_complaints(messages: Sequence[Mapping[str, Any]], pairs: Pairing) -
     pairs.add(new)
     if pairs.asked:
         yield _unanswered(pairs.index - 1, pairs.asked)
+
+
+def is_callable(tool: Mapping[str, Any]) -> bool:
+    """Whether a client runs this tool; what the API's servers run is never called."""
+    kind = tool.get("type") or "custom"
+    return kind == "custom" or "input_schema" in tool or kind.startswith(_CLIENT_TOOLS)
 
 
 def _unanswered(index: int, missing: list[str]) -> str:

@@ -17,7 +17,7 @@ import orjson
 
 from kode_lab.claude import wording
 from kode_lab.claude.conversation import Conversation, ToolAnswer, schedules_in
-from kode_lab.claude.formats.seam import GenerationRequest, ToolOffer
+from kode_lab.claude.formats.seam import GenerationRequest, ServerCall, ToolOffer
 from kode_lab.claude.schemas import fitting
 from kode_lab.history.operation import markers_in
 
@@ -57,6 +57,7 @@ class Planned(NamedTuple):
         calls: of each tool call the tool's name and its arguments; none in a final reply.
         text: what is said.
         is_shaped: whether the text must stay as it is, to fit a schema.
+        server_calls: tools that the API calls itself before it answers.
     """
 
     intent: str
@@ -65,6 +66,7 @@ class Planned(NamedTuple):
     text: str
     calls: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     is_shaped: bool = False
+    server_calls: tuple[ServerCall, ...] = ()
 
 
 def plan_of(request: GenerationRequest, today: date) -> Planned:
@@ -84,7 +86,7 @@ def plan_of(request: GenerationRequest, today: date) -> Planned:
     is_forced = request.choice in ("any", "tool") or (
         plan.intent == "chat" and _is_shape(request, offers)
     )
-    if is_forced and not plan.calls:
+    if is_forced and not plan.calls and not plan.server_calls:
         plan = _forced(request, offers, plan)
     if not request.is_parallel and len(plan.calls) > 1:
         plan = plan._replace(calls=plan.calls[:1])
@@ -110,6 +112,10 @@ def _demanded(
     """What follows from a prompt that names tools: their calls, then a word about the results."""
     conversation = request.conversation
     wanted = list(_tools_named(prompt, tuple(offers))) or _searched(prompt, offers, conversation)
+    named = _NAMED.search(prompt)
+    if not wanted and named and request.servers and request.choice != "none":
+        offers = {**offers, named[1]: ToolOffer(named[1], None, request.servers[0])}
+        wanted = [named[1]]
     if not wanted:
         return None
     done = list(conversation.called)
@@ -118,11 +124,10 @@ def _demanded(
     if open_:
         hints = _hints(prompt, conversation, today)
         said = _said(conversation.prompt)
-        named = _NAMED.search(prompt)
         if named and open_[0] in _SEARCH_TOOLS:
             said = named[1]
         calls = tuple((name, _arguments(offers[name], hints, said)) for name in open_)
-        return plan._replace(calls=calls)
+        return _ran_by_servers(plan._replace(calls=calls), offers)
     failed = next((result for result in conversation.results if result.is_error), None)
     if failed is not None:
         return plan._replace(text=_failure(prompt, failed))
@@ -150,7 +155,28 @@ def _forced(request: GenerationRequest, offers: Mapping[str, ToolOffer], plan: P
     said = _said(request.conversation.prompt)
     arguments = _arguments(offers[name], {}, said, is_full=True)
     intent = plan.intent if plan.intent != "chat" else "tool"
-    return plan._replace(intent=intent, text="", calls=((name, arguments),))
+    plan = plan._replace(intent=intent, text="", calls=((name, arguments),))
+    return _ran_by_servers(plan, offers)
+
+
+def _ran_by_servers(plan: Planned, offers: Mapping[str, ToolOffer]) -> Planned:
+    """Call the tools of tool servers here, as the API does before it answers; none is asked."""
+    ran = tuple(
+        ServerCall(
+            offers[name].server,
+            name,
+            arguments,
+            f"simulated result of {name}: {orjson.dumps(arguments).decode()}",
+        )
+        for name, arguments in plan.calls
+        if offers[name].server
+    )
+    if not ran:
+        return plan
+    calls = tuple(call for call in plan.calls if not offers[call[0]].server)
+    told = "; ".join(call.result for call in ran)
+    text = "" if calls else _say(plan.prompt, f"The tools answered: {told}", f"工具的结果：{told}")
+    return plan._replace(calls=calls, text=text, server_calls=ran)
 
 
 def _is_shape(request: GenerationRequest, offers: Mapping[str, ToolOffer]) -> bool:
@@ -201,7 +227,7 @@ def _arguments(
     """Arguments that fit the offered schema; a schema that names no property takes the hints."""
     schema = offer.schema
     if not isinstance(schema, Mapping) or not (schema.keys() - {"type"}):
-        return dict(hints)
+        return {**hints, "text": text} if offer.server else dict(hints)
     made = fitting(schema, hints, text=text, is_full=is_full)
     return made if isinstance(made, dict) else {}
 

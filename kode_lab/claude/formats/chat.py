@@ -36,6 +36,8 @@ _FINISH = {
     "model_context_window_exceeded": "length",
     "refusal": "content_filter",
 }
+# As the API limits it.
+_CHOICES_LIMIT = 128
 _DONE = StreamEvent(b"data: [DONE]\n\n")
 
 
@@ -93,25 +95,29 @@ class ChatFormat:
 
     def whole(self, request: GenerationRequest, reply: GenerationReply) -> dict[str, Any]:
         """Return the ``chat.completion`` object."""
-        message: dict[str, Any] = {
-            "role": "assistant",
-            "content": reply.text or None,
-            "refusal": None,
-            "annotations": [],
-        }
-        if reply.calls:
-            message["tool_calls"] = [
-                {"id": i, "type": "function", "function": {"name": name, "arguments": arguments}}
-                for i, name, arguments in reply.calls
-            ]
-        choice = {
-            "index": 0,
-            "message": message,
-            "logprobs": None,
-            "finish_reason": _FINISH.get(reply.stop, "stop"),
-        }
+        choices = []
+        for index in range(request.replies):
+            message: dict[str, Any] = {
+                "role": "assistant",
+                "content": reply.text or None,
+                "refusal": None,
+                "annotations": [],
+            }
+            if reply.calls:
+                message["tool_calls"] = [
+                    {
+                        "id": _id_in_choice(call_id, index),
+                        "type": "function",
+                        "function": {"name": name, "arguments": arguments},
+                    }
+                    for call_id, name, arguments in reply.calls
+                ]
+            finish = _FINISH.get(reply.stop, "stop")
+            choices.append(
+                {"index": index, "message": message, "logprobs": None, "finish_reason": finish}
+            )
         head = _head(request, reply, "chat.completion")
-        return {**head, "choices": [choice], "usage": _usage(request, reply)}
+        return {**head, "choices": choices, "usage": _usage(request, reply)}
 
     def events(self, request: GenerationRequest, reply: GenerationReply) -> Iterator[StreamEvent]:
         """Yield the chunks of a streamed completion."""
@@ -123,23 +129,30 @@ class ChatFormat:
         after = b',"usage":null}\n\n' if has_usage else b"}\n\n"
 
         def chunk(
-            delta: Mapping[str, Any], finish: str | None = None, *, is_token: bool = False
+            choice: int,
+            delta: Mapping[str, Any],
+            finish: str | None = None,
+            *,
+            is_token: bool = False,
         ) -> StreamEvent:
-            choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
-            data = b"data: %s[%s]%s" % (before, orjson.dumps(choice), after)
+            told = {"index": choice, "delta": delta, "logprobs": None, "finish_reason": finish}
+            data = b"data: %s[%s]%s" % (before, orjson.dumps(told), after)
             return StreamEvent(data, is_token)
 
-        yield chunk({"role": "assistant", "content": "" if reply.text else None, "refusal": None})
-        for piece in pieces_of(reply.text):
-            yield chunk({"content": piece}, is_token=True)
-        for index, (call_id, name, arguments) in enumerate(reply.calls):
-            begun = {"name": name, "arguments": ""}
-            first = {"index": index, "id": call_id, "type": "function", "function": begun}
-            yield chunk({"tool_calls": [first]})
-            for piece in json_pieces(arguments):
-                more = {"index": index, "function": {"arguments": piece}}
-                yield chunk({"tool_calls": [more]}, is_token=True)
-        yield chunk({}, _FINISH.get(reply.stop, "stop"))
+        begun = {"role": "assistant", "content": "" if reply.text else None, "refusal": None}
+        for choice in range(request.replies):
+            yield chunk(choice, begun)
+            for piece in pieces_of(reply.text):
+                yield chunk(choice, {"content": piece}, is_token=True)
+            for index, (call_id, name, arguments) in enumerate(reply.calls):
+                named = _id_in_choice(call_id, choice)
+                function = {"name": name, "arguments": ""}
+                first = {"index": index, "id": named, "type": "function", "function": function}
+                yield chunk(choice, {"tool_calls": [first]})
+                for piece in json_pieces(arguments):
+                    more = {"index": index, "function": {"arguments": piece}}
+                    yield chunk(choice, {"tool_calls": [more]}, is_token=True)
+            yield chunk(choice, {}, _FINISH.get(reply.stop, "stop"))
         if has_usage:
             last = {**head, "choices": [], "usage": _usage(request, reply)}
             yield StreamEvent(b"data: %s\n\n" % orjson.dumps(last))
@@ -166,9 +179,9 @@ class ChatFormat:
         """Return the headers that every answer of this API has."""
         return ((b"x-request-id", request_id.encode()), (b"openai-version", b"2020-10-01"))
 
-    def context_error(self, tokens: int, limit: int) -> ApiError:
+    def context_error(self, request: GenerationRequest, limit: int) -> ApiError:
         """Return the error for a conversation longer than the model's context."""
-        return words.context_error(tokens, limit, "messages")
+        return words.context_error(request, limit, "messages")
 
     def signature_error(self, request: GenerationRequest) -> ApiError:
         """Return the error for signed thinking that is refused."""
@@ -180,8 +193,6 @@ def _request(
     opened: Opened[Conversation], prefixes: Prefixes[Conversation], *, is_strict: bool
 ) -> GenerationRequest | ApiError:
     body = opened.body
-    if not isinstance(body, dict):
-        return ApiError(400, "The request body must be a JSON object")
     problem = _plain_problem(body) if is_strict else None
     if problem is not None:
         return problem
@@ -227,21 +238,21 @@ def _request(
         [stop] if isinstance(stop, str) else stop,
         is_stream=bool(body.get("stream")),
         session=str(body.get("prompt_cache_key") or body.get("user") or ""),
+        replies=body.get("n") or 1,
     )
 
 
-def _plain_problem(body: Mapping[str, Any]) -> ApiError | None:
-    if not isinstance(body.get("model"), str) or not body["model"]:
-        return ApiError(400, "you must provide a model parameter")
+def _plain_problem(body: Any) -> ApiError | None:
+    problem = words.option_problem("chat", body)
+    if problem is not None:
+        return problem
     messages = body.get("messages")
     if messages is None:
         return words.wrong("messages", "Missing required parameter: 'messages'.")
-    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
+    if not all(isinstance(m, dict) for m in messages):
         return words.wrong("messages", "Invalid type for 'messages': expected an array of objects")
     tools = body.get("tools")
-    if tools is not None and not (
-        isinstance(tools, list) and all(isinstance(t, dict) and _is_tool(t) for t in tools)
-    ):
+    if tools is not None and not all(isinstance(t, dict) and _is_tool(t) for t in tools):
         return words.wrong("tools", "Invalid 'tools': each needs a type and a function with a name")
     if tools == []:
         return words.wrong("tools", "[] is too short - 'tools'", "array_below_min_length")
@@ -253,14 +264,8 @@ def _plain_problem(body: Mapping[str, Any]) -> ApiError | None:
         return words.wrong(
             "stream_options", "The 'stream_options' parameter is only allowed when 'stream' is set."
         )
-    for name in ("max_tokens", "max_completion_tokens"):
-        limit = body.get(name)
-        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int)):
-            return words.wrong(name, f"Invalid type for '{name}': expected an integer")
-        if limit is not None and limit < 1:
-            return words.wrong(name, f"Invalid '{name}': integer below minimum value 1")
-    if body.get("n") not in (None, 1):
-        return words.wrong("n", "'n' above 1 is not simulated: ask several times")
+    if (body.get("n") or 1) > _CHOICES_LIMIT:
+        return words.wrong("n", f"Invalid 'n': expected a value <= {_CHOICES_LIMIT}.")
     return None
 
 
@@ -355,11 +360,16 @@ def _head(request: GenerationRequest, reply: GenerationReply, kind: str) -> dict
     }
 
 
+def _id_in_choice(call_id: str, choice: int) -> str:
+    return f"{call_id}n{choice}" if choice else call_id
+
+
 def _usage(request: GenerationRequest, reply: GenerationReply) -> dict[str, Any]:
+    written = request.replies * reply.output_tokens
     return {
         "prompt_tokens": request.input_tokens,
-        "completion_tokens": reply.output_tokens,
-        "total_tokens": request.input_tokens + reply.output_tokens,
+        "completion_tokens": written,
+        "total_tokens": request.input_tokens + written,
         "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
         "completion_tokens_details": {
             "reasoning_tokens": 0,

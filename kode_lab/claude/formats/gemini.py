@@ -18,6 +18,7 @@ from urllib.parse import parse_qs, unquote
 import orjson
 
 from kode_lab.claude.conversation import Conversation, Incomplete
+from kode_lab.claude.formats.options import problem_with_options
 from kode_lab.claude.formats.seam import (
     ApiError,
     GenerationReply,
@@ -57,6 +58,8 @@ _FINISH = {
 }
 # Placeholders that the API documents for calls that it did not make itself.
 _UNCHECKED = ("skip_thought_signature_validator", "context_engineering_is_the_way_to_go")
+# As the API limits it.
+_CANDIDATES_LIMIT = 8
 _METHODS = (":generateContent", ":streamGenerateContent", ":countTokens")
 _ONE_TURN = (
     "Please ensure that function call turn comes immediately after a user turn or after a "
@@ -110,18 +113,20 @@ class GeminiFormat:
         """Return a request in neutral words, or the error that the API answers it with."""
         del headers
         is_stream = path.endswith(":streamGenerateContent")
-        if is_stream and self._is_strict and parse_qs(query).get("alt", [""])[-1] != "sse":
-            return ApiError(400, "streamGenerateContent is simulated with ?alt=sse only")
+        is_array = is_stream and parse_qs(query).get("alt", ["json"])[-1] != "sse"
         model = unquote(path.rpartition("/")[2].rpartition(":")[0])
         try:
             opened = self._prefixes.open(data, "contents")
             try:
-                return self._request(opened, model, is_stream=is_stream)
+                request = self._request(opened, model, is_stream=is_stream)
             except Incomplete:
                 opened = self._prefixes.open(data, "contents", is_whole=True)
-                return self._request(opened, model, is_stream=is_stream)
+                request = self._request(opened, model, is_stream=is_stream)
         except ValueError as error:
             return ApiError(400, f"Invalid JSON payload received. {error}")
+        if is_array and isinstance(request, GenerationRequest):
+            return request._replace(is_array=True)
+        return request
 
     def begin(self, request: GenerationRequest) -> ApiError | None:
         """Nothing is held for a client, so nothing is reserved."""
@@ -144,21 +149,30 @@ class GeminiFormat:
         return _chunk(request, reply, parts, finish)
 
     def events(self, request: GenerationRequest, reply: GenerationReply) -> Iterator[StreamEvent]:
-        """Yield the chunks of a streamed response; a function call comes whole."""
+        """Yield the chunks of a streamed response; a function call comes whole.
+
+        They are events with ``alt=sse``; without it, all of them are one JSON array.
+        """
         parts, finish = _parts(request, reply)
-        last = len(parts) - 1
-        for at, part in enumerate(parts):
+        chunks: list[tuple[dict[str, Any], bool]] = []
+        for part in parts:
             pieces = pieces_of(part["text"]) if part.get("text") else []
-            for number, piece in enumerate(pieces[:-1]):
-                del number
+            for piece in pieces[:-1]:
                 small = {**part, "text": piece}
                 small.pop("thoughtSignature", None)
-                yield _event(_chunk(request, reply, [small], None), is_token=True)
+                chunks.append((_chunk(request, reply, [small], None), True))
             whole = {**part, "text": pieces[-1]} if pieces else part
-            ended = finish if at == last else None
-            yield _event(_chunk(request, reply, [whole], ended), is_token=True)
+            ended = finish if part is parts[-1] else None
+            chunks.append((_chunk(request, reply, [whole], ended), True))
         if not parts:
-            yield _event(_chunk(request, reply, [], finish))
+            chunks.append((_chunk(request, reply, [], finish), False))
+        for at, (chunk, is_token) in enumerate(chunks):
+            data = orjson.dumps(chunk)
+            if request.is_array:
+                end = b"]" if at == len(chunks) - 1 else b""
+                yield StreamEvent(b"%s%s%s" % (b",\r\n" if at else b"[", data, end), is_token)
+            else:
+                yield StreamEvent(b"data: %s\r\n\r\n" % data, is_token)
 
     def other(
         self, operation: str, path: str, query: str, data: bytes, headers: Mapping[bytes, bytes]
@@ -196,12 +210,12 @@ class GeminiFormat:
         """Return the headers that every answer of this API has."""
         return ((b"x-request-id", request_id.encode()), (b"vary", b"Origin"))
 
-    def context_error(self, tokens: int, limit: int) -> ApiError:
+    def context_error(self, request: GenerationRequest, limit: int) -> ApiError:
         """Return the error for a conversation longer than the model's context."""
         return ApiError(
             400,
-            f"The input token count ({tokens}) exceeds the maximum number of tokens allowed "
-            f"({limit}).",
+            f"The input token count ({request.input_tokens}) exceeds the maximum number of tokens "
+            f"allowed ({limit}).",
         )
 
     def signature_error(self, request: GenerationRequest) -> ApiError:
@@ -215,6 +229,9 @@ class GeminiFormat:
         body = opened.body
         if not isinstance(body, dict):
             return ApiError(400, "Invalid JSON payload received. The body must be an object.")
+        problem = _option_problem(body) if self._is_strict else None
+        if problem is not None:
+            return problem
         contents = body.get("contents")
         if isinstance(contents, dict):
             contents = [contents]
@@ -246,14 +263,6 @@ class GeminiFormat:
         schema = _get(config, "responseJsonSchema") or _get(config, "responseSchema")
         if schema is None and _get(config, "responseMimeType") == "application/json":
             schema = {"type": "object", "properties": {"answer": {"type": "string"}}}
-        limit = _get(config, "maxOutputTokens")
-        if limit is not None and (
-            isinstance(limit, bool) or not isinstance(limit, int) or limit < 1
-        ):
-            return ApiError(
-                400,
-                "* GenerateContentRequest.generation_config.max_output_tokens: must be positive",
-            )
         return GenerationRequest(
             model,
             conversation,
@@ -263,10 +272,11 @@ class GeminiFormat:
             choice,
             forced,
             schema=schema,
-            max_tokens=limit,
+            max_tokens=_get(config, "maxOutputTokens"),
             stops=_get(config, "stopSequences") or (),
             thinks=bool(_get(thinking, "includeThoughts")),
             is_stream=is_stream,
+            replies=_get(config, "candidateCount") or 1,
         )
 
     def _count(
@@ -292,6 +302,21 @@ def _get(value: Any, name: str) -> Any:
     if name in value:
         return value[name]
     return value.get("".join(f"_{c.lower()}" if c.isupper() else c for c in name))
+
+
+def _option_problem(body: Mapping[str, Any]) -> ApiError | None:
+    problem = problem_with_options("gemini", body)
+    if problem is None:
+        count = _get(_get(body, "generationConfig") or {}, "candidateCount") or 1
+        if count <= _CANDIDATES_LIMIT:
+            return None
+        return ApiError(400, f"candidateCount must be from 1 to {_CANDIDATES_LIMIT}")
+    if problem.kind == "unknown":
+        return ApiError(
+            400,
+            f'Invalid JSON payload received. Unknown name "{problem.name}": Cannot find field.',
+        )
+    return ApiError(400, f"* GenerateContentRequest: {problem.sentence}")
 
 
 def _choice_of(config: Any) -> tuple[str, str, Sequence[str]]:
@@ -441,23 +466,21 @@ def _chunk(
     parts: Sequence[Mapping[str, Any]],
     finish: str | None,
 ) -> dict[str, Any]:
-    candidate: dict[str, Any] = {"content": {"parts": parts, "role": "model"}, "index": 0}
-    if finish is not None:
-        candidate["finishReason"] = finish
+    ended = {} if finish is None else {"finishReason": finish}
+    written = request.replies * reply.output_tokens
     return {
-        "candidates": [candidate],
+        "candidates": [
+            {"content": {"parts": parts, "role": "model"}, "index": index, **ended}
+            for index in range(request.replies)
+        ],
         "usageMetadata": {
             "promptTokenCount": request.input_tokens,
-            "candidatesTokenCount": reply.output_tokens,
-            "totalTokenCount": request.input_tokens + reply.output_tokens,
+            "candidatesTokenCount": written,
+            "totalTokenCount": request.input_tokens + written,
         },
         "modelVersion": request.model,
         "responseId": reply.suffix,
     }
-
-
-def _event(chunk: Mapping[str, Any], *, is_token: bool = False) -> StreamEvent:
-    return StreamEvent(b"data: %s\r\n\r\n" % orjson.dumps(chunk), is_token)
 
 
 def _model(name: str) -> dict[str, Any]:

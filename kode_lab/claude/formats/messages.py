@@ -15,6 +15,7 @@ from urllib.parse import parse_qs, unquote
 import orjson
 
 from kode_lab.claude.conversation import Conversation, Incomplete, conversation_of
+from kode_lab.claude.formats.edits import COMPACT_TRIGGER_TOKENS, edited, may_edit
 from kode_lab.claude.formats.seam import (
     ApiError,
     GenerationReply,
@@ -30,7 +31,7 @@ from kode_lab.claude.formats.seam import (
     size_of,
 )
 from kode_lab.claude.held import HeldStates
-from kode_lab.claude.legality import VERSIONS, Pairing, problem_of
+from kode_lab.claude.legality import VERSIONS, Pairing, is_callable, problem_of
 from kode_lab.claude.prefixes import Opened, Prefixes
 from kode_lab.message import Block
 
@@ -72,8 +73,10 @@ _COMMAND = {
     "properties": {"command": {"type": "string"}},
     "required": ["command"],
 }
-# Tools that Anthropic defines and the client runs; those that the server runs are never called.
-_CLIENT_TOOLS = ("bash_", "text_editor_", "memory_", "computer_")
+# What must stay the same across a thread; the first two may be left out when it is continued.
+_FIXED = ("system", "tools", "model", "thinking", "output_config", "output_format")
+# Claude Code puts one such block, different each time, before its system prompt.
+_BILLING = "x-anthropic-billing-header:"
 
 
 class MessagesFormat:
@@ -196,7 +199,8 @@ class MessagesFormat:
                 return request
             counted: dict[str, Any] = {"input_tokens": request.input_tokens}
             if "context_management" in request.body:
-                original = {"original_input_tokens": request.input_tokens}
+                cleared = sum(edit["cleared_input_tokens"] for edit in request.applied_edits)
+                original = {"original_input_tokens": request.input_tokens + cleared}
                 counted["context_management"] = original
             return counted
         name = path.partition("/models")[2].strip("/")
@@ -229,8 +233,9 @@ class MessagesFormat:
             (b"anthropic-organization-id", b"simulated"),
         )
 
-    def context_error(self, tokens: int, limit: int) -> ApiError:
+    def context_error(self, request: GenerationRequest, limit: int) -> ApiError:
         """Return the error for a conversation longer than the model's context."""
+        tokens = request.input_tokens
         return ApiError(400, f"prompt is too long: {tokens} tokens > {limit} maximum")
 
     def signature_error(self, request: GenerationRequest) -> ApiError:
@@ -256,7 +261,7 @@ class MessagesFormat:
         pairs = conversation.pairs.copy()
         pairs.replied([call_id for call_id, _, _ in reply.calls])
         conversation.pairs = pairs
-        kept = {name: request.body[name] for name in ("system", "tools") if name in request.body}
+        kept = {name: request.body[name] for name in _FIXED if name in request.body}
         root = held.root if held else f"msg_{reply.suffix}"
         return Held(conversation, held.body if held else kept, root)
 
@@ -293,8 +298,10 @@ class MessagesFormat:
             fold = held.conversation
         before = fold.pairs if fold is not None else None
         pairs = Pairing() if before is None else before.copy()
-        problem = _continue_problem(body) if held is not None else None
-        whole: Any = body if held is None else {**body, **held.body}
+        problem = _fingerprint_problem(body, held.body) if held and self._is_strict else None
+        whole: Any = body
+        if held is not None:
+            whole = body | {name: held.body[name] for name in _FIXED[:2] if name in held.body}
         if problem is None and self._is_strict:
             version = headers.get(b"anthropic-version", b"").decode("latin-1")
             betas = frozenset(_betas(headers))
@@ -322,6 +329,22 @@ class MessagesFormat:
                 "thread_unsupported_request",
                 unsupported=["context_management"],
             )
+        tokens = _input_tokens(conversation, whole.get("system"), whole.get("tools"))
+        applied: list[dict[str, Any]] = []
+        edits = (body.get("context_management") or {}).get("edits") or ()
+        if edits and self._is_strict:
+            problem = _compact_problem(edits, tokens)
+            if problem is not None:
+                return problem
+            if may_edit(edits, thoughts=conversation.thoughts, tokens=tokens):
+                if opened.fold is not None:
+                    raise Incomplete
+                shown, applied = edited(messages, edits, tokens)
+                conversation = conversation_of(shown)
+                tokens -= sum(edit["cleared_input_tokens"] for edit in applied)
+        servers = {server["name"]: server for server in body.get("mcp_servers") or ()}
+        offers = tuple(_offers([*(whole.get("tools") or ()), *conversation.added], servers))
+        listed = {offer.server for offer in offers}
         choice = body.get("tool_choice") or {}
         shape = (body.get("output_config") or {}).get("format") or body.get("output_format")
         thinking = (body.get("thinking") or {}).get("type")
@@ -330,8 +353,8 @@ class MessagesFormat:
             model,
             _with_system(conversation, whole.get("system")),
             body,
-            _input_tokens(conversation, whole.get("system"), whole.get("tools")),
-            tuple(_offers([*(whole.get("tools") or ()), *conversation.added])),
+            tokens,
+            offers,
             kind,
             choice.get("name", "") if kind == "tool" else "",
             not choice.get("disable_parallel_tool_use", False),
@@ -343,6 +366,8 @@ class MessagesFormat:
             held.root if held else _session_of(body.get("metadata") or {}),
             thread.get("previous_message_id", ""),
             held,
+            servers=[name for name in servers if name not in listed],
+            applied_edits=applied,
         )
 
     def whole(self, request: GenerationRequest, reply: GenerationReply) -> dict[str, Any]:
@@ -353,6 +378,12 @@ class MessagesFormat:
             shown = "" if thinking.get("display") == "omitted" else reply.thinking
             signature = signature_of(request.model, shown)
             content.append({"type": "thinking", "thinking": shown, "signature": signature})
+        for at, ran in enumerate(reply.server_calls):
+            call: dict[str, Any] = {"id": f"mcptoolu_{reply.suffix}{at:02d}", "name": ran.name}
+            call |= {"server_name": ran.server, "input": ran.arguments}
+            content.append({"type": "mcp_tool_use", **call})
+            told = {"tool_use_id": call["id"], "content": [{"type": "text", "text": ran.result}]}
+            content.append({"type": "mcp_tool_result", **told, "is_error": False})
         if reply.stop == "compaction":
             content = [{"type": "compaction", "content": reply.text}]
         elif reply.text:
@@ -377,7 +408,7 @@ class MessagesFormat:
             },
         }
         if "context_management" in request.body:
-            message["context_management"] = {"applied_edits": []}
+            message["context_management"] = {"applied_edits": list(request.applied_edits)}
         return message
 
     def events(self, request: GenerationRequest, reply: GenerationReply) -> Iterator[StreamEvent]:
@@ -427,8 +458,10 @@ def events_of(
 
 def _deltas_of(block: Block, inputs: Iterator[str]) -> tuple[Block, list[Block]]:
     kind = block["type"]
-    if kind == "tool_use":
-        text = next(inputs, None)
+    if kind == "mcp_tool_result":
+        return block, []
+    if kind in ("tool_use", "mcp_tool_use"):
+        text = next(inputs, None) if kind == "tool_use" else None
         pieces = json_pieces(orjson.dumps(block["input"]).decode() if text is None else text)
         deltas = [{"type": "input_json_delta", "partial_json": p} for p in ("", *pieces)]
         return {**block, "input": {}}, deltas
@@ -471,14 +504,46 @@ def models_page(after_id: str, limit: int) -> dict[str, Any]:
     }
 
 
-def _continue_problem(body: Mapping[str, Any]) -> ApiError | None:
-    repeated = [name for name in ("system", "tools") if name in body]
-    if repeated:
-        return ApiError(
-            400,
-            f"{repeated[0]}: the thread keeps the one it was created with; leave it out of a "
-            "request with thread.type 'continue'",
-        )
+def _fingerprint_problem(body: Mapping[str, Any], created: Mapping[str, Any]) -> ApiError | None:
+    differing = [
+        name
+        for at, name in enumerate(_FIXED)
+        if not (at < 2 and _fingerprint(body.get(name)) is None)
+        and _fingerprint(body.get(name)) != _fingerprint(created.get(name))
+    ]
+    if not differing:
+        return None
+    return _thread_error(
+        f"thread: the request differs from the thread in differing field(s): "
+        f"{', '.join(differing)}. Send the stored values, or send the full conversation with "
+        'thread: {"type": "create"} to change them.',
+        "thread_fingerprint_mismatch",
+    )
+
+
+def _fingerprint(value: Any) -> Any:
+    """What of a field must stay the same: not the cache marks, nor what is different each time."""
+    if isinstance(value, list):
+        kept = [_fingerprint(one) for one in value if not _is_billing(one)]
+        return kept or None
+    if isinstance(value, dict):
+        return {name: _fingerprint(one) for name, one in value.items() if name != "cache_control"}
+    return value or None
+
+
+def _is_billing(block: Any) -> bool:
+    return isinstance(block, dict) and str(block.get("text", "")).startswith(_BILLING)
+
+
+def _compact_problem(edits: Sequence[Mapping[str, Any]], tokens: int) -> ApiError | None:
+    for at, edit in enumerate(edits):
+        trigger = (edit.get("trigger") or {}).get("value", COMPACT_TRIGGER_TOKENS)
+        if edit["type"].startswith("compact_") and tokens > trigger:
+            return ApiError(
+                400,
+                f"context_management.edits.{at}: the API would compact {tokens} tokens here, which "
+                "is not simulated: raise the trigger, or ask for a summary with `compaction`",
+            )
     return None
 
 
@@ -517,13 +582,25 @@ def _betas(headers: Mapping[bytes, bytes]) -> list[str]:
     return [name.strip() for name in names if name.strip()]
 
 
-def _offers(tools: Sequence[Mapping[str, Any]]) -> Iterator[ToolOffer]:
+def _offers(
+    tools: Sequence[Mapping[str, Any]], servers: Mapping[str, Mapping[str, Any]]
+) -> Iterator[ToolOffer]:
+    """Yield the tools that can be called: the client's, and the listed ones of tool servers."""
     for tool in tools:
-        kind = tool.get("type") or "custom"
-        if kind == "custom" or "input_schema" in tool:
-            yield ToolOffer(tool["name"], tool.get("input_schema"))
-        elif kind.startswith(_CLIENT_TOOLS):
-            yield ToolOffer(tool["name"], _COMMAND)
+        if tool.get("type") == "mcp_toolset":
+            enabled = (tool.get("default_config") or {}).get("enabled") is not False
+            configs = tool.get("configs") or {}
+            listed = {one["name"]: one.get("input_schema") for one in tool.get("tools") or ()}
+            for name in dict.fromkeys((*listed, *configs)):
+                if (configs.get(name) or {}).get("enabled", enabled):
+                    yield ToolOffer(name, listed.get(name), tool["mcp_server_name"])
+        elif is_callable(tool):
+            schema = tool.get("input_schema") if "input_schema" in tool else None
+            is_known = (tool.get("type") or "custom") == "custom" or schema is not None
+            yield ToolOffer(tool["name"], schema if is_known else _COMMAND)
+    for name, server in servers.items():
+        for allowed in (server.get("tool_configuration") or {}).get("allowed_tools") or ():
+            yield ToolOffer(allowed, None, name)
 
 
 def _with_system(conversation: Conversation, system: Any) -> Conversation:

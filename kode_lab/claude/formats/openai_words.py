@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kode_lab.claude.formats.seam import ApiError, ToolOffer, bearer_of
+from kode_lab.claude.formats.options import problem_with_options
+from kode_lab.claude.formats.seam import ApiError, GenerationRequest, ToolOffer, bearer_of
 
 __all__ = [
     "MODELS",
@@ -17,6 +18,7 @@ __all__ = [
     "key_problem",
     "model_answer",
     "offers_of",
+    "option_problem",
     "text_of_parts",
     "wrong",
 ]
@@ -63,12 +65,31 @@ def wrong(param: str, sentence: str, code: str | None = None) -> ApiError:
     return ApiError(400, sentence, code=code, param=param)
 
 
-def context_error(tokens: int, limit: int, param: str) -> ApiError:
+def option_problem(api: str, body: Any) -> ApiError | None:
+    """Return the error for the first option that is unknown, not simulated or of a wrong type."""
+    if not isinstance(body, dict):
+        return ApiError(400, "The request body must be a JSON object")
+    if not isinstance(body.get("model"), str) or not body["model"]:
+        return wrong("model", "Missing required parameter: 'model'.", "missing_required_parameter")
+    problem = problem_with_options(api, body)
+    if problem is None:
+        return None
+    name = problem.name
+    sentence, code = {
+        "unknown": (f"Unknown parameter: '{name}'.", "unknown_parameter"),
+        "refused": (problem.sentence, "unsupported_parameter"),
+        "type": (f"Invalid type for '{name}': expected {problem.expected}.", "invalid_type"),
+        "range": (f"Invalid '{name}': expected a value >= 1.", "integer_below_min_value"),
+    }[problem.kind]
+    return wrong(name, sentence, code)
+
+
+def context_error(request: GenerationRequest, limit: int, param: str) -> ApiError:
     """Return the error for a conversation longer than the model's context."""
     return wrong(
         param,
         f"This model's maximum context length is {limit} tokens. However, your messages resulted "
-        f"in {tokens} tokens. Please reduce the length of the messages.",
+        f"in {request.input_tokens} tokens. Please reduce the length of the messages.",
         "context_length_exceeded",
     )
 

@@ -255,15 +255,18 @@ class ResponsesFormat:
         """Return the headers that every answer of this API has."""
         return ((b"x-request-id", request_id.encode()), (b"openai-version", b"2020-10-01"))
 
-    def context_error(self, tokens: int, limit: int) -> ApiError:
+    def context_error(self, request: GenerationRequest, limit: int) -> ApiError:
         """Return the error for a conversation longer than the model's context."""
-        del tokens, limit
-        return words.wrong(
-            "input",
+        sentence = (
             "Your input exceeds the context window of this model. Please adjust your input and "
-            "try again.",
-            "context_length_exceeded",
+            "try again."
         )
+        if request.body.get("truncation") == "auto":
+            sentence = (
+                f"{sentence} The API would drop items ('truncation'), which is not simulated "
+                f"beyond {limit} tokens."
+            )
+        return words.wrong("input", sentence, "context_length_exceeded")
 
     def signature_error(self, request: GenerationRequest) -> ApiError:
         """Return the error for signed thinking that is refused."""
@@ -337,11 +340,15 @@ class ResponsesFormat:
         shape = (body.get("text") or {}).get("format") or {}
         size = size_of((body.get("instructions"), body.get("tools"))) + conversation.size_chars
         reasoning = body.get("reasoning") or {}
+        tokens = size // 4 + 4 * conversation.count
+        problem = _compact_problem(body, tokens) if self._is_strict else None
+        if problem is not None:
+            return problem
         return GenerationRequest(
             body["model"],
             conversation,
             body,
-            size // 4 + 4 * conversation.count,
+            tokens,
             tools,
             choice,
             forced,
@@ -455,16 +462,11 @@ class ResponsesFormat:
 
 
 def _plain_problem(body: Any) -> ApiError | None:
-    if not isinstance(body, dict):
-        return ApiError(400, "The request body must be a JSON object")
-    if not isinstance(body.get("model"), str) or not body["model"]:
-        return words.wrong(
-            "model", "Missing required parameter: 'model'.", "missing_required_parameter"
-        )
+    problem = words.option_problem("responses", body)
+    if problem is not None:
+        return problem
     given = body.get("input")
-    if not isinstance(given, (str, list, type(None))) or (
-        isinstance(given, list) and not all(isinstance(item, dict) for item in given)
-    ):
+    if isinstance(given, list) and not all(isinstance(item, dict) for item in given):
         return words.wrong(
             "input", "Invalid type for 'input': expected a string or an array of items"
         )
@@ -472,25 +474,30 @@ def _plain_problem(body: Any) -> ApiError | None:
         return words.wrong(
             "input", "Missing required parameter: 'input'.", "missing_required_parameter"
         )
-    tools = body.get("tools")
-    if tools is not None and not (
-        isinstance(tools, list)
-        and all(
-            isinstance(tool, dict)
-            and (tool.get("type") != "function" or isinstance(tool.get("name"), str))
-            and isinstance(tool.get("type"), str)
-            for tool in tools
-        )
+    if not all(
+        isinstance(tool, dict)
+        and (tool.get("type") != "function" or isinstance(tool.get("name"), str))
+        and isinstance(tool.get("type"), str)
+        for tool in body.get("tools") or ()
     ):
         return words.wrong("tools", "Invalid 'tools': each needs a type, and a function a name")
-    limit = body.get("max_output_tokens")
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-        return words.wrong("max_output_tokens", "Invalid 'max_output_tokens': expected 1 or more")
-    if not isinstance(body.get("include") or [], list):
-        return words.wrong("include", "Invalid type for 'include': expected an array of strings")
-    for name in ("text", "reasoning", "metadata"):
-        if not isinstance(body.get(name) or {}, dict):
-            return words.wrong(name, f"Invalid type for '{name}': expected an object")
+    if "message.output_text.logprobs" in (body.get("include") or ()):
+        return words.wrong(
+            "include", "message.output_text.logprobs is not simulated", "unsupported_parameter"
+        )
+    return None
+
+
+def _compact_problem(body: Mapping[str, Any], tokens: int) -> ApiError | None:
+    for edit in body.get("context_management") or ():
+        threshold = edit.get("compact_threshold")
+        if threshold is not None and tokens > threshold:
+            return words.wrong(
+                "context_management",
+                f"the API would compact {tokens} tokens here, which is not simulated: raise "
+                "compact_threshold",
+                "unsupported_parameter",
+            )
     return None
 
 

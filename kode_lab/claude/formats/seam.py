@@ -25,6 +25,7 @@ __all__ = [
     "GenerationReply",
     "GenerationRequest",
     "Held",
+    "ServerCall",
     "StreamEvent",
     "ToolOffer",
     "WireFormat",
@@ -66,10 +67,16 @@ class ApiError(NamedTuple):
 
 
 class ToolOffer(NamedTuple):
-    """A tool that the model may call: its name, and the JSON schema of its arguments."""
+    """A tool that the model may call.
+
+    Attributes:
+        schema: the JSON schema of its arguments.
+        server: the tool server that the API would ask; "" is a tool that the client runs.
+    """
 
     name: str
     schema: Any
+    server: str = ""
 
 
 class Held(NamedTuple):
@@ -100,6 +107,10 @@ class GenerationRequest(NamedTuple):
         parent: the earlier response that it continues, or "".
         body: the parsed body, for what only the format needs.
         base: what the server holds of the conversation that the request continues.
+        replies: how many are asked for, all alike.
+        servers: tool servers whose tools are not listed: any tool may be asked of them.
+        applied_edits: what context editing cleared, as the reply lists it.
+        is_array: whether a stream is one JSON array instead of events.
     """
 
     model: str
@@ -118,6 +129,19 @@ class GenerationRequest(NamedTuple):
     session: str = ""
     parent: str = ""
     base: Held | None = None
+    replies: int = 1
+    servers: Sequence[str] = ()
+    applied_edits: Sequence[Mapping[str, Any]] = ()
+    is_array: bool = False
+
+
+class ServerCall(NamedTuple):
+    """A call of a tool that the API runs itself, and its result."""
+
+    server: str
+    name: str
+    arguments: Mapping[str, Any]
+    result: str
 
 
 class GenerationReply(NamedTuple):
@@ -128,6 +152,7 @@ class GenerationReply(NamedTuple):
         calls: of each tool call its id's suffix, the tool's name, and the arguments as JSON text.
         stop: ``end_turn``, ``tool_use``, ``max_tokens``, ``stop_sequence``, ``refusal``, ...: the
             words of the Messages API, which has the most of them.
+        server_calls: tools that were called and answered before the text.
     """
 
     suffix: str
@@ -137,6 +162,7 @@ class GenerationReply(NamedTuple):
     output_tokens: int
     stop_sequence: str | None = None
     thinking: str = ""
+    server_calls: Sequence[ServerCall] = ()
 
 
 class StreamEvent(NamedTuple):
@@ -209,7 +235,7 @@ class WireFormat(Protocol):
         """Return the headers that every answer of this API has."""
         ...
 
-    def context_error(self, tokens: int, limit: int) -> ApiError:
+    def context_error(self, request: GenerationRequest, limit: int) -> ApiError:
         """Return the error for a conversation longer than the model's context."""
         ...
 

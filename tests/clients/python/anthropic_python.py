@@ -145,21 +145,77 @@ def _():
         raise AssertionError("a broken signature was accepted")
 
 
-@check("context_management, mcp_servers, count_tokens, models")
+@check("context_management: edits applied and counted")
+def _():
+    betas = ["context-management-2025-06-27"]
+    tool = {"name": "lookup", "input_schema": {"type": "object"}}
+    messages = [{"role": "user", "content": "begin"}]
+    for number in range(6):
+        call = {"type": "tool_use", "id": f"toolu_{number}", "name": "lookup", "input": {}}
+        result = {"type": "tool_result", "tool_use_id": call["id"], "content": "long " * 100}
+        messages += [
+            {"role": "assistant", "content": [call]},
+            {"role": "user", "content": [result]},
+        ]
+    edit = {
+        "type": "clear_tool_uses_20250919",
+        "trigger": {"type": "tool_uses", "value": 5},
+        "keep": {"type": "tool_uses", "value": 2},
+    }
+    asked = {"model": MODEL, "messages": messages, "tools": [tool], "betas": betas}
+    asked["context_management"] = {"edits": [edit]}
+    reply = client.beta.messages.create(**asked, max_tokens=100)
+    (applied,) = reply.context_management.applied_edits
+    assert (applied.type, applied.cleared_tool_uses) == (edit["type"], 4)
+    counted = client.beta.messages.count_tokens(**asked)
+    original = counted.context_management.original_input_tokens
+    assert original - counted.input_tokens == applied.cleared_input_tokens > 0
+    with client.beta.messages.stream(**asked, max_tokens=100) as stream:
+        streamed = stream.get_final_message()
+    assert streamed.context_management.applied_edits[0].cleared_tool_uses == 4
+
+
+@check("mcp_servers: a tool used and answered within the reply, streamed and not")
+def _():
+    asked = {
+        "model": MODEL,
+        "max_tokens": 300,
+        "messages": [{"role": "user", "content": "use tool search"}],
+        "betas": ["mcp-client-2025-11-20"],
+        "mcp_servers": [{"type": "url", "url": "https://example.org", "name": "wiki"}],
+        "tools": [{"type": "mcp_toolset", "mcp_server_name": "wiki"}],
+    }
+    with client.beta.messages.stream(**asked) as stream:
+        streamed = stream.get_final_message()
+    for reply in (client.beta.messages.create(**asked), streamed):
+        use, result, text = reply.content
+        assert (use.type, use.name, use.server_name) == ("mcp_tool_use", "search", "wiki")
+        assert result.type == "mcp_tool_result"
+        assert result.tool_use_id == use.id
+        assert text.type == "text"
+
+
+@check("thread: a changed field is thread_fingerprint_mismatch")
+def _():
+    asked = {"model": MODEL, "max_tokens": 100, "betas": ["message-threads-2026-08-12"]}
+    messages = [{"role": "user", "content": "hello"}]
+    first = client.beta.messages.create(
+        **asked, messages=messages, system="Be brief.", thread={"type": "create"}
+    )
+    again = {"type": "continue", "previous_message_id": first.id}
+    config = {"effort": "low"}
+    try:
+        client.beta.messages.create(**asked, messages=messages, thread=again, output_config=config)
+    except anthropic.types.ThreadFingerprintMismatchError as error:
+        assert "output_config" in str(error)
+    else:
+        raise AssertionError("a changed field was accepted")
+    client.beta.messages.create(**asked, messages=messages, thread=again, system="Be brief.")
+
+
+@check("count_tokens, models")
 def _():
     asked = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}]}
-    client.beta.messages.create(
-        **asked,
-        max_tokens=100,
-        betas=["context-management-2025-06-27"],
-        context_management={"edits": [{"type": "clear_tool_uses_20250919"}]},
-    )
-    client.beta.messages.create(
-        **asked,
-        max_tokens=100,
-        betas=["mcp-client-2025-11-20"],
-        mcp_servers=[{"type": "url", "url": "https://example.org", "name": "s"}],
-    )
     assert client.messages.count_tokens(**asked).input_tokens > 0
     assert client.models.retrieve("house/model").id == "house/model"
     assert len(list(client.models.list())) >= 3
