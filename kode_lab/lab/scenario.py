@@ -128,6 +128,11 @@ class TurnScript(NamedTuple):
             for call in self.calls
         )
 
+    @property
+    def first_s(self) -> float:
+        """When the first token of the last reply comes."""
+        return self._replace(calls=self.calls[:-1]).took_s + self.calls[-1].first_s
+
 
 class Ask(NamedTuple):
     """One turn to be asked.
@@ -150,12 +155,17 @@ class Ask(NamedTuple):
 
 
 class Client(NamedTuple):
-    """Somebody who asks one turn after another, from ``start_s`` on and not after ``end_s``."""
+    """Somebody who asks one turn after another, from ``start_s`` on and not after ``end_s``.
+
+    Attributes:
+        follows: a client whose last turn must have ended before: the same user, a phase earlier.
+    """
 
     name: str
     start_s: float
     asks: tuple[Ask, ...]
     end_s: float = math.inf
+    follows: str = ""
 
 
 class ToolUse(Value):
@@ -233,6 +243,7 @@ class Phase(Value):
         users: how many ask at the end of the ramp; None keeps those of the phase before.
         ramp_s: how long it takes until they are all there (or gone).
         rate_per_s: turns arrive at random times, so many a second, answered or not.
+        prompts: what is asked in this phase; without any, the prompts of the whole.
     """
 
     name: str = Field(pattern=r"^[\w .-]{1,60}$")
@@ -242,6 +253,7 @@ class Phase(Value):
     rate_per_s: float = Field(
         default=0.0, ge=0, le=100_000, validation_alias=AliasChoices("rate", "rate_per_s")
     )
+    prompts: tuple[Prompt, ...] = ()
 
 
 def _client_json(clients: tuple[Client, ...]) -> list[dict[str, Any]]:
@@ -381,7 +393,8 @@ class Scenario(Value):
             ask.script or ask.is_refused for client in self.clients_given for ask in client.asks
         ):
             return True
-        given = [one for one in self.prompts if isinstance(one, Prompt)]
+        asked = (*self.prompts, *(one for phase in self.phases for one in phase.prompts))
+        given = [one for one in asked if isinstance(one, Prompt)]
         return bool(self.faults) or any(prompt.is_scripted for prompt in given)
 
     @property
@@ -469,21 +482,33 @@ class Scenario(Value):
         return cls(**fields)
 
     def _asks(
-        self, key: SessionKey, count: int, draw: random.Random, numbers: dict[SessionKey, int]
+        self,
+        key: SessionKey,
+        count: int,
+        draw: random.Random,
+        numbers: dict[SessionKey, int],
+        prompts: tuple[str | Prompt, ...] = (),
     ) -> tuple[Ask, ...]:
         asks = []
         for _ in range(count):
             pause_s = self.think.draw(draw) if self.think else draw.uniform(*self.think_s)
-            asks.append(self._ask(key, numbers[key], pause_s, draw))
+            asks.append(self._ask(key, numbers[key], pause_s, draw, prompts or self.prompts))
             numbers[key] += 1
         return tuple(asks)
 
-    def _ask(self, key: SessionKey, number: int, pause_s: float, draw: random.Random) -> Ask:
+    def _ask(
+        self,
+        key: SessionKey,
+        number: int,
+        pause_s: float,
+        draw: random.Random,
+        prompts: tuple[str | Prompt, ...],
+    ) -> Ask:
         marker = marker_of(key, number, seed=self.seed)
-        prompt: str | Prompt = self.prompts[number % len(self.prompts)]
-        if any(isinstance(one, Prompt) for one in self.prompts):
-            weights = [one.weight if isinstance(one, Prompt) else 1.0 for one in self.prompts]
-            (prompt,) = draw.choices(self.prompts, weights)
+        prompt: str | Prompt = prompts[number % len(prompts)]
+        if any(isinstance(one, Prompt) for one in prompts):
+            weights = [one.weight if isinstance(one, Prompt) else 1.0 for one in prompts]
+            (prompt,) = draw.choices(prompts, weights)
         fault = self._fault(draw)
         if isinstance(prompt, str):
             prompt = Prompt(text=prompt)
@@ -510,15 +535,17 @@ class Scenario(Value):
         keys = list(numbers)
         begin_s, before = 0.0, 0
         mean_s = self.think.mean if self.think else sum(self.think_s) / 2
-        given = [p if isinstance(p, Prompt) else Prompt(text=p) for p in self.prompts]
-        turn_s = max(0.02, mean_s + min(prompt.expected_s(self.profile) for prompt in given))
+        latest: dict[str, str] = {}
         for phase in self.phases:
+            asked = phase.prompts or self.prompts
+            given = [p if isinstance(p, Prompt) else Prompt(text=p) for p in asked]
+            turn_s = max(0.02, mean_s + min(prompt.expected_s(self.profile) for prompt in given))
             end_s = begin_s + phase.for_s
             if phase.rate_per_s:
                 at_s = begin_s + draw.expovariate(phase.rate_per_s)
                 while at_s < end_s:
                     key = draw.choice(keys)
-                    (ask,) = self._asks(key, 1, draw, numbers)
+                    (ask,) = self._asks(key, 1, draw, numbers, phase.prompts)
                     ask = ask._replace(pause_s=0.0)
                     yield Client(f"{phase.name}/{ask.turn_id}", at_s / self.speed, (ask,))
                     at_s += draw.expovariate(phase.rate_per_s)
@@ -538,12 +565,16 @@ class Scenario(Value):
                 own = keys[user * self.sessions : (user + 1) * self.sessions]
                 for key in own:
                     for at in range(self.clients):
+                        who = f"{key.lock_name}/{at}"
+                        name = f"{phase.name}/{who}"
                         yield Client(
-                            f"{phase.name}/{key.lock_name}/{at}",
+                            name,
                             from_s / self.speed,
-                            self._asks(key, count, draw, numbers),
+                            self._asks(key, count, draw, numbers, phase.prompts),
                             until_s / self.speed,
+                            latest.get(who, ""),
                         )
+                        latest[who] = name
             begin_s, before = end_s, users
 
 

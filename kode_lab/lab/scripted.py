@@ -41,6 +41,10 @@ __all__ = [
 _LIMITS = "step_limit = 1000\ndeadline_s = 86400\ntool_timeout_s = 86400\nqueue_limit = 1000000\n"
 
 
+# A streamed answer comes in at most so many pieces.
+_PIECES_LIMIT = 64
+
+
 class ScriptedModel:
     """A ``message.Model`` that follows the scripts given, and asks another model for the rest.
 
@@ -74,8 +78,15 @@ class ScriptedModel:
         call = script.calls[min(at, len(script.calls) - 1)]
         is_last = not call.tools
         await _until(began_s + call.first_s / self._speed)
+        text = f"Done. {echo_of(*shown)}"
         if is_last and on_text is not None:
-            on_text("Done. ")
+            # So many pieces as there are tokens, evenly; the last one comes when it is due.
+            count = max(2, min(call.output_tokens, _PIECES_LIMIT, len(text)))
+            step_s = (call.took_s - call.first_s) / (count - 1) / self._speed
+            for piece in range(count - 1):
+                await _until(began_s + call.first_s / self._speed + piece * step_s)
+                on_text(text[piece])
+            text_left = text[count - 1 :]
         await _until(began_s + call.took_s / self._speed)
         if is_last and script.fails:
             raise ModelUnavailable("503: the script says that the model's service fails here")
@@ -94,9 +105,8 @@ class ScriptedModel:
             for place, tool in enumerate(call.tools)
         ]
         if is_last:
-            text = f"Done. {echo_of(*shown)}"
             if on_text is not None:
-                on_text(text.removeprefix("Done. "))
+                on_text(text_left)
             content = [{"type": "text", "text": text}]
         return Reply(
             tuple(content),
@@ -191,11 +201,7 @@ def agents_for(
 
 
 class ScriptedTarget:
-    """Our manager behind a gateway that refuses some turns, and notes when first words come.
-
-    Attributes:
-        first_ns: when the first text of each turn's answer came, by turn id.
-    """
+    """Our manager behind a gateway that refuses some turns, and notes when pieces of text come."""
 
     def __init__(
         self,
@@ -209,7 +215,6 @@ class ScriptedTarget:
         ours = ManagerTarget(manager, book, strategy=strategy)
         self.declaration = ours.declaration
         self.history, self.effects = ours.history, ours.effects
-        self.first_ns: dict[str, int] = {}
         self._ours = ours
         self._manager = manager
         self._strategy = cast("Strategy | None", strategy or None)  # the manager checks it
@@ -225,11 +230,13 @@ class ScriptedTarget:
         if not self._is_streamed:
             return await self._ours.turn(key, prompt, turn_id)
 
+        pieces_ns: list[int] = []
+
         def watch(event: TurnEvent) -> None:
             if event.kind == "text":
-                self.first_ns.setdefault(turn_id, time.monotonic_ns())
+                pieces_ns.append(time.monotonic_ns())
 
         reply = await self._manager.turn(
             key, prompt, turn_id=turn_id, strategy=self._strategy, on_event=watch
         )
-        return Answer("reply", reply.text, config=reply.config_version)
+        return Answer("reply", reply.text, config=reply.config_version, pieces_ns=tuple(pieces_ns))

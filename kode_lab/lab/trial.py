@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, field
@@ -105,6 +106,7 @@ class _Trial:
 
     Attributes:
         on_turn: is told of each turn when it is sent (``None``) and how it ended.
+        is_over: whether a client, by name, asked its last turn.
     """
 
     scenario: Scenario
@@ -117,6 +119,7 @@ class _Trial:
     ended: int = 0
     one_more: asyncio.Event = field(default_factory=asyncio.Event)
     is_up: asyncio.Event = field(default_factory=asyncio.Event)
+    is_over: dict[str, asyncio.Event] = field(default_factory=lambda: defaultdict(asyncio.Event))
 
     def note(self, outcome: str, *, is_last: bool) -> None:
         """Count a turn that was answered, or given up."""
@@ -288,6 +291,8 @@ async def _ask_all(trial: _Trial, client: Client, *, is_killed: bool) -> None:
     """Ask a client's turns one after another."""
     loop = asyncio.get_running_loop()
     await asyncio.sleep(max(0.0, trial.began_s + client.start_s - loop.time()))
+    if client.follows:
+        await trial.is_over[client.follows].wait()
     lives = 0
     for ask in client.asks:
         await asyncio.sleep(ask.pause_s)
@@ -312,6 +317,7 @@ async def _ask_all(trial: _Trial, client: Client, *, is_killed: bool) -> None:
                 break
             await asyncio.sleep(AGAIN_AFTER_S)
             await trial.is_up.wait()
+    trial.is_over[client.name].set()
 
 
 async def _kill(trial: _Trial, server: Killable, recorder: RunRecorder) -> None:

@@ -15,19 +15,22 @@ Idea: the two columns *reported | measured* of a replication study.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal, TypeAlias
 
 from kode_lab.errors import InvalidScenario
-from kode_lab.lab.times import seconds_in, shown_s
+from kode_lab.lab.times import shown_s
 from kode_lab.reports.evidence import Evidence, SeenTurn, evidence_in
 from kode_lab.reports.measures import (
     MEASURES,
     Measure,
     Measured,
     allowance_s,
+    amount_in,
+    bounds_of,
+    percentile,
     shown_value,
     statistic_of,
 )
@@ -48,14 +51,20 @@ Verdict: TypeAlias = Literal["holds", "violated", "inconclusive", "not applicabl
 
 # A figure over many turns with drawn times comes out a little different each time.
 _MANY_SHARE = 0.1
+# With fewer turns than this nothing is said about the error of drawing them.
+_SAMPLE_LEAST = 20
 # Late wake-ups of the loop add up over a turn; so many times their sum may explain a miss.
 _LATE_FACTOR = 3.0
-_SIZES_MB = {"kb": 1 / 1024, "mb": 1.0, "mib": 1.0, "gb": 1024.0, "gib": 1024.0, "b": 1 / 1048576}
 # What a report's own turns can contradict; the others need a run.
 _NOT_OF_A_REPORT = (
     *("stored_in", "result", "guarantee", "foreign_prompts", "beyond_model", "together", "memory"),
     *("memory_growth", "cpu", "open_files", "connections", "loop_lag", "overhead", "users"),
+    *("anomalies", "not_measured"),
 )
+
+
+_OF_PHASES = ("users_within", "rate_within")
+_NEED_SLO = (*_OF_PHASES, "within", "goodput", "apdex")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +109,14 @@ def finding(claims: Sequence[Claim]) -> str:
             return f"PASS: {count['holds']} of {judged} claims of the report hold{rest}"
 
 
-def claims_of(evidence: Evidence) -> tuple[Claim, ...]:
-    """Return every claim about one test, judged: those of its turns, then the others."""
+def claims_of(evidence: Evidence, others: Iterable[Evidence] = ()) -> tuple[Claim, ...]:
+    """Return every claim about one test, judged: those of its turns, then the others.
+
+    Args:
+        others: of the report's other tests, for claims that compare with one.
+    """
     test = evidence.test
+    among = {one.test.name: one for one in others}
     placed = placed_turns(test)
     specs = [spec for one in placed for spec in _of_turn(one)]
     kept = [spec for one in placed for spec in _of_storage(one)]
@@ -111,7 +125,7 @@ def claims_of(evidence: Evidence) -> tuple[Claim, ...]:
     rest = [spec for spec in test.claims if spec.measure != "arrival_gap"]
     waits = {one.name: one for one in placed if one.waited_other_s and not one.turn.model}
     return tuple(
-        _doubted(_judged(spec, evidence), waits.get(spec.where.turn), spec)
+        _doubted(_judged(spec, evidence, among), waits.get(spec.where.turn), spec)
         for spec in (*first, *specs, *rest, *kept)
     )
 
@@ -124,22 +138,25 @@ def check_claims(report: Report) -> None:
     """
     for test in report.tests:
         for place, spec in enumerate(test.claims):
-            for one in (spec, *([spec.slo] if spec.slo is not None else [])):
-                where = f"{test.name}.claims[{place}]"
-                measure = MEASURES.get(one.measure)
-                if one.measure == "users_within":
-                    if one.slo is None:
-                        raise InvalidScenario(f"{where}: users_within needs slo = {{measure, ...}}")
+            where = f"{test.name}.claims[{place}]"
+            if spec.measure in _NEED_SLO and not spec.slo:
+                raise InvalidScenario(f"{where}: {spec.measure} needs slo = {{measure, ...}}")
+            compared = "" if spec.compared_with is None else spec.compared_with.test
+            if compared and compared not in (one.name for one in report.tests):
+                raise InvalidScenario(f"{where}: there is no test {compared!r:.60} to compare with")
+            for one in (spec, *spec.slo):
+                if one.measure in _OF_PHASES:
                     continue
+                measure = MEASURES.get(one.measure)
                 if measure is None:
                     raise InvalidScenario(
                         f"{where}: there is no measure {one.measure!r:.60}: use one of "
-                        f"{', '.join(MEASURES)}, users_within"
+                        f"{', '.join((*MEASURES, *_OF_PHASES))}"
                     )
                 try:
                     statistic_of(one.statistic or measure.statistic, [1.0])
                     if one.measure not in ("outcome", "result", "stored_in"):
-                        _bounds(one, measure)
+                        bounds_of(one, measure.unit)
                 except ValueError as error:
                     raise InvalidScenario(f"{where}: {error}") from None
 
@@ -175,7 +192,7 @@ def _among(test: Test) -> Iterator[str]:  # noqa: C901 - a list of checks
         if spec.measure in ("outcome", "result", "stored_in"):
             continue
         name = spec.statistic or measure.statistic
-        value = _amount(spec.is_, spec, measure.unit)
+        value = amount_in(spec.is_, spec, measure.unit)
         if spec.where == Where():
             known[f"{name} {spec.measure}"] = value
         share = {"min": 0.0, "median": 0.5, "max": 1.0}.get(name)
@@ -285,6 +302,8 @@ def _chosen(turns: Sequence[SeenTurn], where: Where) -> list[SeenTurn]:
             and where.turn in ("", turn.name)
             and where.phase in ("", turn.phase)
             and where.prompt in turn.prompt
+            and (where.start is None or turn.sent_s >= where.start)
+            and (where.end is None or turn.sent_s < where.end)
             and where.outcome in (None, turn.outcome)
             and where.index in (None, turn.number)
             and (where.index_from is None or turn.number >= where.index_from)
@@ -294,9 +313,11 @@ def _chosen(turns: Sequence[SeenTurn], where: Where) -> list[SeenTurn]:
     return [turn for turn in turns if fits(turn)]
 
 
-def _judged(spec: ClaimSpec, evidence: Evidence) -> Claim:  # noqa: C901, PLR0911 - in order
-    if spec.measure == "users_within":
-        return _users_within(spec, evidence)
+def _judged(  # noqa: C901, PLR0911, PLR0912 - in order
+    spec: ClaimSpec, evidence: Evidence, among: Mapping[str, Evidence] = {}
+) -> Claim:
+    if spec.measure in _OF_PHASES:
+        return _most_within(spec, evidence)
     measure = MEASURES[spec.measure]
     if spec.where.tool and not spec.name:
         spec = spec.model_copy(update={"name": spec.where.tool})
@@ -308,13 +329,18 @@ def _judged(spec: ClaimSpec, evidence: Evidence) -> Claim:  # noqa: C901, PLR091
     def claim(measured: str, verdict: Verdict) -> Claim:
         return Claim(evidence.test.name, what, reported, measured, verdict, measure.how)
 
+    if not found.values and spec.statistic == "sum" and turns and measure.unit == "":
+        # Turns that were refused did nothing.
+        is_none = all(turn.outcome == "refused" for turn in turns)
+        found = found._replace(values=[0.0] if is_none else [])
     if not found.values:
         return claim(*_unknown(spec, evidence, turns, found, measure))
     name = spec.statistic or measure.statistic
     value = statistic_of(name, found.values)
     unit = measure.unit
     if spec.compared_with is not None:
-        others = measure.of(evidence, _chosen(evidence.turns, spec.compared_with), spec)
+        beside = among.get(spec.compared_with.test, evidence)
+        others = measure.of(beside, _chosen(beside.turns, spec.compared_with), spec)
         if not others.values:
             return claim("there are no turns to compare with", "inconclusive")
         other = statistic_of(name, others.values)
@@ -331,7 +357,9 @@ def _judged(spec: ClaimSpec, evidence: Evidence) -> Claim:  # noqa: C901, PLR091
         verdict: Verdict = "holds" if found.holds else "violated"
         miss = max(found.values) - allowance_s(0.0)
     else:
-        verdict, miss = _compared(spec, measure, value, unit, len(found.values))
+        verdict, miss = _compared(spec, measure, value, unit, found.values)
+        if verdict == "inconclusive":
+            text += "; the usual tolerance of 50 ms is no test of so short a time: state tolerance"
     if verdict == "violated" and (busy := _busy(evidence, unit, miss, value)):
         return claim(f"{text}; {busy}", "inconclusive")
     few = _too_few(name, len(found.values), measure)
@@ -349,6 +377,8 @@ def _unknown(  # noqa: PLR0911 - one return a reason
 ) -> tuple[str, Verdict]:
     """Return why nothing was measured, and whether it could have been."""
     broken = next((turn for turn in turns if turn.outcome != "ok"), None)
+    if measure.unit == "any":
+        return found.text, "not applicable"
     if spec.measure == "guarantee":
         return found.text or "the judge cannot use this history", "inconclusive"
     if not turns:
@@ -364,36 +394,49 @@ def _unknown(  # noqa: PLR0911 - one return a reason
     return found.text or "not recorded", "inconclusive"
 
 
-def _users_within(spec: ClaimSpec, evidence: Evidence) -> Claim:
-    """Judge the most users within the service-level objective, phase by phase."""
-    assert spec.slo is not None
-    levels = sorted(evidence.users.items(), key=lambda level: level[1])
-    most, told = 0, []
-    for phase, users in levels:
-        about = spec.slo.where.model_copy(update={"phase": phase})
-        held = _judged(spec.slo.model_copy(update={"where": about}), evidence)
-        told.append(f"{users}: {held.measured}")
-        if held.verdict != "holds":
+def _most_within(spec: ClaimSpec, evidence: Evidence) -> Claim:
+    """Judge the most users, or the highest rate, for which the objective holds in a phase."""
+    is_rate = spec.measure == "rate_within"
+    load = evidence.test.load
+    levels: dict[str, float] = {**evidence.users}
+    if is_rate:
+        levels = {p.name: p.rate_per_s for p in load.phases if p.rate_per_s} if load else {}
+    most, told = 0.0, []
+    for phase, level in sorted(levels.items(), key=lambda one: one[1]):
+        held = [
+            _judged(
+                slo.model_copy(update={"where": slo.where.model_copy(update={"phase": phase})}),
+                evidence,
+            )
+            for slo in spec.slo
+        ]
+        told.append(f"{level:g}: {', '.join(one.measured for one in held)}")
+        if any(one.verdict != "holds" for one in held):
             break
-        most = users
-    what = spec.claim or f"most users within {_subject(spec.slo, MEASURES[spec.slo.measure])}"
-    how = MEASURES[spec.slo.measure].how
+        most = float(level)
+    objective = " and ".join(_subject(slo, MEASURES[slo.measure]) for slo in spec.slo)
+    what = spec.claim or f"most {'turns a second' if is_rate else 'users'} within {objective}"
+    how = MEASURES[spec.slo[0].measure].how
+    reported = spec.reported or _told(spec)
     if not levels:
-        return Claim(evidence.test.name, what, _told(spec), "there are no phases with users",
-                     "inconclusive", how)  # fmt: skip
-    measure = Measure("", "max", MEASURES["users"].of, how)
-    verdict, _ = _compared(spec, measure, float(most), "", len(evidence.turns))
-    return Claim(evidence.test.name, what, spec.reported or _told(spec),
-                 f"{most} ({'; '.join(told[-3:])})", verdict, how)  # fmt: skip
+        missing = f"there are no phases with {'a rate' if is_rate else 'users'}"
+        return Claim(evidence.test.name, what, reported, missing, "inconclusive", how)
+    unit = "per s" if is_rate else ""
+    measure = Measure(unit, "max", MEASURES["users"].of, how)
+    verdict, _ = _compared(spec, measure, most, unit, [most])
+    found = f"{shown_value(most, unit)} ({'; '.join(told[-3:])})"
+    return Claim(evidence.test.name, what, reported, found, verdict, how)
 
 
 def _compared(
-    spec: ClaimSpec, measure: Measure, value: float, unit: str, count: int
+    spec: ClaimSpec, measure: Measure, value: float, unit: str, values: Sequence[float]
 ) -> tuple[Verdict, float]:
     """Return the verdict on a value, and by how much it missed."""
-    low, high, is_open = _bounds(spec, measure, unit)
+    low, high, is_open = bounds_of(spec, unit)
     exact = spec.is_ is not None
-    slack = _slack(spec, measure, low if exact else None, unit, count)
+    slack = _slack(spec, measure, low if exact else None, unit, len(values))
+    if exact and unit != "share" and spec.tolerance is None and spec.compared_with is None:
+        slack = max(slack, _sampling_error(spec.statistic or measure.statistic, values))
     if spec.tolerance is not None and not exact:
         edge = high if math.isfinite(high) else low
         slack = spec.tolerance.around(edge if math.isfinite(edge) else 0.0)
@@ -406,6 +449,22 @@ def _compared(
     if exact and unit == "s" and spec.tolerance is None and 0 < low <= slack:
         return "inconclusive", 0.0
     return "holds", 0.0
+
+
+def _sampling_error(statistic: str, values: Sequence[float]) -> float:
+    """Return two standard errors of a mean, or as far as a percentile may be off by its ranks."""
+    count = len(values)
+    share = 0.5 if statistic == "median" else None
+    if statistic[:1] == "p":
+        share = float(statistic[1:]) / 100
+    if count < _SAMPLE_LEAST or (share is None and statistic not in ("mean", "average", "avg")):
+        return 0.0
+    if share is None:
+        return 2 * statistic_of("spread", values) / math.sqrt(count)
+    ranks = 2 * math.sqrt(share * (1 - share) / count)
+    middle = percentile(values, share)
+    low, high = (percentile(values, min(1.0, max(0.0, share + off))) for off in (-ranks, ranks))
+    return max(high - middle, middle - low)
 
 
 def _slack(spec: ClaimSpec, measure: Measure, bound: float | None, unit: str, count: int) -> float:
@@ -427,61 +486,6 @@ def _slack(spec: ClaimSpec, measure: Measure, bound: float | None, unit: str, co
         case _:
             is_count = measure.is_whole or count == 1
             return 0.0 if is_count and spec.compared_with is None else many
-
-
-def _bounds(
-    spec: ClaimSpec, measure: Measure, unit: str | None = None
-) -> tuple[float, float, bool]:
-    """Return the least and the most that a claim allows, and whether the most is excluded.
-
-    Raises:
-        ValueError: a value cannot be read.
-    """
-    unit = measure.unit if unit is None else unit
-    low, high = -math.inf, math.inf
-    if spec.is_ is not None:
-        low = high = _amount(spec.is_, spec, unit)
-    if spec.between is not None:
-        low, high = (_amount(one, spec, unit) for one in spec.between)
-    if spec.at_least is not None:
-        low = _amount(spec.at_least, spec, unit)
-    if spec.at_most is not None:
-        high = _amount(spec.at_most, spec, unit)
-    if spec.below is not None:
-        high = _amount(spec.below, spec, unit)
-    return low, high, spec.below is not None
-
-
-def _amount(value: float | str, spec: ClaimSpec, unit: str) -> float:
-    """Return a number in the measure's own unit.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
-    text = value.strip() if isinstance(value, str) else f"{value!r} {spec.unit}".strip()
-    lower = text.lower().lstrip("~≈<>= ")
-    if lower.endswith("%"):
-        number = seconds_in(lower.rstrip("% "))
-        if number is not None:
-            return number / 100
-    for size, factor in _SIZES_MB.items():
-        if (
-            unit == "MB"
-            and lower.endswith(size)
-            and (n := seconds_in(lower[: -len(size)])) is not None
-        ):
-            return n * factor
-    per = lower.partition("/")
-    if unit == "per s" and (number := seconds_in(per[0])) is not None:
-        return number / {"min": 60.0, "m": 60.0, "h": 3600.0, "hour": 3600.0}.get(
-            per[2].strip(), 1.0
-        )
-    number = seconds_in(lower.rstrip("x×").replace(",", "").removeprefix("$"))
-    if number is None and "-" in lower[:1] and (found := seconds_in(lower[1:])) is not None:
-        number = -found
-    if number is None:
-        raise ValueError(f"{text!r:.40} is no amount of {spec.measure} ({unit or 'a number'})")
-    return number
 
 
 def _too_few(statistic: str, count: int, measure: Measure) -> str:
@@ -522,6 +526,8 @@ def _subject(spec: ClaimSpec, measure: Measure) -> str:
     if compared is not None:
         other = ", ".join(f"{n} {v}" for n, v in compared.model_dump(exclude_defaults=True).items())
         against = f" against {other or 'all'}"
+    if spec.per != "turn":
+        statistic = f"{statistic} per {spec.per}".strip()
     words = [statistic, spec.measure.replace("_", " "), spec.name, f"({about})" if about else ""]
     return " ".join(word for word in words if word) + against
 

@@ -69,6 +69,8 @@ class SeenTurn(NamedTuple):
         sent_s: after the first sending of the test.
         at_work_s: when it held its session and went to work, for ``work_s``.
         planned_s: what it takes when nothing but model and tools take time.
+        pieces_s: when the pieces of a streamed answer came, after the sending.
+        retries: how many of its model calls failed and were made again.
         foreign: prompts of other sessions that its model was shown.
         is_traced: the system's own steps are known.
         real_s: what was measured, before the speed was taken out.
@@ -96,6 +98,8 @@ class SeenTurn(NamedTuple):
     tools: tuple[SeenTool, ...] | None = None
     input_tokens: int | None = None
     output_tokens: int | None = None
+    pieces_s: tuple[float, ...] = ()
+    retries: int | None = None
     foreign: int | None = None
     is_traced: bool = True
     real_s: float = 0.0
@@ -307,7 +311,16 @@ def _seen(
         [s.attributes[name] for s in asks if s.attributes.get(name) is not None]
         for name in ("gen_ai.usage.input_tokens", "gen_ai.usage.output_tokens")
     ]
-    first_s = facts.get("first_token_s")
+    pieces_s = tuple(facts.get("pieces_s", ()))
+    if pieces_s and planned_s is not None and facts.get("first_s") is not None:
+        # Each piece has its due time; what it was late is not the model's.
+        gap_s = (planned_s - facts["first_s"]) / max(1, len(pieces_s) - 1)
+        due_s = [(facts["first_s"] + gap_s * at) / speed for at in range(len(pieces_s))]
+        pieces_s = tuple(
+            at_s + stretch * (due + own_ns / 1e9) for at_s, due in zip(pieces_s, due_s, strict=True)
+        )
+    else:
+        pieces_s = tuple(at_s * speed for at_s in pieces_s)
     return SeenTurn(
         name=str(facts.get("name", view.turn_id.partition("/")[2])),
         key=view.key,
@@ -327,7 +340,9 @@ def _seen(
         else (view.whole.end_ns - held_ns) / 1e9 + stretch * slept_s,
         planned_s=planned_s,
         # The time to the first token is the model's, but for the little that is ours.
-        first_token_s=None if first_s is None else first_s * speed,
+        first_token_s=pieces_s[0] if pieces_s else None,
+        pieces_s=pieces_s,
+        retries=len(view.steps_named("ask")) - len(asks) if is_traced else None,
         wait_own_s=own_ns / 1e9 * speed if is_traced else None,
         wait_other_s=(waited_ns - own_ns) / 1e9 if is_traced else None,
         load_s=view.time_in("load") / 1e9 if is_traced else None,

@@ -11,17 +11,29 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from statistics import fmean, median, pstdev
 from typing import NamedTuple
 
-from kode_lab.lab.times import shown_s
+from kode_lab.lab.times import seconds_in, shown_s
 from kode_lab.reports.evidence import MESSAGES, Evidence, SeenTool, SeenTurn
 from kode_lab.reports.report import ClaimSpec
 
-__all__ = ["MEASURES", "Measure", "Measured", "allowance_s", "percentile", "statistic_of"]
+__all__ = [
+    "MEASURES",
+    "Measure",
+    "Measured",
+    "allowance_s",
+    "amount_in",
+    "bounds_of",
+    "percentile",
+    "statistic_of",
+]
 
 # Ours may take this much on top of the model's own time: one per cent, or 50 ms for short turns.
 _ALLOWED_SHARE, _ALLOWED_S = 0.01, 0.050
+# A free lock is taken in less time than this.
+_WAITED_S = 0.001
 
 
 class Measured(NamedTuple):
@@ -84,7 +96,7 @@ def statistic_of(name: str, values: Sequence[float]) -> float:
             return sum(values) if name == "sum" else min(values) if name == "min" else max(values)
         case "count":
             return float(len(values))
-        case "spread":
+        case "spread" | "std":
             return pstdev(values)
     if found := re.fullmatch(r"p([0-9]{1,2}(?:\.[0-9]+)?|100)", name):
         return percentile(values, float(found[1]) / 100)
@@ -92,6 +104,57 @@ def statistic_of(name: str, values: Sequence[float]) -> float:
         f"there is no statistic {name!r:.40}: use mean, median, p50 to p100, min, max, sum, count, "
         "spread"
     )
+
+
+def bounds_of(spec: ClaimSpec, unit: str) -> tuple[float, float, bool]:
+    """Return the least and the most that a claim allows, and whether the most is excluded.
+
+    Raises:
+        ValueError: a value cannot be read.
+    """
+    low, high = -math.inf, math.inf
+    if spec.is_ is not None:
+        low = high = amount_in(spec.is_, spec, unit)
+    if spec.between is not None:
+        low, high = (amount_in(one, spec, unit) for one in spec.between)
+    if spec.at_least is not None:
+        low = amount_in(spec.at_least, spec, unit)
+    if (most := spec.at_most if spec.below is None else spec.below) is not None:
+        high = amount_in(most, spec, unit)
+    return low, high, spec.below is not None
+
+
+def amount_in(value: float | str, spec: ClaimSpec, unit: str) -> float:
+    """Return a number in the measure's own unit; "+40 %" of a comparison is a ratio of 1.4.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    text = value.strip() if isinstance(value, str) else f"{value!r} {spec.unit}".strip()
+    lower = text.lower().lstrip("~≈<>= ").replace("／", "/")
+    sign, plain = (-1.0, lower[1:]) if lower[:1] in ("-", "−") else (1.0, lower.lstrip("+"))
+    number: float | None
+    if plain.endswith(("%", "％")):
+        if (number := seconds_in(plain[:-1].strip())) is not None:
+            is_change = spec.compared_with is not None and (sign < 0 or lower[:1] == "+")
+            return 1 + sign * number / 100 if is_change else sign * number / 100
+    elif unit == "MB" and (size := re.search(r"(?i)([kmgt]i?)?b$", plain)):
+        if (number := seconds_in(plain[: size.start()])) is not None:
+            return sign * number * 1024.0 ** ("_kmgt".index((size[1] or "_")[0]) - 2)
+    elif unit == "per s" and (found := re.fullmatch(r"([\d.,]+)[^/]*(?:/\s*(\w+))?", plain)):
+        per_s = {
+            "min": 60.0,
+            "m": 60.0,
+            "minute": 60.0,
+            "h": 3600.0,
+            "hour": 3600.0,
+            "day": 86_400.0,
+        }
+        return sign * float(found[1].replace(",", "")) / per_s.get(found[2] or "", 1.0)
+    number = seconds_in(re.sub(r"[x×倍$€¥, ]|(?<=\d)\s*(usd|eur|cny|rmb|元)$", "", plain))
+    if number is None:
+        raise ValueError(f"{text!r:.40} is no amount of {spec.measure} ({unit or 'a number'})")
+    return sign * number
 
 
 def _each(
@@ -105,10 +168,13 @@ def _each(
 ) -> Measure:
     """Return a measure with one value an answered turn (or any turn)."""
 
-    def of(_: Evidence, turns: Sequence[SeenTurn], __: ClaimSpec) -> Measured:
-        counted = [t for t in turns if of_all or t.outcome == "ok"]
-        found = [v for turn in counted if (v := value(turn)) is not None]
-        return Measured(found)
+    def of(_: Evidence, turns: Sequence[SeenTurn], spec: ClaimSpec) -> Measured:
+        sums: dict[object, float] = {}
+        for at, turn in enumerate(turns):
+            if (of_all or turn.outcome == "ok") and (one := value(turn)) is not None:
+                whole = {"turn": at, "session": turn.key, "user": turn.key.user_id}[spec.per]
+                sums[whole] = sums.get(whole, 0.0) + one
+        return Measured(list(sums.values()))
 
     return Measure(unit, statistic, of, how, is_models)
 
@@ -148,13 +214,39 @@ def _window_s(turns: Sequence[SeenTurn]) -> float:
 
 
 def _rate(value: Callable[[SeenTurn], float | None], how: str, *, of_all: bool = False) -> Measure:
-    def of(_: Evidence, turns: Sequence[SeenTurn], __: ClaimSpec) -> Measured:
+    """Return a measure with the rate over all, or one a second for statistics but the mean."""
+
+    def of(_: Evidence, turns: Sequence[SeenTurn], spec: ClaimSpec) -> Measured:
         counted = [t for t in turns if of_all or t.outcome == "ok"]
         window_s = _window_s(turns)
-        amounts = [v for turn in counted if (v := value(turn)) is not None]
-        return Measured([sum(amounts) / window_s] if window_s and amounts else [])
+        amounts = [(t.ended_s, v) for t in counted if (v := value(t)) is not None]
+        if not window_s or not amounts:
+            return Measured([])
+        if spec.statistic in ("", "mean", "average", "avg"):
+            whole = sum(amount for _, amount in amounts)
+            return Measured([whole / window_s / _owners(turns, spec)])
+        first_s = min(turn.sent_s for turn in turns)
+        seconds = [0.0] * math.ceil(window_s)
+        for ended_s, amount in amounts:
+            seconds[min(len(seconds) - 1, int(ended_s - first_s))] += amount
+        return Measured(seconds)
 
     return Measure("per s", "mean", of, how, is_models=True, is_whole=True)
+
+
+def _owners(turns: Sequence[SeenTurn], spec: ClaimSpec) -> int:
+    """Return among how many sessions or users a figure of the whole is shared."""
+    if spec.per == "turn":
+        return 1
+    return max(1, len({t.key if spec.per == "session" else t.key.user_id for t in turns}))
+
+
+def _open_at_once(span: Callable[[SeenTurn], tuple[float, float] | None], how: str) -> Measure:
+    def of(_: Evidence, turns: Sequence[SeenTurn], spec: ClaimSpec) -> Measured:
+        found = (span(turn) for turn in turns)
+        return Measured(_at_once([one for one in found if one is not None], spec.statistic))
+
+    return Measure("", "max", of, how, is_whole=True)
 
 
 def _at_once(spans: Iterable[tuple[float, float]], statistic: str) -> list[float]:
@@ -174,17 +266,83 @@ def _at_once(spans: Iterable[tuple[float, float]], statistic: str) -> list[float
     return [area / length if statistic in ("mean", "average", "avg") and length else float(most)]
 
 
-def _concurrency(_: Evidence, turns: Sequence[SeenTurn], spec: ClaimSpec) -> Measured:
-    spans = [(t.sent_s, t.ended_s) for t in turns if t.answer_s is not None]
-    return Measured(_at_once(spans, spec.statistic))
-
-
 def _sessions_held(_: Evidence, turns: Sequence[SeenTurn], spec: ClaimSpec) -> Measured:
     held: dict[object, tuple[float, float]] = {}
     for turn in turns:
         first, last = held.get(turn.key, (turn.sent_s, turn.ended_s))
         held[turn.key] = (min(first, turn.sent_s), max(last, turn.ended_s))
     return Measured(_at_once(list(held.values()), spec.statistic))
+
+
+def _session_time(_: Evidence, turns: Sequence[SeenTurn], __: ClaimSpec) -> Measured:
+    held: dict[object, list[SeenTurn]] = {}
+    for turn in turns:
+        held.setdefault(turn.key, []).append(turn)
+    return Measured([_window_s(own) for own in held.values() if _window_s(own)])
+
+
+def _in_order(_: Evidence, turns: Sequence[SeenTurn], __: ClaimSpec) -> Measured:
+    ended = [turn.ended_s for turn in turns if turn.answer_s is not None]
+    return Measured([float(first <= second) for first, second in pairwise(ended)])
+
+
+def _longest_gap(_: Evidence, turns: Sequence[SeenTurn], __: ClaimSpec) -> Measured:
+    ended = sorted(turn.ended_s for turn in turns if turn.answer_s is not None)
+    begun = min((turn.sent_s for turn in turns), default=0.0)
+    gaps = [second - first for first, second in pairwise([begun, *ended])]
+    return Measured([max(gaps)] if gaps else [])
+
+
+def _shares_within(evidence: Evidence, turns: Sequence[SeenTurn], spec: ClaimSpec) -> list[float]:
+    """Return by how much each turn exceeds its objectives: up to 1 keeps all of them.
+
+    A turn without an answer exceeds any; where an answered turn's value is not known, nothing is.
+    """
+    exceeds: list[float] = []
+    for turn in turns:
+        worst = 0.0 if turn.outcome == "ok" else math.inf
+        for slo in spec.slo if turn.outcome == "ok" else ():
+            measure = MEASURES[slo.measure]
+            found = measure.of(evidence, [turn], slo).values
+            low, high, is_open = bounds_of(slo, measure.unit)
+            if not found:
+                return []
+            for value in found:
+                is_kept = low <= value and (value < high if is_open else value <= high)
+                is_time = 0 < high < math.inf and value > 0
+                worst = max(worst, value / high if is_time else 0.0 if is_kept else math.inf)
+                worst = max(worst, 0.0 if is_kept else math.nextafter(1, 2))
+        exceeds.append(worst)
+    return exceeds
+
+
+def _within(evidence: Evidence, turns: Sequence[SeenTurn], spec: ClaimSpec) -> Measured:
+    return Measured([float(one <= 1) for one in _shares_within(evidence, turns, spec)])
+
+
+def _goodput(evidence: Evidence, turns: Sequence[SeenTurn], spec: ClaimSpec) -> Measured:
+    good, window_s = _within(evidence, turns, spec).values, _window_s(turns)
+    return Measured([sum(good) / window_s] if good and window_s else [])
+
+
+def _apdex(evidence: Evidence, turns: Sequence[SeenTurn], spec: ClaimSpec) -> Measured:
+    found = _shares_within(evidence, turns, spec)
+    return Measured(
+        [sum((one <= 1) + (one <= 4) for one in found) / 2 / len(found)] if found else []
+    )
+
+
+def _anomalies(evidence: Evidence, _: Sequence[SeenTurn], spec: ClaimSpec) -> Measured:
+    if evidence.verdict is None:
+        return Measured([])
+    counts = evidence.verdict.counts
+    found = {name: n for name, n in counts.items() if n and spec.name.lower() in name.lower()}
+    told = ", ".join(f"{count} {name}" for name, count in found.items())
+    return Measured([float(sum(found.values()))], told or "none found")
+
+
+def _not_measured(_: Evidence, __: Sequence[SeenTurn], spec: ClaimSpec) -> Measured:
+    return Measured([], f"{spec.name or spec.measure.replace('_', ' ')} is not measured here")
 
 
 def _arrival_gap(_: Evidence, turns: Sequence[SeenTurn], __: ClaimSpec) -> Measured:
@@ -264,17 +422,20 @@ def _tool_times(_: Evidence, turns: Sequence[SeenTurn], spec: ClaimSpec) -> Meas
     return Measured([tool.took_s for turn in turns for tool in _named(turn.tools, spec.name)])
 
 
-def _cost(evidence: Evidence, turns: Sequence[SeenTurn], _: ClaimSpec) -> Measured:
+def _cost(evidence: Evidence, turns: Sequence[SeenTurn], spec: ClaimSpec) -> Measured:
     price_in, price_out = evidence.prices
-    if not price_in and not price_out:
-        return Measured([])
-    return Measured(
-        [
-            ((t.input_tokens or 0) * price_in + (t.output_tokens or 0) * price_out) / 1e6
-            for t in turns
-            if t.input_tokens is not None or t.output_tokens is not None
-        ]
-    )
+
+    def cost(turn: SeenTurn) -> float | None:
+        if _tokens(turn) is None or not (price_in or price_out):
+            return None
+        return ((turn.input_tokens or 0) * price_in + (turn.output_tokens or 0) * price_out) / 1e6
+
+    return _each("", cost, "").of(evidence, turns, spec)
+
+
+def _cost_rate(evidence: Evidence, turns: Sequence[SeenTurn], spec: ClaimSpec) -> Measured:
+    costs, window_s = _cost(evidence, turns, spec).values, _window_s(turns)
+    return Measured([sum(costs) / window_s] if costs and window_s else [])
 
 
 def _medians(turns: Sequence[SeenTurn]) -> list[float]:
@@ -314,8 +475,13 @@ def _duration(_: Evidence, turns: Sequence[SeenTurn], __: ClaimSpec) -> Measured
 
 
 def _sampled(column: int, *, is_growth: bool = False) -> Callable[..., Measured]:
-    def of(evidence: Evidence, _: Sequence[SeenTurn], __: ClaimSpec) -> Measured:
-        values = [sample[column] for sample in evidence.machine.samples]
+    def of(evidence: Evidence, turns: Sequence[SeenTurn], spec: ClaimSpec) -> Measured:
+        samples = evidence.machine.samples
+        if turns and len(turns) < len(evidence.turns):
+            low_s, high_s = min(t.sent_s for t in turns), max(t.ended_s for t in turns)
+            samples = tuple(s for s in samples if low_s <= s[0] * evidence.speed <= high_s)
+        whole = _owners(turns, spec)
+        values = [sample[column] / whole for sample in samples]
         if is_growth:
             return Measured([values[-1] - values[0]] if len(values) > 1 else [])
         return Measured(values)
@@ -341,8 +507,8 @@ def _guarantee(evidence: Evidence, _: Sequence[SeenTurn], spec: ClaimSpec) -> Me
         if spec.name in ("", finding.name, finding.code):
             if spec.name == "" and finding.status != "invalid":
                 continue
-            if finding.status == "unknown":
-                return Measured([], finding.reason)
+            if finding.status not in ("valid", "invalid"):
+                return Measured([], finding.reason or finding.status)
             is_valid = finding.status == "valid"
             return Measured([float(is_valid)], f"{finding.name}: {finding.status}", is_valid)
     if spec.name:
@@ -393,10 +559,29 @@ def _outcome(_: Evidence, turns: Sequence[SeenTurn], spec: ClaimSpec) -> Measure
     return Measured([1.0], told, all(turn.outcome == spec.is_ for turn in turns))
 
 
+def _until_end(evidence: Evidence, turns: Sequence[SeenTurn], _: ClaimSpec) -> Measured:
+    return Measured(
+        [t.real_s * evidence.speed if t.answer_s is None else t.answer_s for t in turns]
+    )
+
+
 def _per_token(turn: SeenTurn) -> float | None:
     if turn.answer_s is None or turn.first_token_s is None or (turn.output_tokens or 0) < 2:
         return None
     return (turn.answer_s - turn.first_token_s) / ((turn.output_tokens or 0) - 1)
+
+
+def _token_speed(turn: SeenTurn) -> float | None:
+    per_s = _per_token(turn)
+    return 1 / per_s if per_s else None
+
+
+def _second_token(turn: SeenTurn) -> float | None:
+    return turn.pieces_s[1] if len(turn.pieces_s) > 1 else None
+
+
+def _inter_token(turn: SeenTurn) -> list[float]:
+    return [second - first for first, second in pairwise(turn.pieces_s)]
 
 
 def _overhead(turn: SeenTurn) -> float | None:
@@ -430,6 +615,10 @@ MEASURES: dict[str, Measure] = {
     "first_token": _each("s", lambda t: t.first_token_s, "first text", is_models=True),
     "after_first_token": _each("s", _after_first, "first text to the end", is_models=True),
     "per_output_token": _each("s", _per_token, "time after the first token", is_models=True),
+    "second_token": _each("s", _second_token, "second piece of text", is_models=True),
+    "inter_token": _calls(_inter_token, "between pieces of text"),
+    "token_speed": _each("per s", _token_speed, "tokens after the first", is_models=True),
+    "until_end": Measure("s", "mean", _until_end, "clients, however it ended", is_models=True),
     "done_at": _each("s", lambda t: t.ended_s, "client, since first send", "max", is_models=True),
     "wait": Measure("s", "max", _wait, "wait steps"),
     "wait_own": _each("s", lambda t: t.wait_own_s, "wait while the own session worked"),
@@ -453,7 +642,21 @@ MEASURES: dict[str, Measure] = {
     "fairness": Measure("", "max", _fairness, "slowest by fastest session median", is_whole=True),
     "fairness_index": Measure("", "max", _jain, "Jain's index of session medians", is_whole=True),
     "duration": Measure("s", "max", _duration, "first send to last answer", is_whole=True),
-    "concurrency": Measure("", "max", _concurrency, "turns under way at once", is_whole=True),
+    "session_time": Measure("s", "mean", _session_time, "first to last turn", is_models=True),
+    "in_order": Measure("share", "mean", _in_order, "answers in the order of sending"),
+    "longest_gap": Measure("s", "max", _longest_gap, "time without any answer", is_whole=True),
+    "concurrency": _open_at_once(
+        lambda t: (t.sent_s, t.ended_s) if t.answer_s is not None else None, "turns under way"
+    ),
+    "waiting": _open_at_once(
+        lambda t: (t.sent_s, t.at_work_s)
+        if t.at_work_s is not None and (t.wait_own_s or 0.0) + (t.wait_other_s or 0.0) > _WAITED_S
+        else None, "turns that wait for their session",
+    ),
+    "running": _open_at_once(
+        lambda t: None if t.at_work_s is None or t.work_s is None
+        else (t.at_work_s, t.at_work_s + t.work_s), "turns at work",
+    ),
     "sessions_held": Measure("", "max", _sessions_held, "first to last turn", is_whole=True),
     # --- counts
     "turns": _count(lambda _: True),
@@ -472,7 +675,16 @@ MEASURES: dict[str, Measure] = {
     "output_tokens": _each("", lambda t: _float(t.output_tokens), _TRACE, is_models=True),
     "tokens": _each("", _tokens, _TRACE, is_models=True),
     "cost": Measure("", "sum", _cost, "tokens times prices", is_models=True),
+    "cost_rate": Measure("per s", "mean", _cost_rate, "tokens times prices", is_models=True,
+                         is_whole=True),
     "foreign_prompts": Measure("", "sum", _foreign, "what the model saw", is_whole=True),
+    "retries": _each("", lambda t: _float(t.retries), _TRACE, is_models=True),
+    # --- against an objective (slo)
+    "within": Measure("share", "mean", _within, "turns that keep the objective"),
+    "goodput": Measure("per s", "mean", _goodput, "turns a second that keep the objective",
+                       is_models=True, is_whole=True),
+    "apdex": Measure("", "mean", _apdex, "within the objective; within four times it",
+                     is_whole=True),
     # --- shares
     "success_rate": _share(lambda t, _: t.outcome == "ok"),
     "error_rate": _share(lambda t, _: t.outcome in _BAD),
@@ -482,7 +694,7 @@ MEASURES: dict[str, Measure] = {
     "unanswered_rate": _share(lambda t, _: t.outcome == "unanswered"),
     "error_share": _share(lambda t, spec: bool(t.error) and spec.name.lower() in t.error.lower()),
     "tool_error_rate": Measure("share", "mean", _tool_errors, "tool steps"),
-    "waited_rate": _share(lambda t, _: (t.wait_own_s or 0.0) > 0.001),
+    "waited_rate": _share(lambda t, _: (t.wait_own_s or 0.0) > _WAITED_S),
     # --- rates
     "throughput": _rate(lambda _: 1.0, "answered turns a second"),
     "request_rate": _rate(lambda _: 1.0, "turns sent a second", of_all=True),
@@ -508,6 +720,13 @@ MEASURES: dict[str, Measure] = {
     "result": Measure("", "max", _result, "tool result", is_whole=True),
     "outcome": Measure("", "max", _outcome, "client", is_whole=True),
     "guarantee": Measure("", "max", _guarantee, "the judge", is_whole=True),
+    "anomalies": Measure("", "sum", _anomalies, "the judge", is_whole=True),
+    # --- what only the reported machine has
+    **dict.fromkeys(
+        ("gpu_utilisation", "gpu_memory", "kv_cache_usage", "cache_hit_rate", "disk", "network",
+         "startup", "not_measured"),
+        Measure("any", "mean", _not_measured, "nothing here shows it"),
+    ),
 }  # fmt: skip
 
 

@@ -27,9 +27,11 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     AliasChoices,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -72,7 +74,25 @@ _SYNONYMS = {
     "ttft": "first_token", "ttft_s": "first_token", "first_token_s": "first_token",
     "waited_s": "waited", "wait": "waited", "calls_s": "calls", "model_s": "model",
     "status": "outcome", "tokens_in": "input_tokens", "tokens_out": "output_tokens",
+    "用户": "user", "会话": "session", "智能体": "agent", "开始": "arrived", "开始时间": "arrived",
+    "结束": "ended", "结束时间": "ended", "耗时": "took", "首字": "first_token", "等待": "waited",
+    "工具调用": "tool_calls", "状态": "outcome", "提示词": "prompt",
     "prompt_tokens": "input_tokens", "completion_tokens": "output_tokens", "think_s": "think",
+}  # fmt: skip
+# What other tools call the same measure.
+_MEASURES = {
+    "e2e": "answer", "e2el": "answer", "e2e_latency": "answer", "latency": "answer",
+    "request_latency": "answer", "response_time": "answer", "ttft": "first_token",
+    "time_to_first_token": "first_token", "ttst": "second_token", "tpot": "per_output_token",
+    "time_per_output_token": "per_output_token", "itl": "inter_token",
+    "inter_token_latency": "inter_token", "rps": "throughput", "qps": "throughput",
+    "tps": "output_token_rate", "request_throughput": "throughput",
+    "output_token_throughput": "output_token_rate", "total_token_throughput": "token_rate",
+    "output_token_throughput_per_user": "token_speed", "availability": "success_rate",
+    "queue_time": "wait", "queue_depth": "waiting", "isl": "input_tokens", "osl": "output_tokens",
+    "abandonment_rate": "cancelled_rate", "rate_limited": "refusal_rate",
+    "timeout_rate": "unanswered_rate", "gpu": "gpu_utilisation", "gpu_utilization":
+    "gpu_utilisation", "kv_cache": "kv_cache_usage", "prefix_cache_hit_rate": "cache_hit_rate",
 }  # fmt: skip
 _OUTCOMES = {
     "success": "ok", "succeeded": "ok", "200": "ok", "error": "failed", "fail": "failed",
@@ -193,8 +213,17 @@ class ReportedTurn(Value):
 
 
 class Where(Value):
-    """Which turns a claim is about; without any field, all of them."""
+    """Which turns a claim is about; without any field, all of them.
 
+    Attributes:
+        test: another test of the same report, to compare with.
+        start, end: turns sent from ``start`` on and before ``end``, after the test's begin.
+        index: the n-th turn of its session; ``index_from``: this one and all later ones.
+    """
+
+    test: str = ""
+    start: Seconds | None = None
+    end: Seconds | None = None
     user: str = ""
     session: str = ""
     agent: str = ""
@@ -203,8 +232,12 @@ class Where(Value):
     prompt: str = ""
     tool: str = ""
     outcome: Outcome | None = None
-    index: int | None = Field(default=None, ge=1, description="the n-th turn of its session")
+    index: int | None = Field(default=None, ge=1)
     index_from: int | None = Field(default=None, ge=1)
+
+
+def _several(value: Any) -> Any:
+    return [value] if isinstance(value, Mapping) else value
 
 
 class ClaimSpec(Value):
@@ -214,15 +247,18 @@ class ClaimSpec(Value):
         claim: the report's own words.
         measure: a name from the table in ``docs/report-format.md``.
         statistic: how the turns' values become one; each measure has a default.
+        per: values are added up for each ``session`` or ``user`` before the statistic.
         compared_with: other turns; the claim is then about the ratio (or ``difference``).
         tolerance: how far the measured value may be off; each measure has a default.
-        slo: for ``users_within``: what must hold for a number of users to count.
+        slo: for ``within``, ``goodput``, ``apdex``: what a good turn is; for ``users_within`` and
+            ``rate_within``: the claim that must hold in a phase.
         reported: the text of the column *reported*; made from the figures where it is not given.
     """
 
     claim: Text = ""
     measure: str
     statistic: str = ""
+    per: Literal["turn", "session", "user"] = "turn"
     is_: float | str | None = Field(
         default=None, validation_alias=AliasChoices("is", "is_"), serialization_alias="is"
     )
@@ -236,8 +272,14 @@ class ClaimSpec(Value):
     compared_with: Where | None = None
     difference: bool = False
     name: str = Field(default="", description="of a step, tool, guarantee, error or cost")
-    slo: ClaimSpec | None = None
+    slo: Annotated[tuple[ClaimSpec, ...], BeforeValidator(_several)] = ()
     reported: Text = ""
+
+    @field_validator("measure")
+    @classmethod
+    def _by_its_name(cls, value: str) -> str:
+        plain = re.sub(r"[\s-]+", "_", value.strip().lower())
+        return _MEASURES.get(plain, plain)
 
     @model_validator(mode="after")
     def _says_something(self) -> ClaimSpec:
@@ -255,7 +297,9 @@ class Load(Value):
         users: how many ask at once; each has ``sessions`` conversations.
         for_s: how long it lasts (in files ``for``); or ``turns`` for each user.
         ramp: until all users are there.
+        requests: how many turns in all, shared by the users, instead of ``turns`` or ``for``.
         rate: turns a second that arrive at random times, instead of users who wait.
+        session_rate: conversations a second that begin at random times, each of ``turns`` turns.
         warm_up: turns sent before this time are left out of all claims.
         think: how long a user thinks between two turns.
         prompts: kinds of prompts with weights, model times, tools and tokens.
@@ -266,12 +310,14 @@ class Load(Value):
 
     users: int = Field(default=1, ge=1, le=5_000)
     sessions: int = Field(default=1, ge=1, le=100)
-    turns: int | None = Field(default=None, ge=1)
+    turns: Varying | None = None
+    requests: int | None = Field(default=None, ge=1, le=1_000_000)
     for_s: Seconds | None = Field(
         default=None, validation_alias=AliasChoices("for", "for_s"), serialization_alias="for"
     )
     ramp: Seconds = 0.0
     rate: float = Field(default=0.0, ge=0, le=100_000)
+    session_rate: float = Field(default=0.0, ge=0, le=10_000)
     warm_up: Seconds = 0.0
     think: Varying | None = None
     prompts: tuple[Prompt, ...] = (Prompt(text="Hello."),)
@@ -283,8 +329,12 @@ class Load(Value):
 
     @model_validator(mode="after")
     def _ends(self) -> Load:
-        if self.turns is None and self.for_s is None and not self.phases:
-            raise ValueError("say how much: turns (for each user), for (a time) or phases")
+        if not (self.turns or self.requests or self.for_s or self.phases):
+            raise ValueError(
+                "say how much: turns (for each user), requests, for (a time) or phases"
+            )
+        if self.turns and not 1 <= self.turns.mean <= 1_000_000:
+            raise ValueError("turns: at least one for each user, and at most a million")
         if any(not _AGENT_NAME.fullmatch(agent) for agent in self.agents):
             raise ValueError("agents: use letters, digits, . _ -")
         return self
@@ -532,12 +582,17 @@ def schema() -> dict[str, Any]:
     for other, main in _SYNONYMS.items():
         turn["properties"][other] = turn["properties"][main]
     turn.pop("required", None)  # "user" may be written "userId"
-    turn["anyOf"] = [{"required": [n]} for n in ("user", "userId", "user_id")]
+    users = ("user", *(other for other, main in _SYNONYMS.items() if main == "user"))
+    turn["anyOf"] = [{"required": [name]} for name in users]
     outcomes = sorted({"ok", "failed", "refused", "cancelled", "unanswered", *_OUTCOMES})
-    turn["properties"]["outcome"] = turn["properties"]["status"] = {"enum": outcomes}
+    for name in ("outcome", *(other for other, main in _SYNONYMS.items() if main == "outcome")):
+        turn["properties"][name] = {"enum": outcomes}
     tools = {"type": "array", "items": {"anyOf": [{"type": "string"}, _ref("ReportedTool")]}}
     turn["properties"]["tools"] = tools
     turn["properties"]["tool_calls"] = {"anyOf": [{"type": "integer", "minimum": 0}, tools]}
+    claim = _ref("ClaimSpec")
+    slo = {"anyOf": [claim, {"type": "array", "items": claim}]}
+    made["$defs"]["ClaimSpec"]["properties"]["slo"] = slo
     test = made["$defs"]["Test"]["properties"]
     for name in ("turns", "load", "claims"):
         made["properties"][name] = test[name]

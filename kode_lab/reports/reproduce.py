@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,6 +69,12 @@ _ROWS_LIMIT = 12
 _HTTP_TURNS_LIMIT = 200
 _SAMPLE_S, _RESOURCES_S = 0.05, 0.5
 _TALK = "Thank you."
+# Claims that need the pieces of a streamed answer; of each answer so many are noted at most.
+_OF_STREAMS = frozenset(
+    ("first_token", "second_token", "inter_token", "after_first_token", "per_output_token",
+     "token_speed")
+)  # fmt: skip
+_PIECES_LIMIT = 256
 
 
 class Reproduction(NamedTuple):
@@ -131,7 +138,9 @@ def reproduce(
         raise InvalidScenario(f"speed={speed} must be above 0 and at most {SPEED_LIMIT}")
     if (model or target) and speed != 1:
         raise InvalidScenario("a real model or service has its own speed: leave out the speed")
-    scenarios, notes = _scenarios(report, speed, profile, is_real=bool(model))
+    scenarios, notes = _scenarios(
+        report, speed, profile, is_real=bool(model), is_foreign=bool(target)
+    )
     plan = _Plan(report, speed, model or "", scenarios, notes, target)
     real = Claude() if model else None
     parameters = {
@@ -206,7 +215,12 @@ def scenario_of(
 
 
 def _scenarios(
-    report: Report, speed: float, profile: Profile | None, *, is_real: bool
+    report: Report,
+    speed: float,
+    profile: Profile | None,
+    *,
+    is_real: bool,
+    is_foreign: bool = False,
 ) -> tuple[tuple[Scenario, ...], dict[str, dict[str, Any]]]:
     """Return a scenario for each test, and what is noted of its turns."""
     numbers: dict[SessionKey, int] = {}
@@ -215,7 +229,9 @@ def _scenarios(
     loads = [test for test in report.tests if test.load is not None]
     for test in report.tests:
         if test.load is not None:
-            scenario, note = _of_load(test, speed, profile, is_alone=len(loads) == 1)
+            scenario, note = _of_load(
+                test, speed, profile, is_alone=len(loads) == 1, is_foreign=is_foreign
+            )
         else:
             scenario, note = _of_turns(test, speed, profile, numbers, is_real=is_real)
             # Tests that share a session share its store: it is one conversation.
@@ -269,6 +285,7 @@ def _of_turns(
             "phase": one.turn.phase,
             "prompt": prompt,
             "planned_s": planned_s,
+            "first_s": ask.script.first_s if ask.script is not None else None,
             "is_cancelled": one.turn.outcome == "cancelled",
         }
         clients.append(Client(id_, one.at_s / speed, (ask,)))
@@ -343,25 +360,37 @@ def _script(one: Placed) -> TurnScript:
     return TurnScript(tuple(calls), fails=turn.outcome == "failed")
 
 
-def _of_load(
-    test: Test, speed: float, profile: Profile | None, *, is_alone: bool
+def _of_load(  # noqa: C901 - from top to bottom
+    test: Test, speed: float, profile: Profile | None, *, is_alone: bool, is_foreign: bool
 ) -> tuple[Scenario, dict[str, Any]]:
     load = test.load
     assert load is not None
     phases = load.phases
-    if not phases and load.for_s is not None:
+    if not phases and load.for_s is not None and not load.session_rate:
         phases = (
             Phase(
                 name="load", for_s=load.for_s, users=None if load.rate else load.users,
                 ramp_s=load.ramp, rate_per_s=load.rate,
             ),
         )  # fmt: skip
+    draw = random.Random(f"{load.seed}/{test.name}/turns")
+    users, begins_s = load.users, [0.0]
+    if load.session_rate:
+        while begins_s[-1] < (load.for_s or load.users / load.session_rate):
+            begins_s.append(begins_s[-1] + draw.expovariate(load.session_rate))
+        users = len(begins_s)
+    elif not phases and load.ramp:
+        begins_s = [load.ramp * user / users for user in range(users)]
+    count = users * load.sessions
+    lengths = [max(1, round(load.turns.draw(draw))) if load.turns else 1 for _ in range(count)]
+    if load.requests:
+        lengths = [load.requests // count + (at < load.requests % count) for at in range(count)]
     scenario = Scenario(
         name=test.name,
-        users=load.users,
+        users=users,
         sessions=load.sessions,
         clients=1,
-        turns=load.turns or 1,
+        turns=max(lengths),
         prompts=load.prompts,
         think=load.think,
         think_s=(0.0, 0.0),
@@ -375,11 +404,11 @@ def _of_load(
         speed=speed,
         seed=load.seed,
     )
-    clients, facts = [], {}
-    prompts = {prompt.text: prompt.text for prompt in load.prompts}
-    for client in scenario.script():
+    clients, facts, plans = [], {}, []
+    for place, client in enumerate(scenario.script()):
         asks = []
-        for ask in client.asks:
+        is_counted = not phases and scenario.arrival == "closed"
+        for ask in client.asks[: lengths[place]] if is_counted else client.asks:
             # Two tests of load have the same users: their sessions are told apart by the test.
             key = ask.key
             if not is_alone:
@@ -391,19 +420,33 @@ def _of_load(
             facts[id_] = {
                 "name": marker[1:],
                 "phase": client.name.partition("/")[0] if phases else "",
-                "prompt": prompts.get(text, text),
+                "prompt": text,
                 "planned_s": ask.script.took_s if ask.script is not None else None,
+                "first_s": ask.script.first_s if ask.script is not None else None,
                 "is_cancelled": bool(ask.patience_s),
             }
+            if ask.script is not None and is_foreign:
+                calls_s = tuple(call.took_s for call in ask.script.calls)
+                plans.append(Plan(id_, intent_of(text), calls_s, (marker,)))
             asks.append(
                 ask._replace(key=key, marker=marker, turn_id=id_, prompt=f"{text} {marker}")
             )
-        clients.append(client._replace(name=f"{test.name}/{client.name}", asks=tuple(asks)))
-    users = {phase.name: phase.users for phase in phases if phase.users}
+        start_s = client.start_s
+        if is_counted:
+            start_s = begins_s[place // load.sessions % len(begins_s)] / speed
+        if asks:
+            changed = client._replace(name=f"{test.name}/{client.name}", start_s=start_s)
+            follows = client.follows and f"{test.name}/{client.follows}"
+            clients.append(changed._replace(asks=tuple(asks), follows=follows))
     given = scenario.with_(
-        clients_given=tuple(clients), phases=(), arrival="closed", rate_per_s=0.0
+        clients_given=tuple(clients),
+        phases=(),
+        arrival="closed",
+        rate_per_s=0.0,
+        profile=replace(scenario.profile, plans=tuple(plans)) if plans else scenario.profile,
     )
-    note = {"turns": facts, "users": users or {"": load.users}, "home": test.name}
+    of_phases = {phase.name: phase.users for phase in phases if phase.users}
+    note = {"turns": facts, "users": of_phases or {"": users}, "home": test.name}
     return given, note
 
 
@@ -442,26 +485,25 @@ async def _measured(
         directory = recorder.path / note["home"]
         directory.mkdir(exist_ok=True)
         rows = [row for row in progress.rows if row.test == test.name]
-        by_turn = _rows_by_turn(scenario, note, rows)
+        by_turn = _rows_by_turn(test, scenario, note, rows)
         async with _opened(plan, test, scenario, directory, real, recorder, by_turn) as opened:
             target, witness = opened
             client = TurnClient(target, recorder.history, witness=witness)
             sent: dict[str, int] = {}
             async with _sampled(note):
                 spare = Row("", "", "") if by_turn else rows[0]
-                watch = partial(_watch, rows=by_turn, sent=sent)
+                pieces = _PIECES_LIMIT if _needs_pieces(test) else 1
+                watch = partial(_watch, rows=by_turn, sent=sent, noted=note["turns"], pieces=pieces)
                 await ask_script(scenario, client, spare, watch)
-            for id_, first_ns in getattr(target, "first_ns", {}).items():
-                note["turns"][id_]["first_token_s"] = (first_ns - sent[id_]) / 1e9
         for row in rows:
             row.ended_ns = row.ended_ns or time.monotonic_ns()
 
 
 def _rows_by_turn(
-    scenario: Scenario, note: Mapping[str, Any], rows: Sequence[Row]
+    test: Test, scenario: Scenario, note: Mapping[str, Any], rows: Sequence[Row]
 ) -> dict[str, Row]:
     names = {row.name: row for row in rows}
-    if len(rows) == len(scenario.clients_given):
+    if test.turns and len(rows) == len(scenario.clients_given):
         return {
             ask.turn_id: names[note["turns"][ask.turn_id]["name"]]
             for client in scenario.clients_given
@@ -472,17 +514,34 @@ def _rows_by_turn(
 
 
 def _watch(
-    ask: Ask, outcome: Outcome | None, rows: Mapping[str, Row], sent: dict[str, int]
+    ask: Ask,
+    outcome: Outcome | None,
+    rows: Mapping[str, Row],
+    sent: dict[str, int],
+    noted: Mapping[str, dict[str, Any]],
+    pieces: int,
 ) -> None:
-    """Keep the progress: a turn was sent, or has ended."""
+    """Keep the progress and the times of a streamed answer: a turn was sent, or has ended."""
     row = rows.get(ask.turn_id)
     if outcome is None:
         sent[ask.turn_id] = time.monotonic_ns()
         if row is not None:
             row.began_ns, row.doing = sent[ask.turn_id], "sent"
-    elif row is not None:
+        return
+    if outcome.pieces_ns:
+        began_ns = sent[ask.turn_id]
+        noted[ask.turn_id]["pieces_s"] = [
+            round((at_ns - began_ns) / 1e9, 6) for at_ns in outcome.pieces_ns[:pieces]
+        ]
+    if row is not None:
         row.ended_ns = time.monotonic_ns()
         row.doing = "answered" if outcome.type == "ok" else outcome.error
+
+
+def _needs_pieces(test: Test) -> bool:
+    """Whether a claim is about the time between tokens."""
+    specs = (*test.claims, *(slo for spec in test.claims for slo in spec.slo))
+    return any(spec.measure in ("inter_token", "second_token") for spec in specs)
 
 
 @asynccontextmanager
@@ -509,9 +568,9 @@ async def _opened(
         elif row is not None and span.step == "tool":
             row.tool_calls += 1
 
+    specs = (*test.claims, *(slo for spec in test.claims for slo in spec.slo))
     is_streamed = any(turn.first_token is not None for turn in test.turns) or any(
-        spec.measure in ("first_token", "after_first_token", "per_output_token")
-        for spec in (*test.claims, *(c.slo for c in test.claims if c.slo is not None))
+        spec.measure in _OF_STREAMS for spec in specs
     )
     async with in_process(
         scenario,
@@ -588,7 +647,8 @@ def _judged(plan: _Plan, recorder: RunRecorder, status: str) -> Reproduction:
     try:
         recorder.write_json("tests.json", plan.notes)
         recorder.write_json("storage.json", _files(plan, run))
-        claims = tuple(claim for evidence in evidence_of(run) for claim in claims_of(evidence))
+        tests = evidence_of(run)
+        claims = tuple(claim for evidence in tests for claim in claims_of(evidence, tests))
         recorder.write_json(
             "claims.json",
             {
