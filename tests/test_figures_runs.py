@@ -31,9 +31,9 @@ def spread_out(count: int, factor: float = 1.0) -> list[int]:
     return [round(factor * S * (0.4 + 0.3 * (count / (n + 0.5)) ** 0.3)) for n in range(count)]
 
 
-CROWD = a_crowd(150, 500, 20)
+CROWD = a_crowd(150, 300, 20)
 SOME = a_crowd(30, 120, 20)
-VERY_MANY = a_crowd(1_600, 2_400, 30)
+VERY_MANY = a_crowd(1_600, 2_000, 30)
 
 
 def with_faults(*faults_s: float, down_s: float = 0.6) -> Recording:
@@ -110,7 +110,7 @@ def test_a_strict_reader_finds_nothing_wrong_with_the_picture(name, caplog):
     assert caplog.records == []
 
 
-@pytest.mark.parametrize("name", ["some", "latency of two runs", "throughput", "three crashes"])
+@pytest.mark.parametrize("name", ["some", "three crashes"])
 def test_the_same_run_gives_the_same_bytes(name):
     assert ONCE[name]().png() == ONCE[name]().png()
 

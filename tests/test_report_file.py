@@ -229,7 +229,7 @@ def seen(number, answer_s, **changes):
         at_work_s=number * 0.5, work_s=answer_s, planned_s=answer_s, first_token_s=answer_s / 4,
         wait_own_s=0.0, wait_other_s=0.0, model_s=answer_s, model_calls=(answer_s,),
         tools=(SeenTool("web", 0.1, number % 10 == 0),), input_tokens=100, output_tokens=11,
-        foreign=0,
+        foreign=0, pieces_s=tuple(answer_s / 4 + 0.1 * piece for piece in range(6)), retries=0,
     )  # fmt: skip
     return turn._replace(**changes)
 
@@ -288,11 +288,95 @@ def judged(claim, turns=MANY, **changes):
         ({"measure": "answer", "where": {"index": 50}, "compared_with": {"index": 2},
           "difference": True, "at_least": "3 s"}, "violated"),
         ({"measure": "memory", "at_most": "1 GB"}, "inconclusive"),
+        # In the words of other tools and other languages.
+        ({"measure": "TTFT", "statistic": "p50", "at_most": "600 毫秒"}, "holds"),
+        ({"measure": "E2E latency", "statistic": "p95", "below": "2.95秒"}, "holds"),
+        ({"measure": "ITL", "statistic": "p99", "is": "100 ms", "tolerance": "5 ms"}, "holds"),
+        ({"measure": "time to second token", "is": 1}, "refused"),
+        ({"measure": "second_token", "statistic": "max", "below": "1 s"}, "holds"),
+        ({"measure": "QPS", "is": "1.9 req/s"}, "holds"),
+        ({"measure": "output token throughput", "is": "20.9 tok/s"}, "holds"),
+        ({"measure": "throughput", "statistic": "max", "at_most": "4/s"}, "holds"),
+        ({"measure": "throughput", "per": "user", "is": "0.475/s"}, "holds"),
+        ({"measure": "token_speed", "statistic": "min", "at_least": 4}, "holds"),
+        ({"measure": "cost", "per": "session", "is": "$522.5"}, "holds"),
+        ({"measure": "cost_rate", "at_most": "$100000/h"}, "holds"),
+        ({"measure": "turns", "where": {"start": "50 s"}, "is": 100}, "holds"),
+        ({"measure": "answer", "where": {"start": "50 s"}, "compared_with": {"end": "50 s"},
+          "is": "+67 %"}, "holds"),
+        ({"measure": "answer", "where": {"end": "50 s"}, "compared_with": {"start": "50 s"},
+          "is": "-40 %"}, "holds"),
+        # Against an objective.
+        ({"measure": "within", "slo": {"measure": "ttft", "at_most": "500 ms"},
+          "is": "48 %"}, "holds"),
+        ({"measure": "within", "slo": [{"measure": "answer", "below": "2 s"},
+          {"measure": "ttft", "at_most": "10 s"}], "at_least": "90 %"}, "violated"),
+        ({"measure": "goodput", "slo": {"measure": "answer", "below": "2 s"},
+          "at_least": "0.9/s"}, "holds"),
+        ({"measure": "apdex", "slo": {"measure": "answer", "at_most": "1 s"},
+          "between": [0.4, 0.6]}, "holds"),
+        ({"measure": "apdex", "at_least": 0.9}, "refused"),
+        # Of the whole.
+        ({"measure": "in_order", "is": "100 %"}, "holds"),
+        ({"measure": "longest_gap", "at_most": "3 s"}, "holds"),
+        ({"measure": "session_time", "at_least": "90 s"}, "holds"),
+        ({"measure": "queue depth", "is": 0}, "inconclusive"),
+        ({"measure": "running", "statistic": "mean", "between": [2, 6]}, "holds"),
+        ({"measure": "retries", "statistic": "sum", "is": 0}, "holds"),
+        ({"measure": "until_end", "statistic": "max", "at_most": "5 s"}, "holds"),
+        ({"measure": "GPU utilization", "is": "100 %"}, "not applicable"),
+        ({"measure": "not_measured", "name": "4 containers", "is": 4}, "not applicable"),
     ],
 )  # fmt: skip
 def test_a_claim_is_judged_by_its_measure_statistic_and_tolerance(claim, verdict):
+    if verdict == "refused":
+        with pytest.raises(InvalidScenario, match=r"no measure|needs slo"):
+            judged(claim)
+        return
     found = judged(claim)
     assert found.verdict == verdict, found
+
+
+def test_a_claim_can_compare_two_tests_of_the_report():
+    claim = {"measure": "throughput", "compared_with": {"test": "before"}, "is": "2x"}
+    load = {"users": 4, "turns": 1}
+    fields = [{"name": "before", "load": load}, {"name": "after", "load": load, "claims": [claim]}]
+    before, after = parsed({"tests": fields}).tests
+    late = tuple(turn._replace(sent_s=2 * turn.sent_s) for turn in MANY)
+    slow, fast = Evidence(before, late), Evidence(after, MANY)
+    assert [one.verdict for one in claims_of(fast, (slow, fast))] == ["holds"]
+    claim["compared_with"] = {"test": "never"}
+    with pytest.raises(InvalidScenario, match="there is no test 'never'"):
+        check_claims(parsed({"tests": fields}))
+
+
+@pytest.mark.parametrize(
+    ("load", "clients", "turns"),
+    [
+        ({"users": 4, "requests": 10}, 4, 10),
+        ({"users": 3, "sessions": 2, "turns": 5}, 6, 30),
+        ({"users": 50, "turns": {"median": 3, "max": 9}}, 50, range(100, 250)),
+        ({"session_rate": 5, "for": "20 s", "turns": 2}, range(60, 150), range(120, 300)),
+    ],
+)
+def test_how_much_is_asked_is_told_in_turns_requests_or_conversations(load, clients, turns):
+    report = parsed({"load": load | {"prompts": [{"text": "Hi", "model": 1}]}})
+    scenario = scenario_of(report, report.tests[0])
+    found = len(scenario.clients_given), scenario.turns_total
+    for told, value in zip((clients, turns), found, strict=True):
+        assert value in told if isinstance(told, range) else value == told, found
+
+
+def test_a_phase_has_its_own_prompts_and_a_user_goes_on_after_its_last_turn():
+    phases = [
+        {"name": level, "for": "3 s", "users": users,
+         "prompts": [{"text": level, "model": f"{users} s", "output_tokens": 9}]}
+        for level, users in (("one", 1), ("two", 2))
+    ]  # fmt: skip
+    report = parsed({"load": {"phases": phases}})
+    first, second, other = scenario_of(report, report.tests[0]).clients_given
+    assert (first.asks[0].script.took_s, second.asks[0].script.took_s) == (1, 2)
+    assert (second.follows, other.follows) == (first.name, "")
 
 
 def test_the_most_users_within_an_objective_are_those_of_the_last_phase_that_holds():
@@ -377,8 +461,8 @@ def test_load_with_phases_think_times_and_faults_is_done_and_judged(tmp_path):
                 {"text": "Research", "model": "1 s", "tools": [{"name": "web", "took": "0.3 s"}]},
             ],
             "phases": [
-                {"name": "few", "for": "8 s", "users": 4},
-                {"name": "more", "for": "8 s", "users": 8, "ramp": "2 s"},
+                {"name": "few", "for": "5 s", "users": 3},
+                {"name": "more", "for": "5 s", "users": 6, "ramp": "1 s"},
             ],
         },
         "claims": [
@@ -386,7 +470,7 @@ def test_load_with_phases_think_times_and_faults_is_done_and_judged(tmp_path):
              "at_least": "2.2 s"},
             {"measure": "refusal_rate", "between": ["0.1 %", "40 %"]},
             {"measure": "guarantee", "name": "apart"},
-            {"measure": "users", "where": {"phase": "more"}, "is": 8},
+            {"measure": "users", "where": {"phase": "more"}, "is": 6},
             {"measure": "memory", "at_most": "4 GB"},
         ],
     }  # fmt: skip

@@ -118,7 +118,8 @@ def _covered_share(word: _Word, under: np.ndarray[Any, Any], dots: float) -> flo
     rows = slice(max(0, round(word.top * dots)), round(word.bottom * dots) + 1)
     columns = slice(max(0, round(word.left * dots)), round(word.right * dots) + 1)
     # A band is one colour over thousands of dots: judge each colour once.
-    colors, counts = np.unique(under[rows, columns], return_counts=True)
+    red, green, blue = np.moveaxis(under[rows, columns, :3].astype(np.uint32), 2, 0)
+    colors, counts = np.unique(red << 16 | green << 8 | blue, return_counts=True)
     low = [contrast(word.color, _parts(color)) < _CONTRAST_LIMIT for color in colors.tolist()]
     return float(counts[low].sum() / max(1, counts.sum()))
 
@@ -162,8 +163,7 @@ def _heard(figure: Figure) -> tuple[list[_Word], set[str], np.ndarray[Any, Any]]
     renderer.draw_text = draw_text
     _listen(renderer, colors)
     figure.draw(renderer)
-    red, green, blue, _ = np.moveaxis(np.asarray(renderer.buffer_rgba(), dtype=np.uint32), 2, 0)
-    return words, colors, red << 16 | green << 8 | blue
+    return words, colors, np.asarray(renderer.buffer_rgba())
 
 
 def _listen(renderer: Any, colors: set[str]) -> None:

@@ -335,7 +335,8 @@ def _judged(  # noqa: C901, PLR0911, PLR0912 - in order
         found = found._replace(values=[0.0] if is_none else [])
     if not found.values:
         return claim(*_unknown(spec, evidence, turns, found, measure))
-    name = spec.statistic or measure.statistic
+    usual = "mean" if spec.per != "turn" and measure.statistic == "sum" else measure.statistic
+    name = spec.statistic or usual
     value = statistic_of(name, found.values)
     unit = measure.unit
     if spec.compared_with is not None:

@@ -133,6 +133,7 @@ def amount_in(value: float | str, spec: ClaimSpec, unit: str) -> float:
     text = value.strip() if isinstance(value, str) else f"{value!r} {spec.unit}".strip()
     lower = text.lower().lstrip("~≈<>= ").replace("／", "/")
     sign, plain = (-1.0, lower[1:]) if lower[:1] in ("-", "−") else (1.0, lower.lstrip("+"))
+    plain = plain.lstrip("$€¥ ")
     number: float | None
     if plain.endswith(("%", "％")):
         if (number := seconds_in(plain[:-1].strip())) is not None:
@@ -151,7 +152,7 @@ def amount_in(value: float | str, spec: ClaimSpec, unit: str) -> float:
             "day": 86_400.0,
         }
         return sign * float(found[1].replace(",", "")) / per_s.get(found[2] or "", 1.0)
-    number = seconds_in(re.sub(r"[x×倍$€¥, ]|(?<=\d)\s*(usd|eur|cny|rmb|元)$", "", plain))
+    number = seconds_in(re.sub(r"[x×倍, ]|(?<=\d)\s*(usd|eur|cny|rmb|元)$", "", plain))
     if number is None:
         raise ValueError(f"{text!r:.40} is no amount of {spec.measure} ({unit or 'a number'})")
     return sign * number

@@ -36,7 +36,7 @@ from kode_lab.reports.measures import percentile
 if TYPE_CHECKING:
     from kode_lab.pictures import Picture
 
-__all__ = ["Report", "figure_of", "heading_of", "page_of", "report"]
+__all__ = ["Report", "claims_in", "figure_of", "heading_of", "page_of", "report"]
 
 _WITNESS_LIMIT = 5
 _SLOWEST = 10
@@ -114,7 +114,7 @@ def report(run: Run) -> Report:
     except KodeLabError as error:
         verdict, said = None, f"UNKNOWN: the judge cannot use this history: {error}"
     status = verdict.status if verdict else "unknown"
-    claims = _claims(run)
+    claims = claims_in(run)
     title, _, accepted = said.partition(" Accepted: ")
     under = f"Accepted: {accepted}" if accepted else ""
     if claims:
@@ -320,8 +320,8 @@ def _tables_part(records: _Records) -> Iterator[str]:
         yield _table(("turns", "error"), listed)
 
 
-def _claims(run: Run) -> dict[str, Any] | None:
-    """What the report's own tests came to, where the run is a reproduction of them."""
+def claims_in(run: Run) -> dict[str, Any] | None:
+    """Return what the claims of a reproduction came to; None for another run, or a damaged file."""
     try:
         fields = json.loads((run.path / "claims.json").read_bytes())
         rows = [{name: str(claim[name]) for name in _CLAIM} for claim in fields["claims"]]
