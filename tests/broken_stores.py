@@ -68,6 +68,15 @@ class Around:
     async def fill(self, lease, messages, turns):
         await self.inner.fill(self.leases[lease], messages, turns)
 
+    async def amend(self, lease, at, message):
+        await self.inner.amend(self.leases[lease], at, message)
+
+    async def read_memory(self, user_id):
+        return await self.inner.read_memory(user_id)
+
+    async def write_memory(self, user_id, entries, *, version):
+        return await self.inner.write_memory(user_id, entries, version=version)
+
     async def peek(self, key):
         return await self.inner.peek(self.key(key))
 
@@ -582,3 +591,52 @@ class CopyingMessagesOnly(Around):
 
     async def fill(self, lease, messages, turns):
         await super().fill(lease, messages, turns[:0])
+
+
+class ForgettingFacts(Around):
+    """Keeps the steps of an open turn, and not what else was said of it."""
+
+    async def journal(self, lease, turn, entry):
+        await super().journal(lease, turn, {"facts": {}} if "facts" in entry else entry)
+
+
+class ForgettingPrompts(Around):
+    async def journal(self, lease, turn, entry):
+        await super().journal(lease, turn, {"facts": {}} if "steered" in entry else entry)
+
+
+class RewindingInSteps(Around):
+    async def rewind(self, lease, _count, rewind_id, turn_ids):
+        for turn_id in reversed(turn_ids):
+            await super().rewind(lease, 0, rewind_id, [turn_id])
+            await asyncio.sleep(0)
+
+
+class NeverAmending(Around):
+    async def amend(self, lease, at, message):
+        pass
+
+
+class AmendingForReaders(Around):
+    """Forgets the open turn when a message is replaced."""
+
+    async def amend(self, lease, at, message):
+        await super().amend(lease, at, message)
+        await self.discard(lease)
+
+
+class WritingMemoryBackWhole(Around):
+    """Takes the newest version for the one that the writer saw."""
+
+    async def write_memory(self, user_id, entries, *, version):
+        del version
+        found = await self.read_memory(user_id)
+        return await super().write_memory(user_id, entries, version=found.version)
+
+
+class OneMemory(Around):
+    async def read_memory(self, _user_id):
+        return await super().read_memory("all")
+
+    async def write_memory(self, _user_id, entries, *, version):
+        return await super().write_memory("all", entries, version=version)

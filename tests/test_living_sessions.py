@@ -29,7 +29,9 @@ from kode_lab.errors import (
     UnknownAgent,
 )
 from kode_lab.key import SessionKey
+from kode_lab.message import Usage, assistant, user
 from kode_lab.sessions import JsonStore
+from kode_lab.sessions.open_turn import OpenTurn
 
 NEW = SessionKey.of("ada", "clerk", "s2")
 both = pytest.mark.parametrize("durability", ["process", "power"])
@@ -277,6 +279,62 @@ def test_a_kill_at_any_write_of_a_rewind_or_fork_leaves_before_or_after(tmp_path
                     assert prompts(await manager.history(key)) == ["q0", "on"]
                 with pytest.raises(Superseded):
                     await manager.turn(ADA, "q2", turn_id="t2")
+
+    run(scenario())
+
+
+@both
+@pytest.mark.parametrize("text", ["short", "a longer text than that which was there before"])
+def test_a_kill_at_any_write_of_a_replacement_leaves_the_message_before_or_after(
+    tmp_path, durability, text
+):
+    """All other messages, and the steps of an open turn, are as they were."""
+
+    async def scenario():
+        disk, images = FaultyDisk(tmp_path / "disk"), []
+        store = JsonStore(tmp_path / "disk" / "store", disk=disk, **stored(durability))
+        for number in range(3):
+            await append(store, number)
+        begun = OpenTurn("open", user("q"), "v")
+        lease = await store.hold(ADA, queue_limit=0)
+        before = (await store.load(lease)).messages
+        asked = {"type": "tool_use", "id": "c", "name": "n", "input": {}}
+        begun.add_reply(assistant([asked]), Usage())
+        await store.journal(lease, begun, begun.reply_entry(begun.messages[1], Usage()))
+
+        def hook(call, path, change):
+            images.append(disk.after_kill())
+            if call == "write":
+                parts = [len(change[2]) // 3, len(change[2]) // 2]
+                images.extend(disk.after_kill(path, change, part) for part in parts)
+
+        disk.hook = hook
+        after = [*before[:3], assistant(text), *before[4:]]
+        await store.amend(lease, 3, after[3])
+        disk.hook = None
+        images.append(disk.after_kill())
+        await store.aclose()
+        for number, image in enumerate(images):
+            life = disk.restore(image, tmp_path / f"life{number}")
+            next_store = JsonStore(life / "store", **stored(durability))
+            lease = await next_store.hold(ADA, queue_limit=0)
+            found = await next_store.load(lease)
+            is_last = number == len(images) - 1
+            assert found.messages in ([after] if is_last else [before, after])
+            assert [*found.finished] == ["t0", "t1", "t2"]
+            assert found.open.calls == begun.calls
+            found.open.seal("ended")
+            await next_store.append(lease, found.open, [])
+            next_store.release(lease)
+            assert await next_store.peek(ADA) == [*found.messages, *found.open.messages]
+            await next_store.aclose()
+
+    async def append(store, number):
+        lease = await store.hold(ADA, queue_limit=0)
+        turn = OpenTurn(f"t{number}", user(f"q{number}"), "v")
+        turn.add_reply(assistant(f"the answer to q{number}"), Usage())
+        await store.append(lease, turn, [turn.reply_entry(turn.messages[1], Usage())])
+        store.release(lease)
 
     run(scenario())
 

@@ -416,7 +416,7 @@ def test_a_schema_of_format_1_is_migrated_with_all_that_it_holds(postgres, postg
         with pytest.raises(InvalidConfig, match="run kode-lab migrate"):
             await PostgresStore(postgres, schema=postgres_schema).open()
         said = await migrate_database(postgres, schema=postgres_schema)
-        assert "format 2" in said
+        assert "format 3" in said
         async with stores(postgres, postgres_schema, 1) as (store,):
             lease = await store.hold(KEY, queue_limit=0)
             assert lease.fence > 2_000_000_001

@@ -8,6 +8,7 @@ from these entries. It must not know files, databases, leases or models.
     {"reply": message, "usage": [in, out], "facts": {...}}                 after each model call
     {"reply": ..., "usage": ..., "not_run": reason}                        a reply that was cut off
     {"result": {"call_id": ..., "content": ..., "is_error": ...}}          after each tool call
+    {"steered": turn_id, "content": [...]}                                 a prompt given to it
     {"facts": {...}}                                                       anything else to remember
     {"done": turn_id, "fence": 7, ...}                                     replaces all of these
 
@@ -20,6 +21,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from kode_lab.message import (
+    Block,
     Message,
     ToolCall,
     ToolResult,
@@ -27,6 +29,7 @@ from kode_lab.message import (
     assistant,
     tool_calls_of,
     tool_results,
+    user,
 )
 from kode_lab.sessions.conversation import decode, encode
 
@@ -152,6 +155,23 @@ class OpenTurn:
         )
         self.steps += 1
 
+    def add_prompt(self, turn_id: str, blocks: list[Block]) -> dict[str, Any]:
+        """Add a prompt that was given to the turn while it ran, and return the journal's entry.
+
+        ``facts["steered"]`` says where it is: the message's index, and its blocks in it.
+        """
+        last, start = self.messages[-1], 0
+        if last["role"] == "user":  # tool results, which come first
+            start = len(last["content"])
+            self.messages[-1] = {**last, "content": [*last["content"], *blocks]}
+            del self._encoded[len(self.messages) - 1 :]
+        else:
+            self.messages.append(user(blocks))
+        where = [len(self.messages) - 1, start, start + len(blocks)]
+        self.facts["steered"] = {**self.facts.get("steered", {}), turn_id: where}
+        self.is_answered = False
+        return {"steered": turn_id, "content": blocks}
+
     def add_result(self, result: ToolResult) -> None:
         """Add a tool's result; the last one completes the message that carries them all."""
         self.results[result.call_id] = result
@@ -262,6 +282,8 @@ class OpenTurn:
                 self.refuse_calls(entry["not_run"])
         elif "result" in entry:
             self.add_result(ToolResult(**entry["result"]))
+        elif "steered" in entry:
+            self.add_prompt(entry["steered"], entry["content"])
         elif "facts" in entry:
             self.facts.update(entry["facts"])
         else:

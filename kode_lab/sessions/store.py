@@ -10,7 +10,7 @@ Source: fencing tokens, Kleppmann 2016; leases, Gray and Cheriton 1989.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from kode_lab.key import SessionKey
@@ -18,7 +18,16 @@ from kode_lab.message import Message
 from kode_lab.sessions.lock import LockStatistics
 from kode_lab.sessions.open_turn import Finished, OpenTurn
 
-__all__ = ["Lease", "Lookable", "Rewindable", "Store", "Stored"]
+__all__ = [
+    "Amendable",
+    "Lease",
+    "Lookable",
+    "MemoryStore",
+    "Rewindable",
+    "Store",
+    "Stored",
+    "UserMemory",
+]
 
 
 class Lease:
@@ -143,5 +152,46 @@ class Rewindable(Protocol):
 
         Raises:
             StaleLease: another lease of the session was issued since; nothing was saved.
+        """
+        ...
+
+
+@runtime_checkable
+class Amendable(Protocol):
+    """A store that can replace a message: a tool's result that came after its turn was sealed."""
+
+    async def amend(self, lease: Lease, at: int, message: Message) -> None:
+        """Replace message ``at`` of the conversation, all or nothing.
+
+        Raises:
+            StaleLease: another lease of the session was issued since; nothing was changed.
+        """
+        ...
+
+
+class UserMemory(NamedTuple):
+    """What the sessions of one user share.
+
+    Attributes:
+        version: how often it was written.
+        entries: JSON values by name.
+    """
+
+    version: int
+    entries: dict[str, Any]
+
+
+@runtime_checkable
+class MemoryStore(Protocol):
+    """A store of user memories, which many sessions read and write without a common lock."""
+
+    async def read_memory(self, user_id: str) -> UserMemory:
+        """Return the user's memory; version 0 is an empty one."""
+        ...
+
+    async def write_memory(self, user_id: str, entries: Mapping[str, Any], *, version: int) -> bool:
+        """Replace the memory if ``version`` is still the newest; return whether it was.
+
+        When it returns, the memory survives as long as a turn that was appended.
         """
         ...

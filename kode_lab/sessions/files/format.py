@@ -5,6 +5,7 @@ r"""The two files of one session as text: what their lines mean. No file is touc
                     {"filling":true}           the lines below are of a copy that is not whole yet
                     {"done":...,"end":bytes,...}  a line for each turn in the conversation
                     {"rewound":[ids],"keep":n,...}  the turns after the first n messages are removed
+                    {"amended":n,"tail":[...],...}  messages.json has this from message n on
                     {"open":...} {"reply":...} {"result":...}      the steps of an unfinished turn
                     {"ending":{"done":...}}    after its last step: the line to replace them all
                     {"deleted":true}           at the end: the conversation is being deleted
@@ -37,6 +38,7 @@ __all__ = [
     "FORMAT",
     "FORMAT_AT",
     "TurnsText",
+    "amended_line",
     "decode",
     "encode",
     "ending_of",
@@ -47,6 +49,7 @@ __all__ = [
     "read_header",
     "read_turns",
     "rewound_line",
+    "tail_of",
 ]
 
 FORMAT = 2
@@ -73,6 +76,8 @@ class TurnsText(NamedTuple):
         good_bytes: where the last whole line that belongs here ends; what follows is rubbish.
         torn_done: the ``done`` line that was being written at ``done_bytes``, or b"".
         is_deleted: a deletion or a copy was not completed: there is no conversation.
+        amended: the number of a replaced message, where it begins in ``messages.json``, all from it
+            on, and the file's size before; None if a turn ended since.
         cut_from_bytes: the size of ``messages.json`` before the rewind that is the last line; a
             file of that size has not been cut yet.
     """
@@ -85,6 +90,7 @@ class TurnsText(NamedTuple):
     torn_done: bytes = b""
     is_deleted: bool = False
     cut_from_bytes: int = -1
+    amended: tuple[int, int, list[Message], int] | None = None
 
 
 def header_of(key: SessionKey, fence: int, number: int = 1) -> bytes:
@@ -141,7 +147,7 @@ def owner_of(header: Any) -> SessionKey | None:
         return None
 
 
-def read_turns(key: SessionKey, data: bytes) -> TurnsText:  # noqa: C901 - one branch a kind of line
+def read_turns(key: SessionKey, data: bytes) -> TurnsText:  # noqa: C901, PLR0912 - a branch a kind
     """Read what follows the header, up to the first thing that is not a whole line of ours.
 
     Raises:
@@ -156,6 +162,7 @@ def read_turns(key: SessionKey, data: bytes) -> TurnsText:  # noqa: C901 - one b
     end_bytes = done_bytes = at = 0
     cut_from_bytes = -1
     torn_done = b""
+    amended = None
     for number, line in enumerate(lines):
         entry = _object(line)
         try:
@@ -163,11 +170,17 @@ def read_turns(key: SessionKey, data: bytes) -> TurnsText:  # noqa: C901 - one b
                 ended, end_bytes = _finished(entry), entry["end"]
                 finished.append(ended)
                 done_bytes, turn = at + len(line) + 1, None
-                cut_from_bytes = -1
+                cut_from_bytes, amended = -1, None
             elif "rewound" in entry:
                 finished = _rewound(finished, entry)
-                end_bytes, cut_from_bytes = entry["end"], entry["was"]
+                end_bytes, cut_from_bytes, amended = entry["end"], entry["was"], None
                 done_bytes, turn = at + len(line) + 1, None
+            elif "amended" in entry:
+                amended = (entry["amended"], entry["from"], entry["tail"], entry["was"])
+                end_bytes = entry["from"] + len(tail_of(*amended[::2]))
+                cut_from_bytes = -1
+                if turn is None:
+                    done_bytes = at + len(line) + 1
             elif "filling" in entry and not at:
                 done_bytes = len(line) + 1
             elif "open" in entry:
@@ -182,7 +195,7 @@ def read_turns(key: SessionKey, data: bytes) -> TurnsText:  # noqa: C901 - one b
             torn = _object(rest[-1]).get("ending") if rest else None
             if torn is not None and (not finished or finished[-1].turn_id != torn["done"]):
                 # Its messages were there already when its steps were overwritten.
-                torn_done, end_bytes = encode(torn) + b"\n", torn["end"]
+                torn_done, end_bytes, amended = encode(torn) + b"\n", torn["end"], None
                 finished.append(_finished(torn))
                 at, turn = done_bytes, None
             break
@@ -192,7 +205,7 @@ def read_turns(key: SessionKey, data: bytes) -> TurnsText:  # noqa: C901 - one b
     if turn is not None or torn_done:
         cut_from_bytes = -1
     return TurnsText(
-        finished, turn, end_bytes, done_bytes, at, torn_done, cut_from_bytes=cut_from_bytes
+        finished, turn, end_bytes, done_bytes, at, torn_done, False, cut_from_bytes, amended
     )
 
 
@@ -218,6 +231,16 @@ def rewound_line(
     """Return the line of a rewind to the first ``count`` messages."""
     entry = {"rewound": [*turn_ids], "keep": count, "end": end_bytes, "was": was_bytes}
     return encode({**entry, "id": rewind_id}) + b"\n"
+
+
+def amended_line(at: int, start: int, tail: Sequence[Message], was_bytes: int) -> bytes:
+    """Return the line of a replaced message: all messages from it on, and where they begin."""
+    return encode({"amended": at, "from": start, "tail": [*tail], "was": was_bytes}) + b"\n"
+
+
+def tail_of(at: int, tail: Sequence[Message]) -> bytes:
+    """Return how ``messages.json`` ends with these messages, the first of which has a number."""
+    return (b",\n" if at else b"[\n") + b",\n".join(map(encode, tail)) + CLOSING
 
 
 def ending_of(done: bytes) -> bytes:

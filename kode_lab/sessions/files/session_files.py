@@ -30,6 +30,7 @@ from kode_lab.sessions.files.format import (
     FILLING,
     FORMAT,
     FORMAT_AT,
+    amended_line,
     encode,
     ending_of,
     fence_in,
@@ -38,6 +39,7 @@ from kode_lab.sessions.files.format import (
     read_header,
     read_turns,
     rewound_line,
+    tail_of,
 )
 from kode_lab.sessions.open_turn import Finished, OpenTurn
 from kode_lab.sessions.store import Stored
@@ -223,6 +225,8 @@ class SessionFiles:
         text = read_turns(self.key, self.disk.read(fd, size - start, start))
         if text.is_deleted:  # by a process that died during it
             self.place.remove_messages()
+        if text.amended is not None:
+            self._amend_again(*text.amended)
         is_ours = text.open is not None or text.cut_from_bytes == self.place.messages_size()
         messages = self._read_messages(text.end_bytes, is_open=is_ours)
         self.done_bytes = start + text.done_bytes
@@ -237,6 +241,18 @@ class SessionFiles:
         self.is_settled = True
         known = {f.turn_id: f for f in text.finished if f.is_rewound or f.last < len(messages)}
         return Stored(messages, known, text.open)
+
+    def _amend_again(self, at: int, start: int, tail: list[Message], was_bytes: int) -> None:
+        """Replace a message whose replacement a crash may have torn, unless others edited it."""
+        size, data = self.place.messages_size(), tail_of(at, tail)
+        if size != was_bytes and messages_of(self.key, self._all_messages(size)) is not None:
+            return
+        self.disk.write(self.place.messages(), data, start)
+        if size > start + len(data):
+            self.disk.truncate(self.place.messages(), start + len(data))
+
+    def _all_messages(self, size: int) -> bytes:
+        return self.disk.read(self.place.messages(), size, 0) if size else b""
 
     def settle(self) -> None:
         """Learn the positions, from the last line alone where that is enough."""
@@ -258,7 +274,7 @@ class SessionFiles:
 
     def _read_messages(self, end_bytes: int, *, is_open: bool) -> list[Message]:
         size = self.place.messages_size()
-        data = self.disk.read(self.place.messages(), size, 0) if size else b""
+        data = self._all_messages(size)
         self.messages_bytes = end_bytes
         whole = messages_of(self.key, data) if data else []
         if size == end_bytes and whole is not None and (not size or data.endswith(CLOSING)):
@@ -347,6 +363,24 @@ class SessionFiles:
         end = self._end_of(count)
         line = rewound_line(rewind_id, count, turn_ids, end, self.messages_bytes)
         return Tail(TURNS, self.done_bytes, line), self._messages_end(end)
+
+    def amend_tails(self, at: int, message: Message) -> tuple[Tail, Tail]:
+        """Return what replacing one message writes: a line with all from it on, then these.
+
+        What a crash tears is written again from the line.
+        """
+        start = max(self._end_of(at), len(b"[\n") + len(CLOSING)) - len(CLOSING)
+        self.flush()
+        data = self.disk.read(self.place.messages(), self.messages_bytes, 0)
+        tail = [message, *(messages_of(self.key, data) or [])[at + 1 :]]
+        line = amended_line(at, start, tail, self.messages_bytes)
+        return Tail(TURNS, self.turns_bytes, line), Tail(MESSAGES, start, tail_of(at, tail))
+
+    def amended(self, messages: Tail, *, is_open: bool) -> None:
+        """Move the positions after a message was replaced; the steps of an open turn stay."""
+        self.messages_bytes = messages.offset + len(messages.data)
+        if not is_open:
+            self.done_bytes = self.turns_bytes
 
     def _end_of(self, count: int) -> int:
         """Return where ``messages.json`` ends with its first ``count`` messages."""

@@ -7,6 +7,7 @@ out and which files are open. It must not know what a turn says or why it is wri
     <root>/<userId>/<sessionId>:<agentId>/<sessionId>:<agentId>/runtime/{messages.json,turns.jsonl}
     <root>/+store      who works here; processes share it, ``power`` owns it alone
     <root>/+locks/     1,024 files whose bytes are the locks
+    <root>/+memory/    what the sessions of a user share
     <root>/+journal    what ``power`` has logged (no id can be encoded to a name with "+")
 
 With ``layout="report"`` the user level is missing, as in the report: there two users with the same
@@ -20,7 +21,7 @@ import contextlib
 import os
 import resource
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
@@ -35,12 +36,13 @@ from kode_lab.key import SessionKey
 from kode_lab.message import Message
 from kode_lab.sessions.files.disk import SCARCE, Disk, PosixDisk, explained
 from kode_lab.sessions.files.file_lock import FileLocks, Occupancy
+from kode_lab.sessions.files.memory import read_memory, write_memory
 from kode_lab.sessions.files.power_journal import JOURNAL_BYTES, PowerJournal, recover
 from kode_lab.sessions.files.reading import peek, sessions_in
 from kode_lab.sessions.files.session_files import SessionFiles, Tail
 from kode_lab.sessions.lock import KeyedLock, LockStatistics
 from kode_lab.sessions.open_turn import Finished, OpenTurn
-from kode_lab.sessions.store import Lease, Stored
+from kode_lab.sessions.store import Lease, Stored, UserMemory
 
 __all__ = ["Durability", "JsonStore", "Layout", "OpenFiles"]
 
@@ -307,6 +309,41 @@ class JsonStore:
             except OSError as error:
                 raise explained(str(lease.key), error) from error
         files.filled(whole, len(messages))
+
+    async def amend(self, lease: Lease, at: int, message: Message) -> None:
+        """Replace message ``at`` of the conversation, all or nothing."""
+        files = self._settled_files(lease)
+        self._use_format(files)
+        is_open = files.done_bytes < files.turns_bytes
+        line, messages = files.amend_tails(at, message)
+        if self._power is not None:
+            await self._power.log(files, [line, messages])
+        else:
+            self._refuse_touched(files)
+            await self._write(files, [line])
+            await self._write(files, [messages], can_undo=False)
+        files.amended(messages, is_open=is_open)
+
+    async def read_memory(self, user_id: str) -> UserMemory:
+        """Return what the sessions of a user share."""
+        try:
+            return await asyncio.to_thread(read_memory, self._memory_of(user_id))
+        except OSError as error:
+            raise explained(f"the memory of {user_id!r:.60}", error) from error
+
+    async def write_memory(self, user_id: str, entries: Mapping[str, Any], *, version: int) -> bool:
+        """Replace a user's memory if ``version`` is still the newest; return whether it was."""
+        path, is_synced = self._memory_of(user_id), self._power is not None
+        try:
+            return await asyncio.to_thread(
+                write_memory, path, entries, version, is_synced=is_synced
+            )
+        except OSError as error:
+            raise explained(f"the memory of {user_id!r:.60}", error) from error
+
+    def _memory_of(self, user_id: str) -> Path:
+        self._occupancy.check()
+        return self.root / "+memory" / f"{SessionKey(user_id, '-', '-').user_part}.json"
 
     async def peek(self, key: SessionKey) -> list[Message]:
         """Return the conversation for reading only, without waiting for its holder.

@@ -14,6 +14,7 @@ worker's connection end.
     turn           one row for each finished turn; one that a rewind removed keeps its row without
                    its messages; a rewind has a row, too, and what a fork copied outside a turn
     step           the journal of a conversation's unfinished turn
+    memory         what the sessions of a user share
 
 Ids may be longer than an index takes: they are found by a SHA-256 that the worker computes.
 
@@ -42,7 +43,7 @@ __all__ = [
     "read_meta",
 ]
 
-FORMAT = 2
+FORMAT = 3
 SCHEMA = "kode_lab"
 # Room for so many holds within an epoch; epoch * FENCES stays below 2**53, for readers in
 # JavaScript, until the year 2255.
@@ -114,10 +115,12 @@ async def migrate(
         if ttl_s is not None:
             settings["ttl_s"] = float(ttl_s)
         if found is None:
-            await connection.execute(_TABLES)
+            await connection.execute(_TABLES + _MEMORY)
             await connection.execute("INSERT INTO meta VALUES ($1, '{}')", FORMAT)
         elif found.format == 1:
-            await connection.execute(_FROM_1)
+            await connection.execute(_FROM_1 + _MEMORY)
+        elif found.format == 2:
+            await connection.execute(_MEMORY)
         await connection.execute(
             "UPDATE meta SET format = $1, settings = $2::text::jsonb", FORMAT, json.dumps(settings)
         )
@@ -245,6 +248,18 @@ CREATE TABLE step (
 );
 """
 
+# Since format 3. Each write has a token of its own: one that is sent twice finds it, and is no
+# conflict with itself.
+_MEMORY = """
+CREATE TABLE memory (
+    hash    bytea PRIMARY KEY,
+    user_id text COLLATE "C" NOT NULL,
+    version bigint NOT NULL,
+    token   text NOT NULL,
+    entries json NOT NULL
+);
+"""
+
 # Format 1 identified workers by a sequence, which a restore sets back, and ids by their MD5.
 _FROM_1 = """
 ALTER TABLE worker ALTER id DROP IDENTITY;
@@ -273,7 +288,7 @@ ALTER TABLE step DROP CONSTRAINT step_pkey, ADD PRIMARY KEY (conversation, turn,
 """
 _FUNCTION_NAMES = (
     "is_gone", "tell", "grant_next", "ask", "pass_on", "refuse", "sweep", "load", "save", "forget",
-    "refusal", "next_epoch", "rewind", "fill", "raise_fence",
+    "refusal", "next_epoch", "rewind", "fill", "amend", "write_memory", "raise_fence",
 )  # fmt: skip
 _DROP = f"""
 DO $$ DECLARE f regprocedure; BEGIN
@@ -572,5 +587,35 @@ BEGIN
                     facts, number);
     END IF;
     RETURN coalesce(is_first, true);
+END $$;
+
+-- Replace the message with number "place"; return whether the fence allowed it.
+CREATE FUNCTION amend(
+    me bigint, which bigint, under bigint, becomes bigint, what bigint, place int, changed text
+) RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+    is_first boolean := raise_fence(me, which, under, becomes);
+BEGIN
+    IF is_first THEN
+        UPDATE turn t SET messages = (
+            SELECT json_agg(CASE WHEN t.first + e.n - 1 = place THEN changed::json ELSE e.m END
+                ORDER BY e.n)
+            FROM json_array_elements(t.messages) WITH ORDINALITY AS e (m, n))
+        WHERE t.conversation = what AND place BETWEEN t.first AND t.last AND NOT t.is_rewound;
+    END IF;
+    RETURN coalesce(is_first, true);
+END $$;
+
+-- Replace a user's memory if it has the version "old"; return whether it had.
+CREATE FUNCTION write_memory(who text, found_by bytea, old bigint, own text, new text)
+RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    IF old = 0 THEN
+        INSERT INTO memory VALUES (found_by, who, 1, own, new::json) ON CONFLICT DO NOTHING;
+    ELSE
+        UPDATE memory SET version = version + 1, token = own, entries = new::json
+            WHERE hash = found_by AND version = old;
+    END IF;
+    RETURN EXISTS (SELECT FROM memory WHERE hash = found_by AND token = own);
 END $$;
 """

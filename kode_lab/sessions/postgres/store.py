@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Awaitable, Sequence
+import os
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 from kode_lab.errors import SessionDamaged, StaleLease, StoreError, StoreUnreachable, TurnsMissing
@@ -31,7 +32,7 @@ from kode_lab.sessions.postgres.group_commit import GroupCommit
 from kode_lab.sessions.postgres.leases import LocalSession, PostgresLeases, name_hash, sql_text
 from kode_lab.sessions.postgres.schema import FENCES, SCHEMA, checked_name, migrate
 from kode_lab.sessions.postgres.worker import PostgresWorker
-from kode_lab.sessions.store import Lease, Stored
+from kode_lab.sessions.store import Lease, Stored, UserMemory
 
 __all__ = ["Known", "PostgresStore", "Write", "migrate_database", "save_query", "turn_write"]
 
@@ -220,6 +221,26 @@ class PostgresStore:
         columns = [list(column) for column in zip(*_filling(messages, turns), strict=True)]
         await self._changed(lease, local, known, "fill", *columns)
         known.is_certain = False  # the next write reads what there is
+
+    async def amend(self, lease: Lease, at: int, message: Message) -> None:
+        """Replace message ``at`` of the conversation."""
+        local, known = await self._where(lease)
+        await self._changed(lease, local, known, "amend", at, encode(message).decode())
+
+    async def read_memory(self, user_id: str) -> UserMemory:
+        """Return what the sessions of a user share."""
+        await self._worker.open()
+        rows = await self._saving.fetch(_MEMORY, name_hash(user_id))
+        return UserMemory(rows[0][0], decode(rows[0][1].encode())) if rows else UserMemory(0, {})
+
+    async def write_memory(self, user_id: str, entries: Mapping[str, Any], *, version: int) -> bool:
+        """Replace a user's memory if ``version`` is still the newest; return whether it was."""
+        await self._worker.open()
+        new = encode(dict(entries)).decode()
+        query = "SELECT write_memory($1, $2, $3, $4, $5)"
+        where = (sql_text(user_id), name_hash(user_id), version, os.urandom(12).hex())
+        ((was_newest,),) = await self._saving.fetch(query, *where, new)
+        return bool(was_newest)
 
     async def peek(self, key: SessionKey) -> list[Message]:
         """Return the conversation for reading only, without waiting for its holder."""
@@ -696,6 +717,7 @@ _IS_NOT_EMPTY = """
 _PEEK = f"""
     SELECT t.messages::text {_CONVERSATION} JOIN turn t ON t.conversation = c.id
     {_THIS} ORDER BY t.number"""
+_MEMORY = "SELECT version, entries::text FROM memory WHERE hash = $1"
 _HAS = f"SELECT {_CONVERSATION} {_THIS} AND {_IS_NOT_EMPTY}"
 _SESSIONS = f"""
     SELECT s.user_id, s.session_id, c.agent_id

@@ -40,10 +40,8 @@ async def _confused(scene: Scene) -> None:
     for number, key in enumerate(keys):
         demand(await store.peek(key) == [], f"a session shows another one's messages: {key!r:.80}")
         await scene.append(store, key, f"t{number}")
-    lease = await scene.hold(store, keys[1])
-    await scene.soon(store.load(lease), "load")
-    await scene.soon(store.delete(lease), "delete")
-    store.release(lease)
+    async with scene.held(store, keys[1]) as (lease, _):
+        await store.delete(lease)
     store = await scene.reopened(store)
     for number, key in enumerate(keys):
         wanted = [] if number == 1 else [f"t{number}"]
@@ -59,8 +57,8 @@ async def _alike(scene: Scene) -> None:
     keys = [SessionKey.of(f"{scene.name}{user}", "a", session) for user, session in _ALIKE]
     leases = [await scene.hold(store, key, 0) for key in keys]  # their locks are apart
     for number, lease in enumerate(leases):
-        await scene.soon(store.load(lease), "load")
-        await scene.soon(store.append(lease, *scene.turn(f"t{number}")), "append")
+        await store.load(lease)
+        await store.append(lease, *scene.turn(f"t{number}"))
         store.release(lease)
     store = await scene.reopened(store)
     for number, key in enumerate(keys):
@@ -73,10 +71,8 @@ async def _agents(scene: Scene) -> None:
     keys = [scene.key("s", agent) for agent in ("a", "A", "a:s", "s", "s:a", "á", "a\u0301")]
     for number, key in enumerate(keys):
         await scene.append(store, key, f"t{number}")
-    lease = await scene.hold(store, keys[0])
-    await scene.soon(store.load(lease), "load")
-    await scene.soon(store.delete(lease), "delete")
-    store.release(lease)
+    async with scene.held(store, keys[0]) as (lease, _):
+        await store.delete(lease)
     other = await scene.perhaps_another(store)
     for number, key in enumerate(keys[1:], 1):
         scene.expect((await scene.stored(other, key)).messages, [f"t{number}"])

@@ -48,11 +48,11 @@ async def _killed_holder(scene: Scene) -> None:
         process.send(signal.SIGKILL)
         lease = await waiting
         demand(lease.fence > fence, f"the killed holder had fence {fence}, the next {lease.fence}")
-        found = await scene.soon(store.load(lease), "load")
+        found = await store.load(lease)
         scene.expect(found.messages, ["t1"])
         demand(found.open is not None, "the step that the killed holder had journalled is gone")
         turn, entries = scene.turn("held")
-        await scene.soon(store.append(lease, turn, entries[1:]), "append")
+        await store.append(lease, turn, entries[1:])
         store.release(lease)
     scene.expect((await scene.stored(store, key)).messages, ["t1", "held"])
 
@@ -91,13 +91,13 @@ async def _paused_holder(scene: Scene) -> None:
         demand(waiting.done(), f"the next one waits {limit_s:g} s already, with ttl_s={ttl_s:g}")
         lease = waiting.result()
         demand(lease.fence > fence, f"the paused holder had fence {fence}, the next {lease.fence}")
-        await scene.soon(store.load(lease), "load")
+        await store.load(lease)
         process.send(signal.SIGCONT)
         process.say("go on")
         for _ in range(4):
             name, error = await process.hear()
             demand(error == "StaleLease", f"{name} by the overtaken holder gave {error or 'leave'}")
-        await scene.soon(store.append(lease, *scene.turn("t2")), "append")
+        await store.append(lease, *scene.turn("t2"))
         store.release(lease)
     scene.expect((await scene.stored(store, key)).messages, ["t1", "t2"])
 

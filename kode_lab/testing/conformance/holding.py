@@ -9,8 +9,8 @@ from functools import partial
 
 from kode_lab.errors import KodeLabError, StaleLease, WaitingRoomFull
 from kode_lab.key import SessionKey
-from kode_lab.sessions.store import Lease, Store
-from kode_lab.testing.conformance.scene import QUEUE, Contract, Scene, Skipped, demand
+from kode_lab.sessions.store import Lease
+from kode_lab.testing.conformance.scene import QUEUE, Contract, Handle, Scene, Skipped, demand
 
 __all__ = ["HOLDING"]
 
@@ -26,7 +26,7 @@ async def _one_holder_of_all(scene: Scene) -> None:
     await _exclusion(scene, list(await scene.stores()))
 
 
-async def _exclusion(scene: Scene, stores: list[Store]) -> None:
+async def _exclusion(scene: Scene, stores: list[Handle]) -> None:
     """Hold one session from many tasks, under two agents, and check that two never hold it."""
     inside: list[int] = []
 
@@ -56,7 +56,7 @@ async def _others_are_free(scene: Scene) -> None:
 
 @asynccontextmanager
 async def _crowd(
-    scene: Scene, stores: list[Store], apart_s: float = 0.0
+    scene: Scene, stores: list[Handle], apart_s: float = 0.0
 ) -> AsyncIterator[tuple[list[int], list[int]]]:
     """Let one hold and six wait, one after the other; yield the orders of asking and of serving."""
     key, came = scene.key(), list[int]()
@@ -64,7 +64,7 @@ async def _crowd(
         store.release(await scene.hold(store, scene.key("beside")))
     first = await scene.hold(stores[0], key)
 
-    async def wait(number: int, store: Store) -> None:
+    async def wait(number: int, store: Handle) -> None:
         lease = await store.hold(key, queue_limit=QUEUE)
         came.append(number)
         store.release(lease)
@@ -130,7 +130,7 @@ async def _full(scene: Scene) -> None:
     store.release(await scene.hold(store, key, 0))
 
 
-async def _refused(scene: Scene, store: Store, key: SessionKey, limit: int) -> None:
+async def _refused(scene: Scene, store: Handle, key: SessionKey, limit: int) -> None:
     try:
         lease = await scene.soon(store.hold(key, queue_limit=limit), f"hold with {limit=}")
     except WaitingRoomFull as error:
@@ -188,9 +188,9 @@ async def _fence(scene: Scene) -> None:
     for one in (store, store, other, other, store, other, store):
         lease = await scene.hold(one, key)
         fences.append(lease.fence)
-        await scene.soon(one.load(lease), "load")
+        await one.load(lease)
         if len(fences) % 2:
-            await scene.soon(one.append(lease, *scene.turn(f"t{len(fences)}")), "append")
+            await one.append(lease, *scene.turn(f"t{len(fences)}"))
         one.release(lease)
     last = await scene.hold(await scene.reopened(store), key)
     fences.append(last.fence)
@@ -201,20 +201,20 @@ async def _void(scene: Scene) -> None:
     store = await scene.store()
     key = scene.key()
     lease = await scene.hold(store, key)
-    await scene.soon(store.load(lease), "load")
-    await scene.soon(store.append(lease, *scene.turn("t1")), "append")
+    await store.load(lease)
+    await store.append(lease, *scene.turn("t1"))
     store.release(lease)
     store.release(lease)
     await _void_everywhere(scene, store, lease, "it was released")
     newer = await scene.hold(store, key)
     store.release(lease)  # must not end the newer one
     await _void_everywhere(scene, store, lease, "another hold came after it")
-    scene.expect((await scene.soon(store.load(newer), "load")).messages, ["t1"])
+    scene.expect((await store.load(newer)).messages, ["t1"])
     await _refused(scene, store, key, 0)
     store.release(newer)
 
 
-async def _void_everywhere(scene: Scene, store: Store, lease: Lease, why: str) -> None:
+async def _void_everywhere(scene: Scene, store: Handle, lease: Lease, why: str) -> None:
     turn, entries = scene.turn("stale")
     for name, call in (
         ("load", partial(store.load, lease)),
@@ -239,12 +239,12 @@ async def _closed(scene: Scene) -> None:
     other = await scene.store()
     newer = await scene.hold(other, key)
     try:
-        await scene.soon(store.append(lease, *scene.turn("late")), "append by a closed handle")
+        await store.append(lease, *scene.turn("late"))
     except KodeLabError:
         pass
     else:
         demand(False, "a closed handle appended with a lease that was out")
-    scene.expect((await scene.soon(other.load(newer), "load")).messages, ["t1"])
+    scene.expect((await other.load(newer)).messages, ["t1"])
 
 
 async def _nothing_left(scene: Scene) -> None:

@@ -34,22 +34,18 @@ async def _given_up(scene: Scene) -> None:
     key, there = scene.key(), ["t"]
     await scene.append(store, key, "t")
     for ticks in range(_TICKS):
-        lease = await scene.hold(store, key)
-        await scene.soon(store.load(lease), "load")
-        task = scene.begin(store.append(lease, *scene.turn(f"late{ticks}")))
-        for _ in range(ticks):
-            await asyncio.sleep(0)
-        task.cancel()
-        await asyncio.wait([task], timeout=scene.claims.patience_s)
-        store.release(lease)
-        newer = await scene.hold(store, key)
-        found = await scene.soon(store.load(newer), "load")
-        if len(found.messages) > TURN_MESSAGES * len(there):
-            there.append(f"late{ticks}")
-        scene.expect(found.messages, there)
-        await scene.soon(store.append(newer, *scene.turn(f"t{ticks}")), "append")
-        there.append(f"t{ticks}")
-        store.release(newer)
+        async with scene.held(store, key) as (lease, _):
+            task = scene.begin(store.inner.append(lease, *scene.turn(f"late{ticks}")))
+            for _ in range(ticks):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task], timeout=scene.claims.patience_s)
+        async with scene.held(store, key) as (newer, found):
+            if len(found.messages) > TURN_MESSAGES * len(there):
+                there.append(f"late{ticks}")
+            scene.expect(found.messages, there)
+            await store.append(newer, *scene.turn(f"t{ticks}"))
+            there.append(f"t{ticks}")
     scene.expect((await scene.stored(await scene.reopened(store), key)).messages, there)
 
 
@@ -83,26 +79,23 @@ async def _late_in(
     store, beside = flow.store, scene.key("beside")
     for name in (beside, key):
         await scene.append(store, name, "t1")
-        lease = await scene.hold(store, name)
-        await scene.soon(store.load(lease), "load")
-        if name == beside:  # a statement that is prepared first would be two messages
-            await write(scene, store, lease)
-            store.release(lease)
-    flow.hold_back()
-    try:
-        await scene.soon(write(scene, store, lease), "a write that does not arrive")
-    except KodeLabError:
-        pass
-    else:
-        demand(False, "a write that did not arrive was acknowledged")
-    flow.let_pass()
-    store.release(lease)
-    newer = await scene.hold(store, key)
-    scene.expect((await scene.soon(store.load(newer), "load")).messages, ["t1"])
-    if is_early:
-        await flow.deliver()
-    await scene.soon(store.append(newer, *scene.turn("t2")), "append")
-    store.release(newer)
+        async with scene.held(store, name) as (lease, _):
+            if name == beside:  # a statement that is prepared first would be two messages
+                await write(scene, store, lease)
+                continue
+            flow.hold_back()
+            try:
+                await scene.soon(write(scene, store, lease), "a write that does not arrive")
+            except KodeLabError:
+                pass
+            else:
+                demand(False, "a write that did not arrive was acknowledged")
+            flow.let_pass()
+    async with scene.held(store, key) as (newer, found):
+        scene.expect(found.messages, ["t1"])
+        if is_early:
+            await flow.deliver()
+        await store.append(newer, *scene.turn("t2"))
     if not is_early:
         await flow.deliver()
     await scene.append(store, key, "t3")
@@ -122,8 +115,8 @@ async def _set_back(scene: Scene) -> None:
         lease = await scene.hold(store, key)
         try:
             if number > 3:  # at first it goes on with what it knows, as a warm agent does
-                await scene.soon(store.load(lease), "load")
-            await scene.soon(store.append(lease, *scene.turn(f"t{number}")), "append")
+                await store.load(lease)
+            await store.append(lease, *scene.turn(f"t{number}"))
             there.append(f"t{number}")
         except KodeLabError:
             pass

@@ -12,7 +12,7 @@ import inspect
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
@@ -29,6 +29,7 @@ __all__ = [
     "ConformanceReport",
     "Contract",
     "ContractResult",
+    "Handle",
     "HeldFlow",
     "MakeStore",
     "Scene",
@@ -109,6 +110,29 @@ def demand(holds: object, why: str) -> None:
         raise Broken(why)
 
 
+# What a contract awaits of a handle, and so must end in time; it may wait for a hold on purpose.
+_TIMED = ("load", "journal", "append", "discard", "delete", "peek", "rewind", "fill", "amend",
+          "read_memory", "write_memory")  # fmt: skip
+
+
+class Handle:
+    """A handle on the storage: each call but ``hold`` must end within ``patience_s``.
+
+    Attributes:
+        inner: the store itself, for calls that are cancelled on purpose.
+    """
+
+    def __init__(self, scene: Scene, inner: Store) -> None:
+        self._scene = scene
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.inner, name)
+        if name not in _TIMED:
+            return method
+        return lambda *arguments, **options: self._scene.soon(method(*arguments, **options), name)
+
+
 class Scene:
     """What one contract works with.
 
@@ -120,12 +144,12 @@ class Scene:
         self.make_store = make_store
         self.claims = claims
         self.name = name
-        self._open: list[Store] = []
+        self._open: list[Handle] = []
         self._tasks: list[asyncio.Task[Any]] = []
 
     # ---- handles
 
-    async def store(self) -> Store:
+    async def store(self) -> Handle:
         """Open one more handle.
 
         Raises:
@@ -134,24 +158,24 @@ class Scene:
         if self._open and not self.claims.is_shared:
             raise Skipped("the store says that one handle can be open at a time")
         made = self.make_store()
-        store = await made if inspect.isawaitable(made) else made
+        store = Handle(self, await made if inspect.isawaitable(made) else made)
         self._open.append(store)
         return store
 
-    async def stores(self) -> tuple[Store, Store]:
+    async def stores(self) -> tuple[Handle, Handle]:
         """Open two handles, which stand for two processes."""
         return await self.store(), await self.store()
 
-    async def perhaps_another(self, store: Store) -> Store:
+    async def perhaps_another(self, store: Handle) -> Handle:
         """Return a second handle where there can be one, else the same."""
         return await self.store() if self.claims.is_shared else store
 
-    async def reopened(self, store: Store) -> Store:
+    async def reopened(self, store: Handle) -> Handle:
         """Close this handle and open another."""
         await self.close(store)
         return await self.store()
 
-    async def close(self, store: Store) -> None:
+    async def close(self, store: Handle) -> None:
         """Close this handle."""
         self._open.remove(store)
         await self.soon(store.aclose(), "aclose")
@@ -194,7 +218,7 @@ class Scene:
             demand(time.monotonic() < until_s, why)
             await asyncio.sleep(_LOOK_S)
 
-    async def waits(self, store: Store, number: int) -> None:
+    async def waits(self, store: Handle, number: int) -> None:
         """Wait until so many wait in the handle."""
         await self.until(
             lambda: store.statistics().waiting == number, f"statistics().waiting == {number}"
@@ -245,29 +269,35 @@ class Scene:
         turn.add_reply(said, Usage(5, 1))
         return turn, [*entries, turn.reply_entry(said, Usage(5, 1))]
 
-    async def hold(self, store: Store, key: SessionKey, queue_limit: int = QUEUE) -> Lease:
+    async def hold(self, store: Handle | Store, key: SessionKey, queue_limit: int = QUEUE) -> Lease:
         """Hold the session, soon."""
-        lease = await self.soon(store.hold(key, queue_limit=queue_limit), f"hold of {key}")
+        holding: Awaitable[Lease] = store.hold(key, queue_limit=queue_limit)
+        lease = await self.soon(holding, f"hold of {key}")
         demand(lease.key == key, f"hold of {key} gave a lease of {lease.key}")
         return lease
 
-    async def append(self, store: Store, key: SessionKey, turn_id: str, text: str = "") -> Finished:
-        """Hold the session, append a turn, and release."""
+    @asynccontextmanager
+    async def held(
+        self, store: Handle | Store, key: SessionKey
+    ) -> AsyncIterator[tuple[Lease, Stored]]:
+        """Hold the session and load it; release it in the end."""
         lease = await self.hold(store, key)
         try:
-            await self.soon(store.load(lease), "load")
-            turn, entries = self.turn(turn_id, text)
-            return await self.soon(store.append(lease, turn, entries), "append")
+            yield lease, await self.soon(store.load(lease), "load")
         finally:
             store.release(lease)
 
-    async def stored(self, store: Store, key: SessionKey) -> Stored:
+    async def append(
+        self, store: Handle | Store, key: SessionKey, turn_id: str, text: str = ""
+    ) -> Finished:
+        """Hold the session, append a turn, and release."""
+        async with self.held(store, key) as (lease, _):
+            return await self.soon(store.append(lease, *self.turn(turn_id, text)), "append")
+
+    async def stored(self, store: Handle | Store, key: SessionKey) -> Stored:
         """Hold the session, load it, and release."""
-        lease = await self.hold(store, key)
-        try:
-            return await self.soon(store.load(lease), "load")
-        finally:
-            store.release(lease)
+        async with self.held(store, key) as (_, found):
+            return found
 
     def expect(self, found: Sequence[Message], turn_ids: Sequence[str], text: str = "") -> None:
         """Demand that the conversation is these turns and no other, whole."""
