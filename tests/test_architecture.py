@@ -64,7 +64,7 @@ MAY_USE = {
     "uvicorn": (),
     "httptools": ("http",),
     "nest_asyncio": ("lab.nested",),
-    "pydantic": ("sessions.tool", "server", "lab", "reports"),
+    "pydantic": ("sessions.tool", "server", "targets.description", "lab", "reports"),
     "docstring_parser": ("sessions.tool",),
     "sqlite3": ("schedule_assistant.book", "targets.frameworks"),
     "IPython": ("lab", "pictures"),

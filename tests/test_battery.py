@@ -125,6 +125,17 @@ class Window(Service):
         return before[-3:]
 
 
+class WindowWithoutLock(Window):
+    is_serial = False
+
+
+class Forgets(Service):
+    """After five turns the model is shown none of them."""
+
+    def shown(self, before):
+        return before if len(before) < 5 else []
+
+
 @pytest.mark.parametrize(
     ("service", "anomalies"),
     [
@@ -133,6 +144,8 @@ class Window(Service):
         (LostOnTheWay, {"lost write"}),
         (CrossedReplies, {"foreign reply"}),
         (Resends, {"duplicate"}),
+        (WindowWithoutLock, {"lost update"}),
+        (Forgets, {"stale read"}),
     ],
 )
 def test_each_mistake_is_convicted_by_its_name(service, anomalies, tmp_path):
@@ -190,7 +203,7 @@ class LeavesOpenWhatHappened(Service):
 
 
 @pytest.mark.parametrize(
-    "service", [Service, Rejects, Interrupts, TellsErrorsAsText, LeavesOpenWhatHappened]
+    "service", [Service, Window, Rejects, Interrupts, TellsErrorsAsText, LeavesOpenWhatHappened]
 )
 def test_a_right_service_is_never_convicted(service, tmp_path):
     verdict, battery = judged(service(), tmp_path)
@@ -199,7 +212,7 @@ def test_a_right_service_is_never_convicted(service, tmp_path):
     assert verdict.evidence.acknowledged > 20
     if service is Service:
         assert verdict.status == "valid", str(verdict)
-        assert set(battery.not_done) == {"processes", "crash"}
+        assert set(battery.not_done) == {"processes", "crash", "tools"}
 
 
 class NoWitness(Service):

@@ -410,6 +410,10 @@ def evidence_of(case: Case, session: Sequence[Operation], crashes: Sequence[floa
     acknowledged = [turn for turn in turns if turn.type == "ok"]
     count_ok = len(acknowledged)
     refused = [turn for turn in turns if turn.type == "fail"]
+    # A turn that a later one interrupted, say: the model saw it, and nothing acknowledges it.
+    ended = {o.marker: o for o in session if o.type == "info" and o.read is not None}
+    given_up = [ended[t.marker] for t in turns if t.type == "info" and t.marker in ended]
+    given_up = [one for one in given_up if one.complete_ns < math.inf]
     invokes = sorted(map(_invoke, acknowledged))
     completes = sorted(map(_complete, acknowledged))
     met = sum(map(bisect_right, repeat(invokes), completes))
@@ -435,7 +439,7 @@ def evidence_of(case: Case, session: Sequence[Operation], crashes: Sequence[floa
         concurrent_pairs=met - count_ok * (count_ok + 1) // 2,
         contended=sum(
             bisect_right(invokes, turn.complete_ns) > bisect_left(completes, turn.invoke_ns)
-            for turn in refused
+            for turn in (*refused, *given_up)
         ),
         overtaken=sum(map(lt, case.invokes, case.latest_invoke)),
         most_overtaken=_most_overtaken(case),

@@ -136,7 +136,8 @@ class Evidence(NamedTuple):
         observed: acknowledged turns that tell what they were shown.
         lists: authoritative reads of sessions.
         concurrent_pairs: pairs of acknowledged turns of one session whose intervals meet.
-        contended: refused turns whose interval meets that of an acknowledged turn of their session.
+        contended: turns that were not acknowledged, and met an acknowledged one of their session:
+            refused, or seen by the model and not acknowledged.
         overtaken: turns that stand behind one that was sent later; a figure, not a fault.
         most_overtaken: the most turns that overtook one; of several sessions, the largest.
         unread: acknowledged turns without an authoritative read after them.

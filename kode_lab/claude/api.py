@@ -10,8 +10,10 @@ docs/simulated-model.md.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import date
 from typing import Any
 from urllib.parse import parse_qs, unquote
@@ -19,6 +21,7 @@ from urllib.parse import parse_qs, unquote
 import orjson
 
 from kode_lab.claude import script
+from kode_lab.claude.conversation import ToolAnswer
 from kode_lab.claude.exchange import BREAKING, Exchange
 from kode_lab.claude.fault import Fault, FaultPlan, fault_of
 from kode_lab.claude.formats.chat import ChatFormat
@@ -34,9 +37,9 @@ from kode_lab.claude.formats.seam import (
     pieces_of,
 )
 from kode_lab.claude.profile import Latency, Profile
-from kode_lab.claude.records import ModelCall, Records
+from kode_lab.claude.records import OFFERED_LIMIT, ModelCall, Records, ShownResult
 from kode_lab.errors import InvalidScenario
-from kode_lab.history.operation import echo_of
+from kode_lab.history.operation import echo_of, markers_in
 from kode_lab.http import DropConnection, Receive, Scope, Send, check_local_access
 
 __all__ = [
@@ -54,6 +57,10 @@ CONTEXT_LIMIT_TOKENS = 1_000_000
 _END_BYTES = 4_096
 # What reading a value of the wrong type ends with.
 _WRONG_TYPE = (AttributeError, IndexError, KeyError, TypeError, ValueError)
+# Ids in a tool's result that do not name what the tool made.
+_OF_OTHERS = frozenset(
+    f"{name}_id" for name in ("user", "session", "agent", "thread", "conversation", "turn", "call")
+)
 _CALLS_PAGE_LIMIT = 10_000
 _THINKING = "The user wants something; I look at what was said before and answer."
 # What the real APIs have besides, by a word in the path.
@@ -124,6 +131,21 @@ def noted(call: ModelCall, format_name: str, request: GenerationRequest) -> None
     call.mentions = conversation.mentions
     call.session, call.parent = request.session, request.parent
     call.tools, call.is_stream = len(request.tools), request.is_stream
+    if request.tools:
+        call.offered = tuple(sys.intern(t.name) for t in request.tools[:OFFERED_LIMIT])
+    if conversation.results:
+        call.results = tuple(map(_shown, conversation.results))
+
+
+def _shown(result: ToolAnswer) -> ShownResult:
+    made = None
+    with suppress(ValueError):
+        made = orjson.loads(result.text)
+    made = made if isinstance(made, dict) else {}
+    names = [name for name in made if name.lower() == "id" or name.lower().endswith("_id")]
+    ids = [str(made[name]) for name in names if name.lower() not in _OF_OTHERS]
+    markers = tuple(dict.fromkeys(markers_in(result.text)))
+    return ShownResult(result.tool, ids[0] if len(ids) == 1 else "", markers, result.is_error)
 
 
 def _read(

@@ -21,10 +21,12 @@ from kode_lab.history.operation import Read
 
 __all__ = [
     "CALLS_PER_TURN_LIMIT",
+    "OFFERED_LIMIT",
     "READS_LIMIT",
     "RECORDS_LIMIT",
     "ModelCall",
     "Records",
+    "ShownResult",
     "Statistics",
     "WitnessedTurn",
 ]
@@ -33,6 +35,21 @@ __all__ = [
 READS_LIMIT = 200_000
 RECORDS_LIMIT = 10_000
 CALLS_PER_TURN_LIMIT = 32
+OFFERED_LIMIT = 16
+
+
+class ShownResult(NamedTuple):
+    """What a tool's result showed the model, without its content.
+
+    Attributes:
+        id: of what the tool made: the one value of ``id`` or ``..._id`` in its JSON, or "".
+        markers: of the turns that it names.
+    """
+
+    tool: str
+    id: str
+    markers: tuple[str, ...]
+    is_error: bool
 
 
 @dataclass(slots=True, eq=False)
@@ -55,6 +72,8 @@ class ModelCall:
             conversation, of the first response of a thread, or what the client set as session.
         parent: the earlier response that the request continues, or "".
         tools: how many tools were offered; side requests of clients offer none.
+        offered: their names, at most ``OFFERED_LIMIT``.
+        results: what the turn's tool results showed, in order.
         status: 200, an error's status, or 0 while it is open or when the connection was lost.
         latency_s: what the profile asked for, after scaling.
         arrived_ns: monotonic nanoseconds.
@@ -77,6 +96,8 @@ class ModelCall:
     session: str = ""
     parent: str = ""
     tools: int = 0
+    offered: tuple[str, ...] = ()
+    results: tuple[ShownResult, ...] = ()
     is_stream: bool = False
     status: int = 0
     latency_s: float = 0.0
@@ -101,6 +122,8 @@ class ModelCall:
             "session": self.session,
             "parent": self.parent,
             "tools": self.tools,
+            "offered": list(self.offered),
+            "results": [result._asdict() for result in self.results],
             "isStream": self.is_stream,
             "status": self.status,
             "error": self.error,

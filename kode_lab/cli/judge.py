@@ -143,7 +143,7 @@ def _say(one: Judged, options: argparse.Namespace) -> None:
             "run": str(one.run.path),
             "lost": one.lost,
         }
-        fields |= {"not_done": one.not_done, "first_error": one.first_error}
+        fields |= {"remarks": one.remarks, "not_done": one.not_done, "first_error": one.first_error}
         print(json.dumps(fields | one.verdict.to_json(), ensure_ascii=False, indent=1))
         return
     print(one.verdict)
@@ -166,6 +166,7 @@ def _remarks(one: Judged) -> list[str]:
         )
     if not one.declaration.has_history:
         remarks.append("its sessions cannot be read back: describe [history] to judge G2 and G3")
+    remarks += one.remarks
     if one.declaration.notes:
         remarks.append(one.declaration.notes)
     return remarks

@@ -2,7 +2,7 @@
 
 It owns which loads there are, who asks what in each, and how a battery ends however its target
 behaves: every wait is bounded, a lost service is noted and started again, and what could not be
-done is told. It judges nothing and knows no framework.
+done is reported. It judges nothing and knows no framework.
 
 Each load exists because a service was seen that only this load convicts: turns of one session in
 the same millisecond, one session name of two users, a session longer than any window, a second
@@ -18,10 +18,11 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from kode_lab.errors import KodeLabError
-from kode_lab.history.operation import HistoryWriter, Read, marker_of
+from kode_lab.history.operation import HistoryWriter, digest_of, marker_of
 from kode_lab.key import SessionKey
-from kode_lab.lab.client import Client
+from kode_lab.lab.client import Client, Witness
 from kode_lab.lab.live import Row
+from kode_lab.targets.lines import AskingProcess
 from kode_lab.targets.target import Killable, Outcome, Target
 
 __all__ = ["LOADS", "Battery", "Load", "Settings"]
@@ -32,12 +33,18 @@ _PROMPTS = (
     "Thank you. And now this one: {marker}",
     "What was the last thing that I told you? {marker}",
 )
-_PROBE_NUMBER = 0xF00000
+_TOOL_PROMPT = "Use the tool {tool} for this: {marker}"
+# So many turns in a row that were shown only the latest ones make a window evident.
+_WINDOW_TURNS = 3
+# For another process to have its question before both ask.
+_TOGETHER_S = 0.02
 _LOST_POLL_S = 0.1
 # So many turns in a row without an answer, and it is not loaded any more.
 _SILENT_LIMIT = 6
 # A service that still works on turns whose clients left gets so much longer for the probe.
 _PROBE_FACTOR = 3
+# A service that fails one turn in five must not be called stuck: 0.2^8 is 3 in a million.
+_PROBE_ATTEMPTS, _PROBE_LIMIT_S = 8, 8.0
 
 
 class Load(NamedTuple):
@@ -47,15 +54,17 @@ class Load(NamedTuple):
     says: str
 
 
-# The crash comes first, on sessions of its own whose turns never meet: what another load makes a
-# service lose is then never blamed on a crash.
+# The long session comes first: it shows whether the service shows its model a window. Then the
+# crash, on sessions of its own whose turns never meet: what another load makes a service lose is
+# then never blamed on a crash.
 LOADS = (
+    Load("long", "one session of many turns, one after another"),
     Load("crash", "the service killed under load and started again"),
     Load("together", "turns of one session sent in the same millisecond"),
-    Load("processes", "the same through two clients, with connections and log-ins of their own"),
+    Load("processes", "the same from two processes, with connections and log-ins of their own"),
     Load("same name", "users whose sessions have the same names, all at once"),
     Load("one user", "several sessions of one user at once"),
-    Load("long", "one session of many turns, one after another"),
+    Load("tools", "turns that use a tool, two of a session at once"),
     Load("again", "the same turn delivered twice, within 50 ms and after it ended"),
     Load("cancel", "clients that leave while their turn runs, and others that go on"),
     Load("probe", "one more turn of every session, and the session read"),
@@ -91,6 +100,8 @@ class Battery:
 
     Attributes:
         not_done: for each load that was left out or broken off, why.
+        window: how many of the latest turns the model is shown, as the long session showed; 0
+            where it is shown all of them.
         first_error: of the first turn that was not acknowledged.
         lost: how often the service ended by itself, with its last words.
     """
@@ -100,19 +111,20 @@ class Battery:
         target: Target,
         history: HistoryWriter,
         *,
-        witness: Callable[[str], Read | None] | None = None,
+        witness: Witness | None = None,
         settings: Settings = Settings(),  # noqa: B008 - a frozen value
-        second: Target | None = None,
+        second: AskingProcess | None = None,
         rows: Sequence[Row] = (),
     ) -> None:
         """Set it up.
 
         Args:
             witness: returns what the simulated model was shown with a marker.
-            second: the same service through a client of its own.
+            second: the same service, asked by another process.
             rows: of the progress, one a load, in the order of ``LOADS``.
         """
         self.not_done: dict[str, str] = {}
+        self.window = 0
         self.first_error = ""
         self.lost: list[str] = []
         self.target = target
@@ -120,10 +132,12 @@ class Battery:
         self._history = history
         self._settings = settings
         self._client = Client(target, history, witness=witness)
+        self._other = second
         self._second = None if second is None else Client(second, history, witness=witness)
         self._rows = {load.name: row for load, row in zip(LOADS, rows, strict=False)}
         self._draw = random.Random(settings.seed)
         self._numbers: dict[SessionKey, int] = {}
+        self._working: set[SessionKey] = set()
         self._process = 0
         self._sent = self._acknowledged = 0
         self._is_killing = False
@@ -141,12 +155,13 @@ class Battery:
                     self.not_done[load.name] = "no first turn was acknowledged"
                 return
             loads: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
+                "long": self._long,
                 "crash": self._crash,
                 "together": self._together,
                 "processes": self._processes,
                 "same name": self._same_name,
                 "one user": self._one_user,
-                "long": self._long,
+                "tools": self._tools,
                 "again": self._again,
                 "cancel": self._cancel,
             }
@@ -206,11 +221,13 @@ class Battery:
     async def _processes(self) -> None:
         if self._second is None and self._declares.processes < 2:
             self.not_done["processes"] = (
-                "its sessions are served by one process, or opened by one client"
+                "its sessions are in one process, which only this one can ask"
             )
             return
         other = self._second or self._client
         keys = [self._key("bob", f"shared-{number}") for number in range(2)][: self._few]
+        for key in keys if self._second is not None else ():
+            await self._turn(other, key)  # its connection is open before they meet
         for _ in range(self._rounds):
             await self._all((client, key) for key in keys for client in (self._client, other) * 2)
 
@@ -232,9 +249,40 @@ class Battery:
             await self._all((self._client, key) for key in keys)
 
     async def _long(self) -> None:
+        """Take the turns of one session one by one, and learn what its model is shown."""
         key = self._key("gil", "long")
-        for _ in range(self._settings.long_turns):
-            await self._turn(self._client, key)
+        client, partial = self._client, list[int]()
+        acknowledged: list[str] = []
+        client.is_learning = True
+        try:
+            for _ in range(self._settings.long_turns):
+                marker = self._marker(key)
+                outcome = await self._turn(client, key, marker)
+                read = outcome.read
+                if read is not None and outcome.type == "ok" and read.position < len(acknowledged):
+                    latest = acknowledged[len(acknowledged) - read.position :]
+                    is_summary = not latest and self._declares.compacts
+                    if read.digest != digest_of(latest) or not (latest or is_summary):
+                        return  # neither all of it nor the end of it: a fault
+                    partial.append(read.position)
+                if outcome.type == "ok":
+                    acknowledged.append(marker)
+            if len(partial) >= _WINDOW_TURNS:
+                client.least_shown = min(*partial, client.least_shown)
+                if self._second is not None:
+                    self._second.least_shown = client.least_shown
+                self.window = max(partial)
+        finally:
+            client.release()
+
+    async def _tools(self) -> None:
+        if not self._declares.tool:
+            self.not_done["tools"] = "it names no tool whose effects can be judged ([effects])"
+            return
+        keys = [self._key("kim", "work-0"), self._key("kim", "work-1"), self._key("lee", "work-0")]
+        self._working.update(keys)
+        for _ in range(self._rounds):
+            await self._all((self._client, key) for key in keys[: self._few] for _ in range(2))
 
     async def _again(self) -> None:
         if not self._declares.is_idempotent:
@@ -244,6 +292,7 @@ class Battery:
             return
         for number in range(self._rounds):
             key = self._key("hal", f"again-{number}")
+            self._working.add(key)
             marker = self._marker(key)
             first = asyncio.ensure_future(self._turn(self._client, key, marker))
             await asyncio.sleep(self._draw.uniform(0.0, 0.05))
@@ -271,50 +320,59 @@ class Battery:
             )
             return
         keys = [self._key("jon", f"crash-{number}") for number in range(4)][: 2 * self._few]
+        self._working.update(keys[:2])
         for number in range(self._settings.crashes):
             # Acknowledged before the crash, in flight during it, asked again after it.
             await self._all((self._client, key) for key in keys)
-            flying = [asyncio.ensure_future(self._turn(self._client, key)) for key in keys]
+            markers = {key: self._marker(key) for key in keys}
+            flying = [
+                asyncio.ensure_future(self._turn(self._client, key, marker))
+                for key, marker in markers.items()
+            ]
             await asyncio.sleep(self._draw.uniform(0.0, 0.06))
             self._is_killing = True
             self._history.fault("kill", time.monotonic_ns(), f"crash {number + 1}")
             await target.kill()
-            await asyncio.gather(*flying)
+            ended = await asyncio.gather(*flying)
             await target.restart()
             self._history.fault("restart", time.monotonic_ns())
             self._is_killing = False
+            if self._declares.is_idempotent:  # as a client does that had no answer
+                unknown = [k for k, one in zip(keys, ended, strict=True) if one.type == "info"]
+                again = (self._turn(self._client, key, markers[key]) for key in unknown)
+                await asyncio.gather(*again)
             await self._all((self._client, key) for key in keys)
 
     async def _probe(self) -> None:
         """Ask each session once more, then read it; some services need a moment after a crash."""
-        keys = list(self._numbers)
-        at_once = asyncio.Semaphore(8)
-
-        async def ask(key: SessionKey) -> None:
-            async with at_once:
-                if self._silent >= _SILENT_LIMIT:
-                    self.not_done["probe"] = f"the last {self._silent} turns had no answer in time"
-                    return
-                for _ in range(3):
-                    patience_s = _PROBE_FACTOR * self._settings.timeout_s
-                    outcome = await self._turn(self._client, key, timeout_s=patience_s)
-                    if outcome.type == "ok" or "timeout_s" in outcome.error:
-                        break
-                    await asyncio.sleep(max(0.2, min(2.0, outcome.retry_after_s)))
-
         self._silent = 0
-        await asyncio.gather(*map(ask, keys))
-        if not self._declares.has_history:
-            return
-        for key in keys:
+        at_once = asyncio.Semaphore(8)
+        await asyncio.gather(*(self._ask_again(key, at_once) for key in list(self._numbers)))
+        for key in list(self._numbers) if self._declares.has_history else ():
             for _ in range(3):
                 self._process += 1
                 if not await self._client.read(f"r{self._process}", key, timeout_s=20.0):
                     break
                 await asyncio.sleep(0.2)
-        for key in {key.user_id: key for key in keys}.values():
-            self._process += 1
-            await self._client.effects(f"e{self._process}", key)
+        for key in {key.user_id: key for key in self._working}.values():
+            if self._declares.has_book:
+                self._process += 1
+                if error := await self._client.effects(f"e{self._process}", key):
+                    self.not_done["tools"] = f"what tools did cannot be read: {error}"
+
+    async def _ask_again(self, key: SessionKey, at_once: asyncio.Semaphore) -> None:
+        async with at_once:
+            if self._silent >= _SILENT_LIMIT:
+                self.not_done["probe"] = f"the last {self._silent} turns had no answer in time"
+                return
+            patience_s = _PROBE_FACTOR * self._settings.timeout_s
+            due_s = time.monotonic() + _PROBE_LIMIT_S
+            for _ in range(_PROBE_ATTEMPTS):
+                outcome = await self._turn(self._client, key, timeout_s=patience_s)
+                is_late = time.monotonic() > due_s
+                if outcome.type == "ok" or "timeout_s" in outcome.error or is_late:
+                    break
+                await asyncio.sleep(max(0.2, min(2.0, outcome.retry_after_s)))
 
     # ---- one turn, and the service's own end
 
@@ -327,7 +385,18 @@ class Battery:
         return marker_of(key, number, seed=self._settings.seed)
 
     async def _all(self, asked: Iterable[tuple[Client, SessionKey]]) -> None:
-        await asyncio.gather(*(self._turn(client, key) for client, key in asked))
+        """Take turns that begin together, also where another process asks some of them."""
+        asked = list(asked)
+        at_ns = 0
+        if self._other is not None and any(client is self._second for client, _ in asked):
+            at_ns = self._other.at_ns = time.monotonic_ns() + int(_TOGETHER_S * 1e9)
+
+        async def begin(client: Client, key: SessionKey) -> None:
+            if client is self._client:
+                await asyncio.sleep((at_ns - time.monotonic_ns()) / 1e9 if at_ns else 0)
+            await self._turn(client, key)
+
+        await asyncio.gather(*(begin(client, key) for client, key in asked))
 
     async def _turn(
         self,
@@ -339,7 +408,11 @@ class Battery:
         """Take one turn; what is refused for now is sent again, a few times."""
         marker = marker or self._marker(key)
         # By the marker, so that a second delivery of a turn has the same words.
-        prompt = _PROMPTS[int(marker[-6:], 16) % len(_PROMPTS)].format(marker=marker)
+        number = int(marker[-6:], 16)
+        said = _TOOL_PROMPT if key in self._working else _PROMPTS[number % len(_PROMPTS)]
+        if not self._declares.tool:
+            said = _PROMPTS[number % len(_PROMPTS)]
+        prompt = said.format(marker=marker, tool=self._declares.tool)
         self._sent += 1
         for attempt in range(6):
             self._process += 1

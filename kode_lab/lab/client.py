@@ -10,68 +10,47 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
-from kode_lab.errors import CallerError, KodeLabError, Refused, Superseded
+from kode_lab.claude.records import WitnessedTurn
+from kode_lab.errors import CallerError, Refused, Superseded
 from kode_lab.history.operation import (
     NO_DETAILS,
     Details,
     Effect,
+    HistoryWriter,
+    ModelCalls,
     Operation,
     Read,
     digest_of,
     markers_in,
 )
 from kode_lab.key import SessionKey
-from kode_lab.targets.target import History, Outcome, Target, Worldly, outcome_of
+from kode_lab.targets.target import Declaration, History, Outcome, Target, Worldly, outcome_of
 
-__all__ = ["Client", "OperationList", "OperationWriter"]
+__all__ = ["Client", "OperationList", "Witness"]
 
-
-class OperationWriter(Protocol):
-    """Where operations go: ``HistoryWriter`` writes a file, ``OperationList`` keeps them."""
-
-    def invoke(
-        self,
-        key: SessionKey,
-        process: str,
-        time_ns: int,
-        *,
-        f: str = "turn",
-        marker: str = "",
-        turn_id: str = "",
-    ) -> None:
-        """Note that a request is about to leave."""
-        ...
-
-    def complete(
-        self,
-        process: str,
-        time_ns: int,
-        type: str,  # noqa: A002 - Jepsen's word for it
-        *,
-        read: Read | None = None,
-        markers: Iterable[str] | None = None,
-        error: str = "",
-        answered: str = "",
-        config: str = "",
-        effects: Iterable[Effect] | None = None,
-        details: Details = NO_DETAILS,
-    ) -> None:
-        """Note how the process's open request ended."""
-        ...
+Witness = Callable[[str], Read | WitnessedTurn | None]
 
 
 class Client:
-    """Asks one target and writes what it saw to one history; safe for many tasks at once."""
+    """Asks one target and writes what it saw to one history; safe for many tasks at once.
+
+    Attributes:
+        least_shown: a turn that was shown at least so many earlier ones may have been shown only
+            the latest ones: the service declares a window or that it summarises old turns, or a
+            session showed it.
+        is_learning: completions are kept back until ``release``, so that what they show of the
+            service's window is known before they are written.
+    """
 
     def __init__(
         self,
         target: Target,
-        history: OperationWriter,
+        history: HistoryWriter | OperationList,
         *,
-        witness: Callable[[str], Read | None] | None = None,
+        witness: Witness | None = None,
         now_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         """Bind a target to a history.
@@ -81,10 +60,16 @@ class Client:
             now_ns: the clock of the history.
         """
         self._target = target
+        self._declares = target.declaration
         self._history = history
         self._witness = witness
         self._now_ns = now_ns
-        self._needs_quote = target.declaration.needs_quote
+        window = self._declares.window
+        # A window of six messages is shown as two turns and the new one: half is not held against.
+        least = max(1, window // 2 - 1) if window else 1
+        self.least_shown: float = least if window or self._declares.compacts else math.inf
+        self.is_learning = False
+        self._kept: list[tuple[str, int, Outcome, dict[str, Any]]] = []
 
     async def turn(
         self,
@@ -108,7 +93,7 @@ class Client:
         try:
             async with asyncio.timeout(timeout_s):
                 answer = await self._target.turn(key, prompt, turn_id)
-            outcome = outcome_of(marker, answer, needs_quote=self._needs_quote)
+            outcome = outcome_of(marker, answer, needs_quote=self._declares.needs_quote)
         except (Refused, CallerError) as refused:
             outcome = Outcome("fail", _words(refused))
         except TimeoutError as late:
@@ -119,20 +104,44 @@ class Client:
         except Exception as failure:  # noqa: BLE001 - what a broken service does is for the judge
             outcome = Outcome("info", _words(failure))
         finally:
-            if self._witness is not None and (seen := self._witness(marker)) is not None:
+            seen = self._witness(marker) if self._witness is not None else None
+            facts: dict[str, Any] = {}
+            if isinstance(seen, WitnessedTurn):
+                facts = _witnessed(seen, self._declares)
+                seen = seen.read
+            if seen is not None:
                 # What the model's server received is the stronger witness: no reply can alter it.
                 outcome = outcome._replace(read=seen)
-            self._history.complete(
-                process,
-                self._now_ns(),
-                outcome.type,
-                read=outcome.read,
-                error=outcome.error,
-                answered=outcome.answered,
-                config=outcome.config,
-                details=Details(stop_reason=stop) if (stop := outcome.stop_reason) else NO_DETAILS,
-            )
+            if outcome.stop_reason:
+                details = facts.get("details", NO_DETAILS)
+                facts["details"] = details._replace(stop_reason=outcome.stop_reason)
+            ended = (process, self._now_ns(), outcome, facts)
+            self._kept.append(ended) if self.is_learning else self._complete(*ended)
         return outcome
+
+    def release(self) -> None:
+        """Write the completions that were kept back."""
+        self.is_learning = False
+        for ended in self._kept:
+            self._complete(*ended)
+        self._kept.clear()
+
+    def _complete(
+        self, process: str, time_ns: int, outcome: Outcome, facts: Mapping[str, Any]
+    ) -> None:
+        read = outcome.read
+        if read is not None and read.position >= self.least_shown:
+            read = read._replace(is_suffix=True)
+        self._history.complete(
+            process,
+            time_ns,
+            outcome.type,
+            read=read,
+            error=outcome.error,
+            answered=outcome.answered,
+            config=outcome.config,
+            **facts,
+        )
 
     async def read(
         self,
@@ -148,9 +157,7 @@ class Client:
             has_effects: what the session's own tools say that they did is recorded with it.
         """
         self._history.invoke(key, process, self._now_ns(), f="read")
-        markers: list[str] | None = None
-        half: tuple[str, ...] = ()
-        made: tuple[Effect, ...] | None = None
+        facts: dict[str, Any] = {}
         error = "interrupted"
         try:
             async with asyncio.timeout(timeout_s):
@@ -161,39 +168,53 @@ class Client:
                 history = told if isinstance(told, History) else History(tuple(told))
                 markers = [marker for prompt in history.prompts for marker in markers_in(prompt)]
                 half = tuple(marker for text in history.unanswered for marker in markers_in(text))
-                made = history.made if has_effects else None
+                facts = {"markers": markers, "is_suffix": history.is_suffix}
+                if half:
+                    facts["read"] = Read(len(markers), digest_of(markers), half=half)
+                if has_effects:
+                    facts["effects"] = history.made
                 error = ""
         except Exception as failure:  # noqa: BLE001 - as above
             error = _words(failure)
         finally:
-            read = None
-            if half and markers is not None:
-                read = Read(len(markers), digest_of(markers), half=half)
             kind = "info" if error else "ok"
-            self._history.complete(
-                process,
-                self._now_ns(),
-                kind,
-                read=read,
-                markers=markers,
-                error=error,
-                effects=made,
-            )
+            self._history.complete(process, self._now_ns(), kind, error=error, **facts)
         return error
 
-    async def effects(self, process: str, key: SessionKey) -> None:
-        """Ask what tools did for the key's user and record it, where the target can tell."""
+    async def effects(self, process: str, key: SessionKey) -> str:
+        """Ask what tools did for the key's user and record it; return "" or why it is not known."""
         if not isinstance(self._target, Worldly):
-            return
+            return "the target cannot tell what tools did"
         self._history.invoke(key, process, self._now_ns(), f="effects")
         effects, error = None, "interrupted"
         try:
             effects, error = await self._target.effects(key.user_id), ""
-        except KodeLabError as failure:
+        except Exception as failure:  # noqa: BLE001 - as above
             error = _words(failure)
         finally:
             kind = "info" if effects is None else "ok"
             self._history.complete(process, self._now_ns(), kind, effects=effects, error=error)
+        return error
+
+
+def _witnessed(turn: WitnessedTurn, declares: Declaration) -> dict[str, Any]:
+    """Return what the model's side knows of a turn: when it was asked, and what its tools did."""
+    calls = tuple((c.arrived_ns, c.answered_ns) for c in turn.calls if c.answered_ns)
+    if not declares.tool:
+        return {"details": Details(model=ModelCalls(calls))}
+    shown = [
+        [r for r in call.results if r.tool.rpartition("__")[2] == declares.tool and not r.is_error]
+        for call in turn.calls
+    ]
+    results = list(dict.fromkeys(result for one in shown for result in one))
+    # A result that names other turns and not its own was given to the wrong call.
+    crossed = [r.markers[0] for r in results if r.markers and turn.marker not in r.markers]
+    details = Details(
+        tools=(declares.tool,) * max(map(len, shown), default=0) or None,
+        model=ModelCalls(calls, tool_results=tuple((turn.marker, other) for other in crossed)),
+    )
+    made = [Effect(result.id, declares.tool, turn.marker) for result in results if result.id]
+    return {"details": details} | ({"effects": made} if made and not declares.has_book else {})
 
 
 class OperationList:

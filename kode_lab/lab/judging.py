@@ -20,6 +20,7 @@ from kode_lab.lab.battery import LOADS, Battery, Settings
 from kode_lab.lab.live import Progress, Row
 from kode_lab.lab.records import Run, RunRecorder
 from kode_lab.targets.http_target import HttpTarget
+from kode_lab.targets.lines import AskingProcess
 from kode_lab.targets.opening import open_target
 from kode_lab.targets.target import Declaration, Startable
 
@@ -38,6 +39,8 @@ class Judged(NamedTuple):
         first_error: of the first turn that was not acknowledged, or "".
         lost: how the service ended, each time that it did so by itself.
         model_requests: how many requests the simulated model had.
+        remarks: what else a reader should know: a window that showed, and anomalies of guarantees
+            that it does not promise.
     """
 
     run: Run
@@ -48,6 +51,7 @@ class Judged(NamedTuple):
     lost: tuple[str, ...]
     model_requests: int
     took_s: float
+    remarks: tuple[str, ...] = ()
 
 
 def rows() -> list[Row]:
@@ -91,13 +95,15 @@ async def judge_target(
                 stack.push_async_callback(target.stop)
                 await target.start(model.base_url)
             progress.status = "running"
-            second = target.twin() if isinstance(target, HttpTarget) else None
-            if second is not None:
+            second = None
+            if isinstance(target, HttpTarget) and "processes" in (settings.loads or ("processes",)):
+                second = AskingProcess(spec, target)
                 stack.push_async_callback(second.stop)
+                await second.start()
             battery = Battery(
                 target,
                 recorder.history,
-                witness=model.read,
+                witness=model.turn,
                 settings=settings,
                 second=second,
                 rows=progress.rows,
@@ -109,11 +115,17 @@ async def judge_target(
             raise
         finally:
             declaration = target.declaration
-            run, verdict = _judged(recorder, status, declaration.promises)
+            run, verdict, beyond = _judged(recorder, status, declaration.promises)
             progress.status = status
         requests = model.statistics().requests
     not_done, lost = battery.not_done, tuple(battery.lost)
     took_s = time.monotonic() - began_s
+    remarks = [beyond] if beyond else []
+    if battery.window and not (declaration.window or declaration.compacts):
+        remarks.append(
+            f"the model is shown only the latest turns (at most {battery.window}), which was taken "
+            f"for a declared window: window = {battery.window} or compacts = true in [declares]"
+        )
     recorder.write_json(
         "target.json",
         {
@@ -123,16 +135,25 @@ async def judge_target(
             "first_error": battery.first_error,
             "model_requests": requests,
             "took_s": took_s,
+            "remarks": remarks,
         },
     )
-    return Judged(run, declaration, verdict, not_done, battery.first_error, lost, requests, took_s)
+    first = battery.first_error
+    return Judged(
+        run, declaration, verdict, not_done, first, lost, requests, took_s, tuple(remarks)
+    )
 
 
-def _judged(recorder: RunRecorder, status: str, promises: Sequence[str]) -> tuple[Run, Verdict]:
+def _judged(
+    recorder: RunRecorder, status: str, promises: Sequence[str]
+) -> tuple[Run, Verdict, str]:
     run = recorder.close()
     verdict = check(run.operations(), None, promises)
+    counts = check(run.operations()).counts
+    beyond = ", ".join(f"{n} {name}" for name, n in counts.items() if not verdict.counts.get(name))
+    beyond = beyond and f"seen, though it promises nothing about it: {beyond}"
     recorder.write_json("verdict.json", verdict.to_json())
     run = recorder.finish(
         status, verdict=verdict.status, finding=headline(verdict), promises=list(promises)
     )
-    return run, verdict
+    return run, verdict, beyond

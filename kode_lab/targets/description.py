@@ -1,7 +1,8 @@
-"""A service described in a TOML file: what can be said, and where a file says it wrongly.
+"""A service described in a TOML file: the fields that a file may have, and their complaints.
 
-It owns the fields of the file and their complaints, each with line and field; how the described
-service is asked is ``http_target``'s. ``docs/judge-your-service.md`` explains the fields.
+It owns what each field means and checks it when the file is read; a complaint names line and field.
+How the described service is asked is ``http_target``'s. ``docs/judge-your-service.md`` explains the
+fields to users.
 """
 
 from __future__ import annotations
@@ -10,520 +11,510 @@ import difflib
 import re
 import shlex
 import tomllib
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from kode_lab.errors import InvalidScenario
 from kode_lab.targets.target import DEFAULT_PROMISES, DEFINITE, Declaration
 from kode_lab.targets.template import JsonPath, Template
 
-__all__ = ["Capture", "Condition", "Description", "Reading", "Request", "Rule", "read_description"]
+__all__ = [
+    "Capture",
+    "Condition",
+    "Description",
+    "Effects",
+    "Later",
+    "Reading",
+    "Request",
+    "Stream",
+    "read_description",
+]
 
-# What is known of a turn, a session, the set-up, and the surroundings.
-_SURROUNDINGS = ("model_url", "model_host", "port", "data")
-_TURN = ("user", "session", "agent", "key", "session_uuid", "user_uuid", *_SURROUNDINGS)
-_ASKED = (*_TURN, "prompt", "turn_id", "turn_uuid")
-OUTCOMES = ("ok", "fail", "info")
-_PROMISES = ("apart", "kept", "whole", "ordered", "durable", "tools", "service")
-_USER_ROLES = ("user", "human", "USER", "HumanMessage")
+# Holes: what is known of the surroundings, of a session, of a turn.
+_SURROUNDINGS = ("model_url", "model_host", "port", "data", "setting", "python", "here")
+_SESSION = ("user", "session", "agent", "key", "session_uuid", "user_uuid", *_SURROUNDINGS)
+_TURN = (*_SESSION, "prompt", "turn_id", "turn_uuid")
+_KINDS = {
+    "string_type": "text", "int_type": "a whole number", "float_type": "a number",
+    "bool_type": "true or false", "list_type": "a list", "tuple_type": "a list",
+    "dict_type": "a table", "model_type": "a table", "model_attributes_type": "a table",
+}  # fmt: skip
+_MISSING = {
+    "turn": "say how a turn is sent, with path, body and reply",
+    "url": 'where does the service listen? "http://127.0.0.1:8000"',
+    "rules.outcome": "choose ok, fail or info",
+}
 
 
-class Request(NamedTuple):
+def _in_tree(value: Any) -> Any:
+    """Return a JSON value whose texts are templates."""
+    if isinstance(value, str):
+        return Template(value)
+    if isinstance(value, dict):
+        return {name: _in_tree(one) for name, one in value.items()}
+    return [_in_tree(one) for one in value] if isinstance(value, list) else value
+
+
+def _made(kind: type[Any]) -> BeforeValidator:
+    def make(value: Any) -> Any:
+        return kind(value) if isinstance(value, str) else value
+
+    return BeforeValidator(make)
+
+
+def _pattern(value: Any) -> Any:
+    try:
+        return re.compile(value, re.DOTALL)
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {error}") from None
+    except TypeError:
+        raise ValueError(f"must be text, not {value!r:.60}") from None
+
+
+def _words(value: Any) -> Any:
+    if not isinstance(value, str | list):
+        raise ValueError(f"must be text or a list, not {value!r:.60}")  # noqa: TRY004 - pydantic's
+    try:
+        words = shlex.split(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise ValueError(f"cannot be split into words: {error}") from None
+    return tuple(Template(str(word)) for word in words)
+
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+def _located(value: Any) -> Any:
+    """Return the table of a capture: a JSON path, ``header:NAME`` or ``cookie:NAME``."""
+    place, colon, name = str(value).partition(":")
+    if colon and place in ("header", "cookie"):
+        return {"place": place, "name": name.strip()}
+    return {"path": str(value)}
+
+
+_Template = Annotated[Template, _made(Template)]
+_Path = Annotated[JsonPath, _made(JsonPath)]
+_Pattern = Annotated[re.Pattern[str], BeforeValidator(_pattern)]
+_Command = Annotated[tuple[Template, ...], BeforeValidator(_words)]
+_Tree = Annotated[Any, BeforeValidator(_in_tree)]
+_Templates = Annotated[dict[str, Any], BeforeValidator(_in_tree)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True
+    )
+
+
+class Capture(_Table):
+    """Where a value is found in an answer: ``body`` (a path), ``header`` or ``cookie`` (a name)."""
+
+    place: str = "body"
+    path: _Path = JsonPath("$")
+    name: str = ""
+
+
+class Request(_Table):
     """One HTTP request with holes.
 
     Attributes:
-        url: absolute, or a path below the service's URL.
-        json: the body as a JSON value of templates, or None.
-        form: the body as a form, or None.
-        raw: the body as a text, or None.
-        is_raw_json: whether that text is JSON, so that values are escaped in it.
-        captures: values taken from the answer, by name.
+        url: absolute, or ``path`` below the service's URL.
+        body: a JSON value of templates, or one template.
+        capture: values taken from the answer, by name.
     """
 
-    method: str
-    url: Template
-    headers: Mapping[str, Template]
-    json: Any = None
-    form: Mapping[str, Template] | None = None
-    raw: Template | None = None
-    is_raw_json: bool = False
-    captures: Mapping[str, Capture] = {}
+    method: str = ""
+    path: str = ""
+    url: str = ""
+    headers: _Templates = Field(default_factory=dict)
+    query: dict[str, Any] = Field(default_factory=dict)
+    body: _Tree = None
+    form: _Templates | None = None
+    capture: dict[str, Annotated[Capture, BeforeValidator(_located)]] = Field(default_factory=dict)
+
+    @cached_property
+    def address(self) -> Template:
+        """The URL or path, with its query."""
+        address = self.path or self.url
+        pairs = "&".join(f"{name}={value}" for name, value in self.query.items())
+        return Template(address + ("&" if "?" in address else "?") * bool(pairs) + pairs)
+
+    @cached_property
+    def verb(self) -> str:
+        """The method: what the file says, or GET without a body and POST with one."""
+        has_body = self.body is not None or self.form is not None
+        return (self.method or ("POST" if has_body else "GET")).upper()
+
+    @cached_property
+    def is_json_text(self) -> bool:
+        """Whether the body is JSON written as a text, so that values are escaped in it."""
+        is_text = isinstance(self.body, Template)
+        return is_text and re.match(r"\s*(\[|\{\s*[\"}])", self.body.text) is not None
 
 
-class Capture(NamedTuple):
-    """Where a value is found in an answer: ``body`` (a path), ``header`` or ``cookie`` (a name)."""
-
-    place: str
-    path: JsonPath
-    name: str
-
-
-class Condition(NamedTuple):
+class Condition(_Table):
     """What must be so of an answer or event: a path with one of some values, a text, an event."""
 
-    path: JsonPath | None = None
-    values: tuple[Any, ...] = ()
-    pattern: re.Pattern[str] | None = None
+    path: _Path | None = None
+    value: Any = None
+    values: list[Any] = Field(default_factory=list)
+    pattern: _Pattern | None = None
     event: str = ""
     data: str = ""
 
+    @cached_property
+    def allowed(self) -> list[Any]:
+        """The values that count; none of them means any value."""
+        return self.values if self.value is None else [self.value, *self.values]
 
-class Rule(NamedTuple):
+
+class Rule(Condition):
     """An outcome for answers of some status that fulfil a condition."""
 
-    outcome: str
-    statuses: frozenset[int]
-    condition: Condition | None
+    outcome: Literal["ok", "fail", "info"]
+    status: Annotated[list[int], BeforeValidator(_listed)] = Field(default_factory=list)
 
 
-class Stream(NamedTuple):
+class Stream(_Table):
     """How a streamed reply is read.
 
     Attributes:
-        is_sse: server-sent events; else one JSON value a line.
+        format: server-sent events, or one JSON value a line.
         done: what ends it; a stream that ends without it was cut.
     """
 
-    is_sse: bool
-    text: JsonPath | None
-    when: Condition | None
-    done: Condition | None
-    failed: Condition | None
+    format: Literal["sse", "lines"] = "sse"
+    text: _Path | None = None
+    event: str = ""
+    when: Condition | None = None
+    done: Annotated[
+        Condition, BeforeValidator(lambda v: {"data": v} if isinstance(v, str) else v)
+    ] | None = None  # fmt: skip
+    failed: Condition | None = None
+
+    @cached_property
+    def counts(self) -> Condition | None:
+        """Which events have a piece of the reply."""
+        return self.when or (Condition(event=self.event) if self.event else None)
 
 
-class Later(NamedTuple):
+class Later(Request):
     """How a reply is fetched that does not come with the answer."""
 
-    request: Request
-    every_s: float
-    patience_s: float
-    until: Condition | None
-    failed: Condition | None
-    find: JsonPath | None
+    every_s: float = Field(default=0.2, ge=0.001, le=600)
+    patience_s: float = Field(default=60.0, gt=0, le=3600)
+    until: Condition | None = None
+    failed: Condition | None = None
+    find: _Path | None = None
 
 
-class Reading(NamedTuple):
+class Turn(Request):
+    """How a turn is sent, and where its reply is."""
+
+    reply: _Path | None = None
+    reply_pattern: _Pattern | None = None
+    text: bool = False
+    stream: Stream | None = None
+    later: Later | None = None
+    rules: list[Rule] = Field(default_factory=list)
+    definite: list[int] = Field(default_factory=lambda: sorted(DEFINITE))
+    config: _Path | None = None
+
+
+class _Next(_Table):
+    path: _Path
+    query: str = ""
+
+
+class Reading(Request):
     """How a session is read back.
 
     Attributes:
         items: the path to its elements, or None where ``pattern`` finds them in the body.
         empty: statuses that mean a session without turns.
+        only_latest: the answer has the end of the session only, as the service declares.
     """
 
-    request: Request
-    items: JsonPath | None
-    text: JsonPath | None
-    role: JsonPath | None
-    user_roles: frozenset[str]
-    pattern: re.Pattern[str] | None
-    next_path: JsonPath | None
-    next_query: str
-    empty: frozenset[int]
+    items: _Path | None = None
+    text: _Path | None = None
+    role: _Path | None = None
+    user_role: Annotated[list[str], BeforeValidator(_listed)] = Field(
+        default_factory=lambda: ["user", "human", "USER", "HumanMessage"]
+    )
+    pattern: _Pattern | None = None
+    next: _Next | None = None
+    empty: list[int] = Field(default_factory=lambda: [404])
+    only_latest: bool = False
 
 
-class Description(NamedTuple):
+class Effects(Request):
+    """What a tool does to the world, and the book in which that can be read.
+
+    Attributes:
+        tool: the tool that turns are told to use; each call of it makes one entry.
+        file: a file of JSON (a list, or a value a line) instead of a request. Without either, the
+            ids in the tool's results, as the model was shown them, are the evidence.
+        items: the path to the book's entries; a turn's marker is looked for in the whole entry.
+        id: of an entry, unique in the book.
+    """
+
+    tool: str
+    file: _Template | None = None
+    items: _Path = JsonPath("$")
+    id: _Path = JsonPath("$.id")
+
+    @property
+    def is_book(self) -> bool:
+        """Whether there is a book to read."""
+        return bool(self.path or self.url or self.file)
+
+
+class _SessionSetup(Request):
+    again_after_restart: bool = False
+
+
+class _Setup(_Table):
+    user: Request | None = None
+    session: _SessionSetup | None = None
+
+
+_PROMISES = Literal["apart", "kept", "whole", "ordered", "durable", "tools", "lock", "service"]
+
+
+class _Declares(_Table):
+    parts: list[Literal["user", "session", "agent"]] | None = None
+    promises: list[_PROMISES] | None = None
+    durable: bool = False
+    idempotent: bool = False
+    serial: bool = False
+    window: int = Field(default=0, ge=0)
+    compacts: bool = False
+    strategy: str = ""
+    notes: str = ""
+
+
+class Description(_Table):
     """A whole file.
 
     Attributes:
         url: where the service is; may hold ``{port}``.
         start: its command, or empty when it runs already.
         kill: a command that kills it, where killing the started process is not enough.
-        directory: where the file lies; the command runs there.
+        cwd: where the command runs, from the file's directory.
+        file: where the description was read.
     """
 
-    declaration: Declaration
-    url: Template
-    turn: Request
-    reply: JsonPath | None
-    reply_pattern: re.Pattern[str] | None
-    is_text: bool
-    stream: Stream | None
-    later: Later | None
-    rules: tuple[Rule, ...]
-    definite: frozenset[int]
-    config: JsonPath | None
-    setup_user: Request | None
-    setup_session: Request | None
-    is_session_again: bool
-    history: Reading | None
-    start: tuple[Template, ...]
-    kill: tuple[Template, ...]
-    restart: tuple[Template, ...]
-    env: Mapping[str, Template]
-    directory: Path
-    ready: Template | None
-    ready_s: float
+    url: _Template
+    turn: Turn
+    name: str = ""
+    version: str = ""
+    start: _Command = ()
+    kill: _Command = ()
+    restart: _Command = ()
+    env: _Templates = Field(default_factory=dict)
+    cwd: str = "."
+    ready: _Template | None = None
+    ready_s: float = Field(default=60.0, gt=0, le=3600)
+    setup: _Setup = _Setup()
+    history: Reading | None = None
+    effects: Effects | None = None
+    declares: _Declares = _Declares()
+    file: Path = Field(default=Path(), exclude=True)
 
+    @model_validator(mode="after")
+    def _fits_together(self) -> Description:
+        for where, request in self._requests():
+            is_elsewhere = isinstance(request, Effects) and not (request.path or request.url)
+            if bool(request.path) + bool(request.url) + is_elsewhere != 1:
+                raise ValueError(f'{where}.path|is missing: the path below url, as "/api/chat"')
+        turn = self.turn
+        if not (turn.reply or turn.reply_pattern or turn.text or turn.stream):
+            raise ValueError(
+                'turn.reply|is missing: where is the reply? A path as "$.reply", or text = true'
+            )
+        for where, template, known in self._holes():
+            try:
+                template.check(known)
+            except InvalidScenario as error:
+                raise ValueError(f"{where}|{error}") from None
+        return self
 
-_REQUEST_FIELDS = {
-    "method": str, "path": str, "url": str, "headers": dict, "query": dict,
-    "body": (dict, list, str), "form": dict, "capture": dict,
-}  # fmt: skip
-_CONDITION_FIELDS = {
-    "path": str, "value": object, "values": list, "pattern": str, "event": str, "data": str,
-}  # fmt: skip
-# Every table of the file, with its fields and their kinds.
-_FIELDS: Mapping[str, Mapping[str, Any]] = {
-    "": {
-        "name": str, "version": str, "url": str, "start": (str, list), "kill": (str, list),
-        "restart": (str, list), "env": dict, "cwd": str, "ready": str, "ready_s": (int, float),
-        "turn": dict, "history": dict, "setup": dict, "declares": dict,
-    },
-    "turn": {
-        **_REQUEST_FIELDS, "reply": str, "reply_pattern": str, "text": bool, "stream": dict,
-        "later": dict, "rules": list, "definite": list, "config": str,
-    },
-    "turn.stream": {
-        "format": str, "text": str, "event": str, "when": dict, "done": (str, dict), "failed": dict,
-    },
-    "turn.later": {
-        **_REQUEST_FIELDS, "every_s": (int, float), "patience_s": (int, float), "until": dict,
-        "failed": dict, "find": str,
-    },
-    "turn.rules": {"outcome": str, "status": (int, list), **_CONDITION_FIELDS},
-    "setup": {"user": dict, "session": dict},
-    "setup.user": _REQUEST_FIELDS,
-    "setup.session": {**_REQUEST_FIELDS, "again_after_restart": bool},
-    "history": {
-        **_REQUEST_FIELDS, "items": str, "text": str, "role": str, "user_role": (str, list),
-        "pattern": str, "next": dict, "empty": list,
-    },
-    "history.next": {"path": str, "query": str},
-    "declares": {
-        "parts": list, "promises": list, "durable": bool, "idempotent": bool, "window": int,
-        "compacts": bool, "strategy": str,
-    },
-}  # fmt: skip
-_KINDS = {str: "text", int: "a whole number", float: "a number", dict: "a table", list: "a list",
-          bool: "true or false", object: "a value"}  # fmt: skip
+    def _requests(self) -> Iterator[tuple[str, Request]]:
+        named = {
+            "turn": self.turn, "turn.later": self.turn.later, "setup.user": self.setup.user,
+            "setup.session": self.setup.session, "history": self.history, "effects": self.effects,
+        }  # fmt: skip
+        yield from ((where, request) for where, request in named.items() if request is not None)
 
+    def _holes(self) -> Iterator[tuple[str, Template, Collection[str]]]:
+        """Yield each template of the file with its field and the names that are known there."""
+        user = tuple(self.setup.user.capture) if self.setup.user else ()
+        captured = (*user, *(self.setup.session.capture if self.setup.session else ()))
+        known = {
+            "turn": (*_TURN, *captured),
+            "turn.later": (*_TURN, *captured, *self.turn.capture),
+            "setup.user": _SESSION,
+            "setup.session": (*_SESSION, *user),
+        }
+        for where, request in self._requests():
+            for name in ("address", "headers", "body", "form", "file"):
+                field = "path" if name == "address" else name
+                for at, template in _leaves(getattr(request, name, None), f"{where}.{field}"):
+                    yield at, template, known.get(where, (*_SESSION, *captured))
+        for name in ("start", "kill", "restart", "env"):
+            for at, template in _leaves(getattr(self, name), name):
+                yield at, template, _SURROUNDINGS
+        for name in ("url", "ready"):
+            for at, template in _leaves(getattr(self, name), name):
+                yield at, template, ("port",)
 
-class _File:
-    """The file's text and values, to complain with a line."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self.text = path.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InvalidScenario(f"{path}: cannot be read: {error}") from None
-        try:
-            self.values = tomllib.loads(self.text)
-        except tomllib.TOMLDecodeError as error:
-            raise InvalidScenario(f"{path.name}: not TOML: {error}") from None
-
-    def wrong(self, field: str, complaint: str) -> InvalidScenario:
-        """Return the error for a field, with the line where it stands."""
-        return InvalidScenario(
-            f"{self.path.name}, line {self._line_of(field)}: {field}: {complaint}"
+    @cached_property
+    def declaration(self) -> Declaration:
+        """What the service says about itself."""
+        declares = self.declares
+        used: set[str] = set()
+        for where, template, _ in self._holes():
+            if where.startswith(("turn", "setup")):
+                used |= {name.removesuffix("_uuid") for name in template.names}
+        if "key" in used:
+            used |= {"user", "session"}
+        named = [name for name in ("user", "session", "agent") if name in used]
+        promises = list(declares.promises or DEFAULT_PROMISES)
+        for name, is_promised in (
+            ("durable", declares.durable),
+            ("lock", declares.serial),
+            ("tools", self.effects is not None and declares.promises is None),
+        ):
+            if is_promised and name not in promises:
+                promises.append(name)
+        return Declaration(
+            self.name or self.file.stem,
+            self.version,
+            tuple(named if declares.parts is None else declares.parts),
+            tuple(promises),
+            is_idempotent=declares.idempotent,
+            has_history=self.history is not None,
+            window=declares.window,
+            compacts=declares.compacts,
+            strategy=declares.strategy,
+            tool=self.effects.tool if self.effects is not None else "",
+            has_book=self.effects is not None and self.effects.is_book,
+            client="HTTP",
+            notes=declares.notes,
         )
 
-    def _line_of(self, field: str) -> int:
-        """Return the line of a dotted field, or of the innermost table that has a line."""
-        parts = field.split(".")
-        best, best_depth, table = 1, 0, ""
-        for number, line in enumerate(self.text.splitlines(), 1):
-            header = re.match(r"\s*\[\[?\s*([^\]]+?)\s*\]\]?", line)
-            named = re.match(r"""\s*["']?([\w-]+(?:\.[\w-]+)*)["']?\s*=""", line)
-            where = table
-            if header and not named:
-                where = table = header[1].replace(" ", "")
-            elif named:
-                where = f"{table}.{named[1]}".strip(".")
-            else:
-                continue
-            depth = len(where.split("."))
-            if parts[:depth] == where.split(".") and depth > best_depth:
-                best, best_depth = number, depth
-        return best
 
-
-def read_description(path: Path) -> Description:
+def read_description(path: Path, text: str | None = None) -> Description:
     """Return what a TOML file says.
+
+    Args:
+        text: what the file says, where it is part of another file.
 
     Raises:
         InvalidScenario: it cannot be read, or a field is wrong; names line and field.
     """
-    file = _File(path)
-    values = file.values
-    _check_fields(file, values, "")
-    if "turn" not in values:
-        raise file.wrong("turn", "is missing: say how a turn is sent, with path, body and reply")
-    if "url" not in values:
-        raise file.wrong(
-            "url", 'is missing: where does the service listen? "http://127.0.0.1:8000"'
-        )
-    setup = values.get("setup", {})
-    user = _request(file, setup["user"], "setup.user", _TURN) if "user" in setup else None
-    per_user = tuple(user.captures) if user else ()
-    session = None
-    if "session" in setup:
-        session = _request(file, setup["session"], "setup.session", (*_TURN, *per_user))
-    captured = (*per_user, *(session.captures if session else ()))
-    turn = _request(file, values["turn"], "turn", (*_ASKED, *captured))
-    later = _later(file, values["turn"], (*_ASKED, *captured, *turn.captures))
-    reading = _reading(file, values, (*_TURN, *captured))
-    asked = values["turn"]
-    definite = file.values["turn"].get("definite")
-    stream = _stream(file, asked.get("stream"))
-    replies = [name for name in ("reply", "reply_pattern", "text", "stream") if asked.get(name)]
-    if not replies:
-        raise file.wrong(
-            "turn.reply", 'is missing: where is the reply? A path as "$.reply", or text = true'
-        )
-    return Description(
-        declaration=_declaration(file, (turn, user, session), has_history=reading is not None),
-        url=_template(file, values["url"].rstrip("/"), "url", ("port",)),
-        turn=turn,
-        reply=_path(file, asked, "turn", "reply"),
-        reply_pattern=_pattern(file, asked, "turn", "reply_pattern"),
-        is_text=bool(asked.get("text")),
-        stream=stream,
-        later=later,
-        rules=tuple(_rule(file, rule, at) for at, rule in enumerate(asked.get("rules", ()))),
-        definite=DEFINITE if definite is None else frozenset(definite),
-        config=_path(file, asked, "turn", "config"),
-        setup_user=user,
-        setup_session=session,
-        is_session_again=bool(setup.get("session", {}).get("again_after_restart")),
-        history=reading,
-        start=_command(file, values, "start"),
-        kill=_command(file, values, "kill"),
-        restart=_command(file, values, "restart"),
-        env={
-            name: _template(file, str(value), f"env.{name}", _SURROUNDINGS)
-            for name, value in values.get("env", {}).items()
-        },
-        directory=(path.parent / values.get("cwd", ".")).resolve(),
-        ready=_template(file, values["ready"], "ready", ("port",)) if "ready" in values else None,
-        ready_s=float(values.get("ready_s", 60.0)),
-    )
-
-
-def _check_fields(file: _File, values: Mapping[str, Any], table: str) -> None:
-    fields = _FIELDS[table]
-    for name, value in values.items():
-        where = f"{table}.{name}".strip(".")
-        kind = fields.get(name)
-        if kind is None:
-            near = difflib.get_close_matches(name, fields, 1)
-            meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(fields)}"
-            raise file.wrong(where, f"is not a field: {meant}")
-        kinds = kind if isinstance(kind, tuple) else (kind,)
-        is_bool = isinstance(value, bool) and bool not in kinds and object not in kinds
-        if not isinstance(value, kinds) or is_bool:
-            listed = " or ".join(_KINDS[one] for one in kinds)
-            raise file.wrong(where, f"must be {listed}, not {value!r:.60}")
-        if where in _FIELDS and isinstance(value, dict):
-            _check_fields(file, value, where)
-        elif where == "turn.rules":
-            for rule in value:
-                if not isinstance(rule, dict):
-                    raise file.wrong(where, f"must be a list of tables, not {rule!r:.60}")
-                _check_fields(file, rule, where)
-
-
-def _template(file: _File, text: str, field: str, known: Collection[str]) -> Template:
     try:
-        return Template(text, known)
-    except InvalidScenario as error:
-        raise file.wrong(field, str(error)) from None
-
-
-def _templates(file: _File, value: Any, field: str, known: Collection[str]) -> Any:
-    if isinstance(value, str):
-        return _template(file, value, field, known)
-    if isinstance(value, dict):
-        return {n: _templates(file, v, f"{field}.{n}", known) for n, v in value.items()}
-    if isinstance(value, list):
-        return [_templates(file, v, field, known) for v in value]
-    return value
-
-
-def _path(file: _File, table: Mapping[str, Any], where: str, name: str) -> JsonPath | None:
-    if name not in table:
-        return None
+        text = path.read_text("utf-8") if text is None else text
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidScenario(f"{path.name}: not TOML: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidScenario(f"{path}: cannot be read: {error}") from None
+    values.pop("file", None)
     try:
-        return JsonPath(table[name])
-    except InvalidScenario as error:
-        raise file.wrong(f"{where}.{name}", str(error)) from None
+        return Description.model_validate({**values, "file": path})
+    except ValidationError as error:
+        field, complaint, nth = _complaint(error)
+    line = _line_of(text, field, nth)
+    raise InvalidScenario(f"{path.name}, line {line}: {field}: {complaint}")
 
 
-def _pattern(
-    file: _File, table: Mapping[str, Any], where: str, name: str
-) -> re.Pattern[str] | None:
-    if name not in table:
-        return None
-    try:
-        return re.compile(table[name], re.DOTALL)
-    except re.error as error:
-        raise file.wrong(f"{where}.{name}", f"not a regular expression: {error}") from None
+def _complaint(error: ValidationError) -> tuple[str, str, int]:
+    """Return the field of the first error, what is wrong with it, and in which table of a list."""
+    problems = error.errors(include_url=False)
+    # A field that is not known is most often a slip, of which others follow.
+    first = next((one for one in problems if one["type"] == "extra_forbidden"), problems[0])
+    names = [str(part) for part in first["loc"] if isinstance(part, str)]
+    nth = next((part for part in first["loc"] if isinstance(part, int)), 0)
+    field, message = ".".join(names), first["msg"].removeprefix("Value error, ")
+    given = f"{first['input']!r:.60}"
+    if not field and "|" in message:
+        field, _, message = message.partition("|")
+    match first["type"]:
+        case "extra_forbidden":
+            known = _fields_of(names[:-1])
+            near = difflib.get_close_matches(names[-1], known, 1)
+            meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+            message = f"is not a field: {meant}"
+        case "missing":
+            hint = next((hint for end, hint in _MISSING.items() if field.endswith(end)), "")
+            message = f"is missing: {hint}" if hint else "is missing"
+        case "literal_error":
+            allowed = str(first["ctx"]["expected"]).replace("'", "")
+            message = f"{given} is not valid: choose {allowed}"
+        case "is_instance_of":
+            message = f"must be text, not {given}"
+        case kind if kind in _KINDS:
+            message = f"must be {_KINDS[kind]}, not {given}"
+        case kind if kind != "value_error":
+            message = f"{given} is not valid: {message}"
+    return field, message, nth
 
 
-def _command(file: _File, values: Mapping[str, Any], name: str) -> tuple[Template, ...]:
-    command = values.get(name, ())
-    try:
-        words = shlex.split(command) if isinstance(command, str) else list(command)
-    except ValueError as error:
-        raise file.wrong(name, f"cannot be split into words: {error}") from None
-    return tuple(_template(file, str(word), name, _SURROUNDINGS) for word in words)
+def _fields_of(names: Collection[str]) -> list[str]:
+    """Return the fields of a table."""
+    table: type[BaseModel] = Description
+    for name in names:
+        found = [table.model_fields[name].annotation]
+        while found:
+            one: Any = found.pop()
+            if isinstance(one, type) and issubclass(one, BaseModel):
+                table = one
+                break
+            found += get_args(one)
+    return [name for name in table.model_fields if name != "file" or table is Effects]
 
 
-def _request(file: _File, table: Mapping[str, Any], where: str, known: Collection[str]) -> Request:
-    if ("path" in table) == ("url" in table):
-        raise file.wrong(f"{where}.path", 'is missing: the path below url, as "/api/chat"')
-    target = table.get("path") or table["url"]
-    if "query" in table:
-        pairs = "&".join(f"{name}={value}" for name, value in table["query"].items())
-        target += ("&" if "?" in target else "?") + pairs
-    body = table.get("body")
-    raw = None
-    is_raw_json = False
-    if isinstance(body, str):
-        raw = _template(file, body, f"{where}.body", known)
-        is_raw_json = re.match(r"\s*(\[|\{\s*[\"}])", body) is not None
-    headers = _templates(file, table.get("headers", {}), f"{where}.headers", known)
-    form = table.get("form")
-    return Request(
-        table.get("method", "GET" if body is None and form is None else "POST").upper(),
-        _template(file, target, f"{where}.path", known),
-        headers,
-        None if raw is not None or body is None else _templates(file, body, f"{where}.body", known),
-        None if form is None else _templates(file, form, f"{where}.form", known),
-        raw,
-        is_raw_json,
-        {n: _capture(file, v, f"{where}.capture.{n}") for n, v in table.get("capture", {}).items()},
-    )
+def _line_of(text: str, field: str, nth: int) -> int:
+    """Return the line of a dotted field, or of the innermost table that has a line.
+
+    Args:
+        nth: in which of several tables of one name (``[[turn.rules]]``) it stands, from 0.
+    """
+    parts = field.split(".")
+    best, best_depth, table, seen = 1, 0, "", nth
+    tables: Counter[str] = Counter()
+    for number, line in enumerate(text.splitlines(), 1):
+        header = re.match(r"\s*\[\[?\s*([^\]]+?)\s*\]\]?", line)
+        named = re.match(r"""\s*["']?([\w-]+(?:\.[\w-]+)*)["']?\s*=""", line)
+        where = table
+        if header and not named:
+            where = table = header[1].replace(" ", "")
+            seen = tables[table] if line.lstrip().startswith("[[") else nth
+            tables[table] += 1
+        elif named:
+            where = f"{table}.{named[1]}".strip(".")
+        else:
+            continue
+        depth = len(where.split("."))
+        is_inside = parts[:depth] == where.split(".") and seen == nth
+        if is_inside and depth > best_depth:
+            best, best_depth = number, depth
+    return best
 
 
-def _capture(file: _File, text: Any, field: str) -> Capture:
-    place, colon, name = str(text).partition(":")
-    if colon and place in ("header", "cookie"):
-        return Capture(place, JsonPath("$"), name.strip())
-    try:
-        return Capture("body", JsonPath(str(text)), "")
-    except InvalidScenario as error:
-        raise file.wrong(field, f'{error}; or "header:Location", or "cookie:sid"') from None
-
-
-def _condition(file: _File, table: Mapping[str, Any], where: str) -> Condition:
-    for name in table:
-        if name not in _CONDITION_FIELDS:
-            listed = ", ".join(_CONDITION_FIELDS)
-            raise file.wrong(f"{where}.{name}", f"is not a field: there are {listed}")
-    values = table.get("values", [table["value"]] if "value" in table else [])
-    return Condition(
-        _path(file, table, where, "path"),
-        tuple(values),
-        _pattern(file, table, where, "pattern"),
-        table.get("event", ""),
-        table.get("data", ""),
-    )
-
-
-def _rule(file: _File, table: Mapping[str, Any], at: int) -> Rule:
-    outcome = table.get("outcome")
-    if outcome not in OUTCOMES:
-        raise file.wrong(
-            "turn.rules.outcome", f"{outcome!r} in rule {at + 1}: choose ok, fail or info"
-        )
-    status = table.get("status", [])
-    rest = {name: value for name, value in table.items() if name in _CONDITION_FIELDS}
-    condition = _condition(file, rest, "turn.rules") if rest else None
-    return Rule(outcome, frozenset([status] if isinstance(status, int) else status), condition)
-
-
-def _stream(file: _File, table: Mapping[str, Any] | None) -> Stream | None:
-    if table is None:
-        return None
-    where = "turn.stream"
-    if (format_ := table.get("format", "sse")) not in ("sse", "lines"):
-        raise file.wrong(f"{where}.format", f"{format_!r}: choose sse or lines")
-    done = table.get("done")
-    when = table.get("when", {"event": table["event"]} if "event" in table else None)
-    return Stream(
-        format_ == "sse",
-        _path(file, table, where, "text"),
-        None if when is None else _condition(file, when, f"{where}.when"),
-        Condition(data=done) if isinstance(done, str)
-        else None if done is None
-        else _condition(file, done, f"{where}.done"),
-        _condition(file, table["failed"], f"{where}.failed") if "failed" in table else None,
-    )  # fmt: skip
-
-
-def _later(file: _File, turn: Mapping[str, Any], known: Collection[str]) -> Later | None:
-    table, where = turn.get("later"), "turn.later"
-    if table is None:
-        return None
-    return Later(
-        _request(file, table, where, known),
-        float(table.get("every_s", 0.2)),
-        float(table.get("patience_s", 60.0)),
-        _condition(file, table["until"], f"{where}.until") if "until" in table else None,
-        _condition(file, table["failed"], f"{where}.failed") if "failed" in table else None,
-        _path(file, table, where, "find"),
-    )
-
-
-def _reading(file: _File, values: Mapping[str, Any], known: Collection[str]) -> Reading | None:
-    table, where = values.get("history"), "history"
-    if table is None:
-        return None
-    roles = table.get("user_role", list(_USER_ROLES))
-    pages = table.get("next", {})
-    return Reading(
-        _request(file, table, where, known),
-        _path(file, table, where, "items"),
-        _path(file, table, where, "text"),
-        _path(file, table, where, "role"),
-        frozenset([roles] if isinstance(roles, str) else map(str, roles)),
-        _pattern(file, table, where, "pattern"),
-        _path(file, pages, "history.next", "path"),
-        pages.get("query", ""),
-        frozenset(table.get("empty", (404,))),
-    )
-
-
-def _declaration(
-    file: _File, requests: tuple[Request | None, ...], *, has_history: bool
-) -> Declaration:
-    told = file.values.get("declares", {})
-    used: set[str] = set()
-    for request in filter(None, requests):
-        for template in _leaves(request):
-            used |= template.names
-    if "key" in used:
-        used |= {"user", "session"}
-    used |= {name.removesuffix("_uuid") for name in used if name.endswith("_uuid")}
-    parts = told.get("parts", [name for name in ("user", "session", "agent") if name in used])
-    for name, known in (("parts", ("user", "session", "agent")), ("promises", _PROMISES)):
-        for one in told.get(name, ()):
-            if one not in known:
-                raise file.wrong(f"declares.{name}", f"{one!r}: choose of {', '.join(known)}")
-    promises = list(told.get("promises", DEFAULT_PROMISES))
-    if told.get("durable") and "durable" not in promises:
-        promises.append("durable")
-    return Declaration(
-        str(file.values.get("name", file.path.stem)),
-        file.values.get("version", ""),
-        tuple(parts),
-        tuple(promises),
-        is_idempotent=told.get("idempotent", False),
-        has_history=has_history,
-        window=told.get("window", 0),
-        compacts=told.get("compacts", False),
-        strategy=told.get("strategy", ""),
-        client="HTTP",
-    )
-
-
-def _leaves(value: Any) -> list[Template]:
+def _leaves(value: Any, where: str) -> Iterator[tuple[str, Template]]:
     if isinstance(value, Template):
-        return [value]
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        return [leaf for one in value for leaf in _leaves(one)]
-    return []
+        yield where, value
+    elif isinstance(value, Mapping):
+        for name, one in value.items():
+            yield from _leaves(one, f"{where}.{name}")
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _leaves(one, where)

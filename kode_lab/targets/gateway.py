@@ -1,24 +1,28 @@
-"""A started target behind two HTTP endpoints, for load generators that cannot hold it themselves.
+"""A target for other processes: started here and shared, or asked from here by the line.
 
     python -m kode_lab.targets.gateway mine.toml --model-url http://127.0.0.1:8765
+    python -m kode_lab.targets.gateway mine.toml --ask '{"port": "4711", ...}'
 
-It owns the target's life: started once, killed and started again on request, ended with this
-process. Several generators share it. One that is described over HTTP is asked directly by them
-(``attached``); here only its life is kept.
+The first owns the target's life behind two HTTP endpoints: started once, killed and started again
+on request, ended with this process. Several load generators share it; a service that is described
+over HTTP is asked directly by them (``attached``). The second asks a service that another process
+started, with connections of its own (``lines.AskingProcess``).
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
+import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from kode_lab.errors import KodeLabError
 from kode_lab.key import SessionKey
-from kode_lab.targets.description import read_description
 from kode_lab.targets.http_target import HttpTarget, http_client
 from kode_lab.targets.opening import open_target
 from kode_lab.targets.target import Answer, Declaration, History
@@ -58,27 +62,58 @@ async def attached(url: str) -> HttpTarget | GatewayTarget:
     """Return a client of the target behind the gateway at ``url``."""
     async with http_client() as client, client.get(f"{url}/target") as response:
         fields = await response.json()
-    if fields["described"]:
-        return HttpTarget(read_description(Path(fields["described"]))).attach(
-            fields["surroundings"]
-        )
+    if fields["spec"]:
+        described = open_target(fields["spec"])
+        assert isinstance(described, HttpTarget)
+        return described.attach(fields["surroundings"])
     declares: dict[str, Any] = fields["declares"]
     declares = {n: tuple(v) if isinstance(v, list) else v for n, v in declares.items()}
     return GatewayTarget(url, Declaration(**declares))
+
+
+async def _ask(options: argparse.Namespace) -> int:
+    """Ask a started service what standard input says, and write its answers."""
+    target = open_target(options.target)
+    if not isinstance(target, HttpTarget):
+        raise KodeLabError(f"{options.target} is not asked over HTTP")
+    answers = os.fdopen(os.dup(1), "wb")
+    target.attach(json.loads(options.ask))
+
+    def say(answer: dict[str, Any]) -> None:
+        answers.write(json.dumps(answer).encode() + b"\n")
+        answers.flush()
+
+    async def take(asked: dict[str, Any]) -> None:
+        await asyncio.sleep((asked["at_ns"] - time.monotonic_ns()) / 1e9)
+        key = SessionKey(*asked["key"])
+        target.adopt(key, asked["opened"])
+        answer = await target.turn(key, asked["prompt"], asked["turn_id"])
+        say({"id": asked["id"], **answer._asdict()})
+
+    say({"ready": {}})
+    reader = asyncio.StreamReader(limit=1 << 24)
+    loop = asyncio.get_running_loop()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    async with asyncio.TaskGroup() as tasks:
+        while line := await reader.readline():
+            tasks.create_task(take(json.loads(line)))
+    await target.stop()
+    return 0
 
 
 async def _serve(options: argparse.Namespace) -> int:
     from aiohttp import web  # noqa: PLC0415 - the gateway's own process pays for it
 
     target = open_target(options.target, model_url=options.model_url)
-    described = str(Path.cwd() / options.target) if isinstance(target, HttpTarget) else ""
+    is_file = options.target.endswith(".toml")
+    spec = str(Path.cwd() / options.target) if is_file else options.target
 
     async def tell(_request: Any) -> Any:
         surroundings = target.surroundings if isinstance(target, HttpTarget) else {}
         return web.json_response(
             {
                 "declares": target.declaration._asdict(),
-                "described": described,
+                "spec": spec if isinstance(target, HttpTarget) else "",
                 "surroundings": surroundings,
             }
         )
@@ -135,8 +170,10 @@ def _main() -> int:
     parser.add_argument("target")
     parser.add_argument("--model-url", default="")
     parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--ask", default="", help="surroundings of a service that is started")
+    options = parser.parse_args()
     try:
-        return asyncio.run(_serve(parser.parse_args()))
+        return asyncio.run(_ask(options) if options.ask else _serve(options))
     except KodeLabError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return 3

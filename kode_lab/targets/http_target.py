@@ -10,6 +10,7 @@ import asyncio
 import html
 import json
 import socket
+import sys
 import tempfile
 import time
 import uuid
@@ -20,11 +21,25 @@ from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit
 
 from kode_lab.child import Child
 from kode_lab.errors import KodeLabError
-from kode_lab.history.operation import without_echoes
+from kode_lab.history.operation import Effect, markers_in, without_echoes
 from kode_lab.key import SessionKey
-from kode_lab.targets.description import Condition, Description, Later, Reading, Request, Stream
-from kode_lab.targets.target import Answer, History, model_environment, refused_or_unknown
-from kode_lab.targets.template import JsonPath, filled, in_json, in_url, text_in
+from kode_lab.targets.description import (
+    Condition,
+    Description,
+    Effects,
+    Later,
+    Reading,
+    Request,
+    Stream,
+)
+from kode_lab.targets.target import (
+    Answer,
+    Declaration,
+    History,
+    model_environment,
+    refused_or_unknown,
+)
+from kode_lab.targets.template import JsonPath, Template, filled, in_json, in_url, text_in
 
 if TYPE_CHECKING:
     import aiohttp
@@ -62,20 +77,34 @@ class HttpTarget:
         first_refusal: the first answer that was no reply, for a reader.
     """
 
-    def __init__(self, description: Description, *, log: Path | None = None) -> None:
+    def __init__(
+        self,
+        description: Description,
+        *,
+        log: Path | None = None,
+        setting: str = "",
+        python: str = sys.executable,
+    ) -> None:
         """Set it up; nothing is started or asked yet.
 
         Args:
             log: where the output of a started service goes; None is a temporary file.
+            setting: what ``{setting}`` stands for.
+            python: what ``{python}`` stands for: the interpreter of the service's environment.
         """
-        self.declaration = description.declaration
+        self.declaration: Declaration = description.declaration
         self.first_refusal = ""
         self._it = description
         self._log = log
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._child: Child | None = None
         self._client: aiohttp.ClientSession | None = None
-        self._surroundings: dict[str, str] = {"port": "", "model_url": "", "data": ""}
+        here = description.file.parent.resolve()
+        self._directory = here / description.cwd
+        self._surroundings: dict[str, str] = {
+            "port": "", "model_url": "", "model_host": "", "data": "", "here": str(here),
+            "setting": setting, "python": python,
+        }  # fmt: skip
         self._users: dict[str, asyncio.Future[dict[str, str]]] = {}
         self._sessions: dict[SessionKey, asyncio.Future[dict[str, str]]] = {}
         self._cookies: dict[str, dict[str, str]] = {}
@@ -106,30 +135,34 @@ class HttpTarget:
                 "model_host": model_url.partition("://")[2],
                 "data": str(data),
             }
-        self._base = self._it.url.fill(self._surroundings)
+        self._base = self._it.url.fill(self._surroundings).rstrip("/")
         if self._it.start:
             await self._begin()
 
-    def twin(self) -> HttpTarget | None:
-        """Return the same started service with connections and log-ins of its own.
-
-        None where a session is opened by a request: another client would open another session.
-        """
-        if self._it.setup_session is not None:
-            return None
-        return HttpTarget(self._it).attach(self.surroundings)
-
     @property
     def surroundings(self) -> dict[str, str]:
-        """The port, the data directory and the model's URL that the service was started with."""
+        """What another process needs to ask the same started service (``attach``)."""
         return dict(self._surroundings)
 
     def attach(self, surroundings: Mapping[str, str]) -> HttpTarget:
-        """Ask a service that another ``HttpTarget`` started; only connections are opened."""
+        """Ask a service that another ``HttpTarget`` started, with connections and log-ins anew."""
         self._surroundings = dict(surroundings)
-        self._base = self._it.url.fill(self._surroundings)
+        self._base = self._it.url.fill(self._surroundings).rstrip("/")
         self._client = http_client()
         return self
+
+    async def opened(self, key: SessionKey) -> dict[str, str] | None:
+        """Open a session where that needs a request, and return what was captured."""
+        if self._it.setup.session is None:
+            return None
+        await self._values(key)
+        return self._sessions[key].result()
+
+    def adopt(self, key: SessionKey, captured: dict[str, str] | None) -> None:
+        """Know a session that another ``HttpTarget`` opened."""
+        if captured is not None and key not in self._sessions:
+            self._sessions[key] = asyncio.get_running_loop().create_future()
+            self._sessions[key].set_result(captured)
 
     async def _begin(self) -> None:
         assert self._scratch is not None
@@ -138,7 +171,7 @@ class HttpTarget:
         env |= {name: value.fill(self._surroundings) for name, value in self._it.env.items()}
         log = self._log or Path(self._scratch.name) / "service.log"
         try:
-            self._child = Child(words, log=log, env=env, cwd=self._it.directory)
+            self._child = Child(words, log=log, env=env, cwd=self._directory)
         except OSError as error:
             raise KodeLabError(f"start = {' '.join(words)!r:.80}: {error.strerror}") from None
         await self._wait_until_ready()
@@ -202,7 +235,7 @@ class HttpTarget:
         """Start it again on the same data and port; log in anew, and as told open sessions anew."""
         self._users.clear()
         self._cookies.clear()
-        if self._it.is_session_again:
+        if self._it.setup.session is not None and self._it.setup.session.again_after_restart:
             self._sessions.clear()
         if self._it.restart:
             await self._run(self._it.restart)
@@ -212,7 +245,7 @@ class HttpTarget:
 
     async def _run(self, command: tuple[Any, ...]) -> None:
         words = [word.fill(self._surroundings) for word in command]
-        child = Child(words, cwd=self._it.directory, log=self._log)
+        child = Child(words, cwd=self._directory, log=self._log)
         if not await child.ended(60.0):
             child.kill()
             raise KodeLabError(f"{' '.join(words)!r:.80} did not end within 60 s")
@@ -253,31 +286,34 @@ class HttpTarget:
         return answer
 
     async def _turn(self, values: dict[str, str]) -> Answer:
-        it = self._it
+        it = self._it.turn
         if it.stream is not None:
-            async with self._open(it.turn, values) as raw:
+            async with self._open(it, values) as raw:
                 if raw.status == 200:
                     return await self._streamed(raw, it.stream)
                 response = await _whole(raw)
         else:
-            response = await self._send(it.turn, values)
+            response = await self._send(it, values)
         body = _json_or_text(response.text)
-        outcome = self._ruled(response.status, body)
-        if outcome in ("fail", "info"):
-            kind = "refused" if outcome == "fail" else "unknown"
-            return Answer(kind, error=f"{response.status} {_shown(response.text)}")
-        if outcome is None and not 200 <= response.status < 300:
-            retry_after = response.headers.get("retry-after")
-            return refused_or_unknown(
-                response.status, response.text or _where(it.turn, values), retry_after, it.definite
-            )
-        values |= _captured(it.turn, response, body)
+        for rule in it.rules:
+            if response.status in (rule.status or (response.status,)) and _holds(rule, body):
+                if rule.outcome == "ok":
+                    break
+                kind = "refused" if rule.outcome == "fail" else "unknown"
+                return Answer(kind, response.text, f"{response.status} {_shown(response.text)}")
+        else:
+            if not 200 <= response.status < 300:
+                said = response.text or _where(it, values)
+                retry_after = response.headers.get("retry-after")
+                definite = frozenset(it.definite)
+                return refused_or_unknown(response.status, said, retry_after, definite)
+        values |= _captured(it, response, body)
         if it.later is not None:
             return await self._fetched(it.later, values)
         return self._reply(body, response.text)
 
     def _reply(self, body: Any, text: str) -> Answer:
-        it = self._it
+        it = self._it.turn
         config = "" if it.config is None else str(it.config.first(body) or "")
         if it.reply is not None:
             found = it.reply.all(body)
@@ -288,20 +324,11 @@ class HttpTarget:
         if it.reply_pattern is not None:
             match = it.reply_pattern.search(text)
             if match is None:
-                error = (
-                    f"reply_pattern {it.reply_pattern.pattern!r} finds nothing in {_shown(text)}"
-                )
-                return Answer("unknown", error=error)
+                pattern = it.reply_pattern.pattern
+                error = f"reply_pattern {pattern!r} finds nothing in {_shown(text)}"
+                return Answer("unknown", text, error)
             text = html.unescape(match[1] if match.re.groups else match[0])
         return Answer("reply", text, config=config)
-
-    def _ruled(self, status: int, body: Any) -> str | None:
-        for rule in self._it.rules:
-            if (not rule.statuses or status in rule.statuses) and (
-                rule.condition is None or _holds(rule.condition, body)
-            ):
-                return rule.outcome
-        return None
 
     async def _streamed(self, raw: aiohttp.ClientResponse, how: Stream) -> Answer:
         """Read a stream to its end; one that ends without its last event was cut."""
@@ -309,13 +336,13 @@ class HttpTarget:
         pieces_ns: list[int] = []
         whole: list[str] = []
         is_done = how.done is None
-        async for event, data in stream_events(raw, is_sse=how.is_sse):
+        async for event, data in stream_events(raw, is_sse=how.format == "sse"):
             value = _json_or_text(data)
             if how.failed is not None and _holds(how.failed, value, event):
                 return Answer("unknown", error=f"the stream reports a failure: {_shown(data)}")
             if how.done is not None and _holds(how.done, value, event):
                 is_done = True
-            if how.when is None or _holds(how.when, value, event):
+            if how.counts is None or _holds(how.counts, value, event):
                 pieces_ns.append(time.monotonic_ns())
                 whole.append(data)
                 if how.text is None:
@@ -327,7 +354,7 @@ class HttpTarget:
             return Answer("unknown", error=f"the stream was cut after {_shown(text) or 'nothing'}")
         if how.text is not None and not text:
             return Answer("unknown", error=how.text.missing("\n".join(whole) or "an empty stream"))
-        if self._it.reply_pattern is not None:
+        if self._it.turn.reply_pattern is not None:
             return self._reply({}, text)
         return Answer("reply", text, pieces_ns=tuple(pieces_ns))
 
@@ -336,7 +363,7 @@ class HttpTarget:
         due_s = time.monotonic() + later.patience_s
         seen = "nothing"
         while time.monotonic() < due_s:
-            response = await self._send(later.request, values)
+            response = await self._send(later, values)
             body = _json_or_text(response.text)
             seen = f"{response.status} {_shown(response.text)}"
             if 200 <= response.status < 300 and response.status != 202:
@@ -365,27 +392,47 @@ class HttpTarget:
         prompts: list[str] = []
         page, seen = "", set()
         for _ in range(PAGES_LIMIT):
-            response = await self._send(
-                reading.request, values, page=page, page_name=reading.next_query
-            )
+            following = reading.next
+            page_name = following.query if following is not None else ""
+            response = await self._send(reading, values, page, page_name)
             if response.status in reading.empty and not page:
                 return History(())
             if not 200 <= response.status < 300:
                 raise KodeLabError(f"{response.status} {_shown(response.text)}")
             body = _json_or_text(response.text)
             prompts += _prompts(reading, body, response.text)
-            following = None if reading.next_path is None else reading.next_path.first(body)
-            if following in (None, "", False):
-                return History(tuple(prompts))
-            if following is True or str(following) in seen:
-                raise KodeLabError(f"the next page is {following!r:.60} again: no end is found")
-            page = str(following)
+            named = None if following is None else following.path.first(body)
+            if named in (None, "", False):
+                is_suffix = reading.only_latest or self.declaration.compacts
+                return History(tuple(prompts), is_suffix=is_suffix)
+            if named is True or str(named) in seen:
+                raise KodeLabError(f"the next page is {named!r:.60} again: no end is found")
+            page = str(named)
             seen.add(page)
         raise KodeLabError(f"more than PAGES_LIMIT={PAGES_LIMIT} pages")
 
+    async def effects(self, user_id: str) -> list[Effect]:
+        """Return what the book that the description names says of this user, or of everybody."""
+        book = self._it.effects
+        if book is None or not book.is_book:
+            raise KodeLabError("[effects] names no book (path, url or file)")
+        values = await self._values(SessionKey(user_id, "-", "-"), is_opened=False)
+        if book.file is None:
+            response = await self._send(book, values)
+            if not 200 <= response.status < 300:
+                raise KodeLabError(f"effects: {response.status} {_shown(response.text)}")
+            text = response.text
+        else:
+            path = self._directory / book.file.fill(values)
+            text = path.read_text("utf-8") if path.exists() else "[]"
+        body = _json_or_text(text)
+        if isinstance(body, str):  # a JSON value a line
+            body = [_json_or_text(line) for line in body.splitlines() if line.strip()]
+        return [_effect(book, item) for item in _elements(book.items, body)]
+
     # ---- requests
 
-    async def _values(self, key: SessionKey) -> dict[str, str]:
+    async def _values(self, key: SessionKey, *, is_opened: bool = True) -> dict[str, str]:
         """Return what is known of a session, set up once for its user and once for itself."""
         has_user = "user" in self.declaration.parts
         session = key.session_id if has_user else f"{key.user_id}.{key.session_id}"
@@ -398,10 +445,10 @@ class HttpTarget:
             "session_uuid": str(uuid.uuid5(uuid.NAMESPACE_OID, key.lock_name)),
             "user_uuid": str(uuid.uuid5(uuid.NAMESPACE_OID, key.user_id)),
         }
-        if self._it.setup_user is not None:
-            values |= await self._once(self._users, key.user_id, self._it.setup_user, values)
-        if self._it.setup_session is not None:
-            values |= await self._once(self._sessions, key, self._it.setup_session, values)
+        if self._it.setup.user is not None:
+            values |= await self._once(self._users, key.user_id, self._it.setup.user, values)
+        if self._it.setup.session is not None and is_opened:
+            values |= await self._once(self._sessions, key, self._it.setup.session, values)
         return values
 
     async def _once(
@@ -426,7 +473,7 @@ class HttpTarget:
         if response.cookies:
             self._cookies.setdefault(values["user"], {}).update(response.cookies)
         captured = _captured(request, response, _json_or_text(response.text))
-        for capture in request.captures:
+        for capture in request.capture:
             if capture not in captured:
                 raise _Refused(
                     f"set-up {_where(request, values)}: no {capture} in {_shown(response.text)}"
@@ -437,9 +484,9 @@ class HttpTarget:
         self, request: Request, values: dict[str, str], page: str = "", page_name: str = ""
     ) -> Any:
         assert self._client is not None
-        url = request.url.fill(values)
+        url = request.address.fill(values)
         if "://" not in url[:9]:  # an absolute one was captured whole, and is escaped already
-            url = request.url.fill(values, in_url)
+            url = request.address.fill(values, in_url)
         if page and not page_name:
             url = page
         url = url if "://" in url[:9] else urljoin(f"{self._base}/", url.lstrip("/"))
@@ -455,17 +502,17 @@ class HttpTarget:
         if cookies := self._cookies.get(values["user"]):
             headers.setdefault("Cookie", "; ".join(f"{n}={v}" for n, v in cookies.items()))
         body: dict[str, Any] = {}
-        if request.json is not None:
-            body["json"] = filled(request.json, values)
-        elif request.form is not None:
-            body["data"] = urlencode(filled(dict(request.form), values))
-            headers.setdefault("Content-Type", "application/x-www-form-urlencoded")
-        elif request.raw is not None:
-            body["data"] = request.raw.fill(values, in_json if request.is_raw_json else str)
-            kind = "application/json" if request.is_raw_json else "text/plain; charset=utf-8"
+        if isinstance(request.body, Template):
+            body["data"] = request.body.fill(values, in_json if request.is_json_text else str)
+            kind = "application/json" if request.is_json_text else "text/plain; charset=utf-8"
             headers.setdefault("Content-Type", kind)
+        elif request.body is not None:
+            body["json"] = filled(request.body, values)
+        elif request.form is not None:
+            body["data"] = urlencode(filled(request.form, values))
+            headers.setdefault("Content-Type", "application/x-www-form-urlencoded")
         return self._client.request(
-            request.method, URL(url, encoded=True), headers=headers, allow_redirects=False, **body
+            request.verb, URL(url, encoded=True), headers=headers, allow_redirects=False, **body
         )
 
     async def _send(
@@ -541,6 +588,14 @@ def _prompts(reading: Reading, body: Any, text: str) -> Iterator[str]:
         yield without_echoes(said)
 
 
+def _effect(book: Effects, item: Any) -> Effect:
+    marker = (*markers_in(json.dumps(item)), "")[0]
+    number = book.id.first(item)
+    if number is None:
+        raise KodeLabError(f"effects: {book.id.missing(item)}")
+    return Effect(str(number), book.tool, marker)
+
+
 def _elements(path: JsonPath, body: Any) -> list[Any]:
     found = path.all(body)
     if not found:
@@ -552,7 +607,7 @@ def _elements(path: JsonPath, body: Any) -> list[Any]:
 
 def _is_users(reading: Reading, item: Any) -> bool:
     if reading.role is not None:
-        return str(reading.role.first(item)) in reading.user_roles
+        return str(reading.role.first(item)) in reading.user_role
     if isinstance(item, dict):
         for name in _ROLE_NAMES:
             if isinstance(item.get(name), str):
@@ -567,7 +622,8 @@ def _holds(condition: Condition, value: Any, event: str = "") -> bool:
         return False
     if condition.path is not None:
         found = condition.path.all(value)
-        if not found or (condition.values and not any(one in condition.values for one in found)):
+        allowed = condition.allowed
+        if not found or (allowed and not any(one in allowed for one in found)):
             return False
         if condition.pattern is not None:
             return any(condition.pattern.search(text_in(one)) for one in found)
@@ -579,7 +635,7 @@ def _holds(condition: Condition, value: Any, event: str = "") -> bool:
 
 def _captured(request: Request, response: _Response, body: Any) -> dict[str, str]:
     found = {}
-    for name, capture in request.captures.items():
+    for name, capture in request.capture.items():
         value: Any
         if capture.place == "header":
             value = response.headers.get(capture.name.lower())
@@ -602,7 +658,7 @@ def _json_or_text(text: str) -> Any:
 
 
 def _where(request: Request, values: Mapping[str, str]) -> str:
-    return f"{request.method} {request.url.fill(values, in_url)}"
+    return f"{request.verb} {request.address.fill(values, in_url)}"
 
 
 def _shown(text: str) -> str:

@@ -16,12 +16,13 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from kode_lab.child import Child
+from kode_lab.child import PYTHON_MODULE, Child
 from kode_lab.errors import KodeLabError
 from kode_lab.key import SessionKey
+from kode_lab.targets.http_target import HttpTarget
 from kode_lab.targets.target import Answer, Declaration, History
 
-__all__ = ["LinesTarget"]
+__all__ = ["AskingProcess", "LinesTarget"]
 
 LINE_LIMIT_BYTES = 32_000_000
 
@@ -202,6 +203,9 @@ class LinesTarget:
         told = await self._ask({"op": "turn", "prompt": prompt, "turn_id": turn_id}, key)
         if told is None:
             return Answer("unknown", error="the process ended before it answered")
+        if "kind" in told:  # from an asking process: the answer as it is
+            fields = {name: told[name] for name in Answer._fields if name in told}
+            return Answer(**{**fields, "read": None, "pieces_ns": ()})
         for kind, word in (("refused", "refused"), ("unknown", "error")):
             if told.get(word):
                 return Answer(kind, error=str(told[word])[:300])
@@ -225,3 +229,34 @@ class LinesTarget:
             session = f"{user}.{session}"
         names = {"user": user, "session": session, "agent": key.agent_id}
         return await next(self._rotation).ask(fields | names)
+
+
+class AskingProcess(LinesTarget):
+    """Another process of this machine that asks a service which was started here.
+
+    It has connections and log-ins of its own. The history is written here, on one clock: a turn's
+    interval is wider by the time that its question needs to the other process, and so never wrong.
+
+    Attributes:
+        at_ns: when the next questions are to be sent (monotonic nanoseconds); past is at once.
+    """
+
+    at_ns = 0
+
+    def __init__(self, spec: str, service: HttpTarget) -> None:
+        """Set it up; ``start`` starts it.
+
+        Args:
+            spec: of the target, as ``open_target`` takes it.
+            service: the same, started here.
+        """
+        words = (spec, "--ask", json.dumps(service.surroundings))
+        command = (PYTHON_MODULE, "kode_lab.targets.gateway", *words)
+        super().__init__(command, name=service.declaration.name)
+        self.declaration = service.declaration
+        self._service = service
+
+    async def _ask(self, fields: dict[str, Any], key: SessionKey) -> dict[str, Any] | None:
+        opened = await self._service.opened(key)
+        fields |= {"key": list(key), "at_ns": self.at_ns, "opened": opened}
+        return await self._processes[0].ask(fields) if self._processes else None

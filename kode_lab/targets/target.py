@@ -81,12 +81,14 @@ class History(NamedTuple):
         unanswered: those of them that no reply follows, where the target can tell.
         made: what the session's own tools say that they did, or None where it is not told.
         listed: what the session's tools were shown of the world, or None when that is not whole.
+        is_suffix: these are only the latest prompts, as the service declares.
     """
 
     prompts: tuple[str, ...]
     unanswered: tuple[str, ...] = ()
     made: tuple[Effect, ...] | None = None
     listed: tuple[Effect, ...] | None = None
+    is_suffix: bool = False
 
 
 class Declaration(NamedTuple):
@@ -102,6 +104,8 @@ class Declaration(NamedTuple):
         window: the model is shown only so many of the latest turns; 0 is all of them.
         compacts: old turns may be summarised.
         strategy: what a second turn of a busy session does, where the service has a choice.
+        tool: the tool whose effects are judged: each call of it acts once; "" is none.
+        has_book: its ``effects`` can be read; else the ids in the tool's results tell them.
         needs_quote: a reply counts only if it quotes the marker of its prompt. False is for
             services whose acknowledgement is proved otherwise.
         client: how it is reached, for the report ("HTTP, JSON").
@@ -119,6 +123,8 @@ class Declaration(NamedTuple):
     window: int = 0
     compacts: bool = False
     strategy: str = ""
+    tool: str = ""
+    has_book: bool = False
     needs_quote: bool = True
     client: str = ""
     processes: int = 1

@@ -19,16 +19,11 @@ from urllib.parse import quote
 
 from kode_lab.errors import InvalidScenario
 
-__all__ = ["JsonPath", "Template", "filled", "in_json", "in_url", "plain", "text_in"]
+__all__ = ["JsonPath", "Template", "filled", "in_json", "in_url", "text_in"]
 
 _HOLE = re.compile(r"\{([a-z_][a-z0-9_]*)\}")
 _STEP = re.compile(r"""\.([A-Za-z_$@][\w$@-]*)|\[(-?\d+|\*)\]|\[(?:'([^']*)'|"([^"]*)")\]""")
 _SHOWN_CHARS = 300
-
-
-def plain(value: str) -> str:
-    """Return a value as it is."""
-    return value
 
 
 def in_url(value: str) -> str:
@@ -45,25 +40,28 @@ class Template:
     """A text with named holes.
 
     Attributes:
+        text: as it was written.
         names: the holes that it has.
     """
 
-    def __init__(self, text: str, known: Collection[str]) -> None:
-        """Read it.
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._parts = _HOLE.split(text)
+        self.names = frozenset(self._parts[1::2])
+
+    def check(self, known: Collection[str]) -> None:
+        """Check the names of its holes.
 
         Raises:
             InvalidScenario: a hole has a name that is not known.
         """
-        self._text = text
-        self._parts = _HOLE.split(text)
-        self.names = frozenset(self._parts[1::2])
-        for name in self.names - set(known):
+        for name in sorted(self.names - set(known)):
             near = difflib.get_close_matches(name, known, 1)
             meant = f": did you mean {{{near[0]}}}?" if near else ""
             listed = ", ".join(f"{{{one}}}" for one in sorted(known))
             raise InvalidScenario(f"{{{name}}} is not known{meant} There are {listed}")
 
-    def fill(self, values: Mapping[str, str], write: Callable[[str], str] = plain) -> str:
+    def fill(self, values: Mapping[str, str], write: Callable[[str], str] = str) -> str:
         """Return the text with its holes filled, each value written by ``write``."""
         parts = self._parts
         if len(parts) == 1:
@@ -71,7 +69,7 @@ class Template:
         return "".join(write(values[part]) if at % 2 else part for at, part in enumerate(parts))
 
     def __repr__(self) -> str:
-        return f"Template({self._text!r})"
+        return f"Template({self.text!r})"
 
 
 def filled(value: Any, values: Mapping[str, str]) -> Any:
