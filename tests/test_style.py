@@ -13,6 +13,7 @@ BANNED_NAMES = {"util", "utils", "helper", "helpers", "common", "misc", "base", 
 # What a class may be built on: values, protocols, and the generic form of either.
 VALUE_BASES = {
     "Value",  # of lab.scenario: a frozen BaseModel
+    *("Fields", "HttpRequest", "Condition"),  # of targets.description: the same
     "ModuleType",
     "BaseModel",
     "Struct",

@@ -22,7 +22,7 @@ from kode_lab.history.operation import HistoryWriter, digest_of, marker_of
 from kode_lab.key import SessionKey
 from kode_lab.lab.client import Client, Witness
 from kode_lab.lab.live import Row
-from kode_lab.targets.lines import AskingProcess
+from kode_lab.targets.lines import LinesTarget
 from kode_lab.targets.target import Killable, Outcome, Target
 
 __all__ = ["LOADS", "Battery", "Load", "Settings"]
@@ -113,7 +113,7 @@ class Battery:
         *,
         witness: Witness | None = None,
         settings: Settings = Settings(),  # noqa: B008 - a frozen value
-        second: AskingProcess | None = None,
+        second: LinesTarget | None = None,
         rows: Sequence[Row] = (),
     ) -> None:
         """Set it up.

@@ -20,7 +20,7 @@ from kode_lab.lab.battery import LOADS, Battery, Settings
 from kode_lab.lab.live import Progress, Row
 from kode_lab.lab.records import Run, RunRecorder
 from kode_lab.targets.http_target import HttpTarget
-from kode_lab.targets.lines import AskingProcess
+from kode_lab.targets.lines import asking_process
 from kode_lab.targets.opening import open_target
 from kode_lab.targets.target import Declaration, Startable
 
@@ -97,7 +97,7 @@ async def judge_target(
             progress.status = "running"
             second = None
             if isinstance(target, HttpTarget) and "processes" in (settings.loads or ("processes",)):
-                second = AskingProcess(spec, target)
+                second = asking_process(spec, target)
                 stack.push_async_callback(second.stop)
                 await second.start()
             battery = Battery(

@@ -24,14 +24,21 @@ from kode_lab.targets.target import DEFAULT_PROMISES, DEFINITE, Declaration
 from kode_lab.targets.template import JsonPath, Template
 
 __all__ = [
+    "BookFields",
     "Capture",
     "Condition",
+    "DeclaredFields",
     "Description",
-    "Effects",
-    "Later",
-    "Reading",
-    "Request",
+    "Fields",
+    "HistoryFields",
+    "HttpRequest",
+    "LaterFields",
+    "OutcomeRule",
+    "PageFields",
+    "SessionFields",
+    "SetupFields",
     "Stream",
+    "TurnFields",
     "read_description",
 ]
 
@@ -106,13 +113,15 @@ _Tree = Annotated[Any, BeforeValidator(_in_tree)]
 _Templates = Annotated[dict[str, Any], BeforeValidator(_in_tree)]
 
 
-class _Table(BaseModel):
+class Fields(BaseModel):
+    """The fields of one table; others are refused."""
+
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True
     )
 
 
-class Capture(_Table):
+class Capture(Fields):
     """Where a value is found in an answer: ``body`` (a path), ``header`` or ``cookie`` (a name)."""
 
     place: str = "body"
@@ -120,7 +129,7 @@ class Capture(_Table):
     name: str = ""
 
 
-class Request(_Table):
+class HttpRequest(Fields):
     """One HTTP request with holes.
 
     Attributes:
@@ -158,7 +167,7 @@ class Request(_Table):
         return is_text and re.match(r"\s*(\[|\{\s*[\"}])", self.body.text) is not None
 
 
-class Condition(_Table):
+class Condition(Fields):
     """What must be so of an answer or event: a path with one of some values, a text, an event."""
 
     path: _Path | None = None
@@ -174,14 +183,14 @@ class Condition(_Table):
         return self.values if self.value is None else [self.value, *self.values]
 
 
-class Rule(Condition):
+class OutcomeRule(Condition):
     """An outcome for answers of some status that fulfil a condition."""
 
     outcome: Literal["ok", "fail", "info"]
     status: Annotated[list[int], BeforeValidator(_listed)] = Field(default_factory=list)
 
 
-class Stream(_Table):
+class Stream(Fields):
     """How a streamed reply is read.
 
     Attributes:
@@ -204,7 +213,7 @@ class Stream(_Table):
         return self.when or (Condition(event=self.event) if self.event else None)
 
 
-class Later(Request):
+class LaterFields(HttpRequest):
     """How a reply is fetched that does not come with the answer."""
 
     every_s: float = Field(default=0.2, ge=0.001, le=600)
@@ -214,25 +223,27 @@ class Later(Request):
     find: _Path | None = None
 
 
-class Turn(Request):
+class TurnFields(HttpRequest):
     """How a turn is sent, and where its reply is."""
 
     reply: _Path | None = None
     reply_pattern: _Pattern | None = None
     text: bool = False
     stream: Stream | None = None
-    later: Later | None = None
-    rules: list[Rule] = Field(default_factory=list)
+    later: LaterFields | None = None
+    rules: list[OutcomeRule] = Field(default_factory=list)
     definite: list[int] = Field(default_factory=lambda: sorted(DEFINITE))
     config: _Path | None = None
 
 
-class _Next(_Table):
+class PageFields(Fields):
+    """Where an answer names its next page: the value, and the query parameter that takes it."""
+
     path: _Path
     query: str = ""
 
 
-class Reading(Request):
+class HistoryFields(HttpRequest):
     """How a session is read back.
 
     Attributes:
@@ -248,12 +259,12 @@ class Reading(Request):
         default_factory=lambda: ["user", "human", "USER", "HumanMessage"]
     )
     pattern: _Pattern | None = None
-    next: _Next | None = None
+    next: PageFields | None = None
     empty: list[int] = Field(default_factory=lambda: [404])
     only_latest: bool = False
 
 
-class Effects(Request):
+class BookFields(HttpRequest):
     """What a tool does to the world, and the book in which that can be read.
 
     Attributes:
@@ -275,19 +286,25 @@ class Effects(Request):
         return bool(self.path or self.url or self.file)
 
 
-class _SessionSetup(Request):
+class SessionFields(HttpRequest):
+    """The request that opens a session."""
+
     again_after_restart: bool = False
 
 
-class _Setup(_Table):
-    user: Request | None = None
-    session: _SessionSetup | None = None
+class SetupFields(Fields):
+    """What is sent once for each user and for each session."""
+
+    user: HttpRequest | None = None
+    session: SessionFields | None = None
 
 
 _PROMISES = Literal["apart", "kept", "whole", "ordered", "durable", "tools", "lock", "service"]
 
 
-class _Declares(_Table):
+class DeclaredFields(Fields):
+    """What the service promises."""
+
     parts: list[Literal["user", "session", "agent"]] | None = None
     promises: list[_PROMISES] | None = None
     durable: bool = False
@@ -299,7 +316,7 @@ class _Declares(_Table):
     notes: str = ""
 
 
-class Description(_Table):
+class Description(Fields):
     """A whole file.
 
     Attributes:
@@ -311,7 +328,7 @@ class Description(_Table):
     """
 
     url: _Template
-    turn: Turn
+    turn: TurnFields
     name: str = ""
     version: str = ""
     start: _Command = ()
@@ -321,16 +338,16 @@ class Description(_Table):
     cwd: str = "."
     ready: _Template | None = None
     ready_s: float = Field(default=60.0, gt=0, le=3600)
-    setup: _Setup = _Setup()
-    history: Reading | None = None
-    effects: Effects | None = None
-    declares: _Declares = _Declares()
+    setup: SetupFields = SetupFields()
+    history: HistoryFields | None = None
+    effects: BookFields | None = None
+    declares: DeclaredFields = DeclaredFields()
     file: Path = Field(default=Path(), exclude=True)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Description:
         for where, request in self._requests():
-            is_elsewhere = isinstance(request, Effects) and not (request.path or request.url)
+            is_elsewhere = isinstance(request, BookFields) and not (request.path or request.url)
             if bool(request.path) + bool(request.url) + is_elsewhere != 1:
                 raise ValueError(f'{where}.path|is missing: the path below url, as "/api/chat"')
         turn = self.turn
@@ -345,7 +362,7 @@ class Description(_Table):
                 raise ValueError(f"{where}|{error}") from None
         return self
 
-    def _requests(self) -> Iterator[tuple[str, Request]]:
+    def _requests(self) -> Iterator[tuple[str, HttpRequest]]:
         named = {
             "turn": self.turn, "turn.later": self.turn.later, "setup.user": self.setup.user,
             "setup.session": self.setup.session, "history": self.history, "effects": self.effects,
@@ -478,7 +495,7 @@ def _fields_of(names: Collection[str]) -> list[str]:
                 table = one
                 break
             found += get_args(one)
-    return [name for name in table.model_fields if name != "file" or table is Effects]
+    return [name for name in table.model_fields if name != "file" or table is BookFields]
 
 
 def _line_of(text: str, field: str, nth: int) -> int:

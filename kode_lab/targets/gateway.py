@@ -6,7 +6,7 @@
 The first owns the target's life behind two HTTP endpoints: started once, killed and started again
 on request, ended with this process. Several load generators share it; a service that is described
 over HTTP is asked directly by them (``attached``). The second asks a service that another process
-started, with connections of its own (``lines.AskingProcess``).
+started, with connections of its own (``lines.asking_process``).
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@
 It owns the protocol's other end (``lines`` has this one) and is a script of the standard library
 alone, because it runs in the environment of a framework, where kode_lab is not installed. The file
 has an async function ``turn(user, session, prompt)`` that returns the reply's text and may have
-``history(user, session)`` (a list of what the user said, or None), ``setup()`` (called once) and a
-table ``DECLARES`` (see ``Declaration``). ``Refused`` in the file's namespace, where it has one, is
+``history(user, session)`` (a list of what the user said, or None), ``effects(user)`` (what the
+declared tool did for the user: tables with an ``id``), ``setup()`` (called once) and a dictionary
+``DECLARES`` (fields of ``Declaration``). ``Refused`` in the file's namespace, where it has one, is
 the exception for a turn that was definitely not accepted. With ``KODE_LAB_HOLD`` set, turns run
 behind ``kode_lab.hold`` with that store.
 
@@ -14,6 +15,8 @@ behind ``kode_lab.hold`` with that store.
     <- {"id": 1, "reply": "..."}    or {"id": 1, "refused": "..."} or {"id": 1, "error": "..."}
     -> {"id": 2, "op": "history", "user": "ada", "session": "x"}
     <- {"id": 2, "prompts": ["..."]}      or {"id": 2, "prompts": null}
+    -> {"id": 3, "op": "effects", "user": "ada"}
+    <- {"id": 3, "effects": [{"id": 7, "text": "... with the turn's marker"}]}
 """
 
 from __future__ import annotations
@@ -76,6 +79,8 @@ async def _answer(module: Any, turn: Any, asked: dict[str, Any]) -> dict[str, An
             history = getattr(module, "history", None)
             told = None if history is None else await _called(history, *session)
             return {"prompts": told if told is None else [str(one) for one in told]}
+        if asked["op"] == "effects":
+            return {"effects": await _called(module.effects, asked["user"])}
         words: tuple[Any, ...] = (*session, asked["prompt"])
         if "turn_id" in inspect.signature(turn).parameters:
             words = (*words, asked["turn_id"])
@@ -105,6 +110,7 @@ async def _serve(name: str, output: Any) -> None:
 
     declares = dict(getattr(module, "DECLARES", {}))
     declares.setdefault("has_history", hasattr(module, "history"))
+    declares.setdefault("has_book", hasattr(module, "effects"))
     say({"ready": declares})
     reader = asyncio.StreamReader(limit=1 << 24)
     loop = asyncio.get_running_loop()

@@ -24,12 +24,12 @@ from kode_lab.errors import KodeLabError
 from kode_lab.history.operation import Effect, markers_in, without_echoes
 from kode_lab.key import SessionKey
 from kode_lab.targets.description import (
+    BookFields,
     Condition,
     Description,
-    Effects,
-    Later,
-    Reading,
-    Request,
+    HistoryFields,
+    HttpRequest,
+    LaterFields,
     Stream,
 )
 from kode_lab.targets.target import (
@@ -358,7 +358,7 @@ class HttpTarget:
             return self._reply({}, text)
         return Answer("reply", text, pieces_ns=tuple(pieces_ns))
 
-    async def _fetched(self, later: Later, values: dict[str, str]) -> Answer:
+    async def _fetched(self, later: LaterFields, values: dict[str, str]) -> Answer:
         """Poll until the reply is there."""
         due_s = time.monotonic() + later.patience_s
         seen = "nothing"
@@ -452,7 +452,7 @@ class HttpTarget:
         return values
 
     async def _once(
-        self, made: dict[Any, asyncio.Future[dict[str, str]]], name: Any, request: Request,
+        self, made: dict[Any, asyncio.Future[dict[str, str]]], name: Any, request: HttpRequest,
         values: dict[str, str],
     ) -> dict[str, str]:  # fmt: skip
         """Send a set-up request once, however many turns wait for it."""
@@ -465,7 +465,7 @@ class HttpTarget:
                 del made[name]
             raise
 
-    async def _set_up(self, request: Request, values: dict[str, str]) -> dict[str, str]:
+    async def _set_up(self, request: HttpRequest, values: dict[str, str]) -> dict[str, str]:
         response = await self._send(request, values)
         if not 200 <= response.status < 400:
             where = _where(request, values)
@@ -481,7 +481,7 @@ class HttpTarget:
         return captured
 
     def _open(
-        self, request: Request, values: dict[str, str], page: str = "", page_name: str = ""
+        self, request: HttpRequest, values: dict[str, str], page: str = "", page_name: str = ""
     ) -> Any:
         assert self._client is not None
         url = request.address.fill(values)
@@ -516,7 +516,7 @@ class HttpTarget:
         )
 
     async def _send(
-        self, request: Request, values: dict[str, str], page: str = "", page_name: str = ""
+        self, request: HttpRequest, values: dict[str, str], page: str = "", page_name: str = ""
     ) -> _Response:
         async with self._open(request, values, page, page_name) as raw:
             return await _whole(raw)
@@ -566,7 +566,7 @@ async def stream_events(
         yield event, "\n".join(data)
 
 
-def _prompts(reading: Reading, body: Any, text: str) -> Iterator[str]:
+def _prompts(reading: HistoryFields, body: Any, text: str) -> Iterator[str]:
     """Yield what the user said in one page of a history; replies are left out."""
     if reading.items is None:
         pattern = reading.pattern
@@ -588,7 +588,7 @@ def _prompts(reading: Reading, body: Any, text: str) -> Iterator[str]:
         yield without_echoes(said)
 
 
-def _effect(book: Effects, item: Any) -> Effect:
+def _effect(book: BookFields, item: Any) -> Effect:
     marker = (*markers_in(json.dumps(item)), "")[0]
     number = book.id.first(item)
     if number is None:
@@ -605,7 +605,7 @@ def _elements(path: JsonPath, body: Any) -> list[Any]:
     return found
 
 
-def _is_users(reading: Reading, item: Any) -> bool:
+def _is_users(reading: HistoryFields, item: Any) -> bool:
     if reading.role is not None:
         return str(reading.role.first(item)) in reading.user_role
     if isinstance(item, dict):
@@ -633,7 +633,7 @@ def _holds(condition: Condition, value: Any, event: str = "") -> bool:
     return True
 
 
-def _captured(request: Request, response: _Response, body: Any) -> dict[str, str]:
+def _captured(request: HttpRequest, response: _Response, body: Any) -> dict[str, str]:
     found = {}
     for name, capture in request.capture.items():
         value: Any
@@ -657,7 +657,7 @@ def _json_or_text(text: str) -> Any:
         return text
 
 
-def _where(request: Request, values: Mapping[str, str]) -> str:
+def _where(request: HttpRequest, values: Mapping[str, str]) -> str:
     return f"{request.verb} {request.address.fill(values, in_url)}"
 
 

@@ -18,11 +18,12 @@ from typing import Any
 
 from kode_lab.child import PYTHON_MODULE, Child
 from kode_lab.errors import KodeLabError
+from kode_lab.history.operation import Effect, markers_in
 from kode_lab.key import SessionKey
 from kode_lab.targets.http_target import HttpTarget
-from kode_lab.targets.target import Answer, Declaration, History
+from kode_lab.targets.target import DEFAULT_PROMISES, Answer, Declaration, History
 
-__all__ = ["AskingProcess", "LinesTarget"]
+__all__ = ["LinesTarget", "asking_process"]
 
 LINE_LIMIT_BYTES = 32_000_000
 
@@ -100,7 +101,12 @@ class _Process:
 
 
 class LinesTarget:
-    """A target that is one or more child processes."""
+    """A target that is one or more child processes.
+
+    Attributes:
+        at_ns: when an asking process sends its next questions (monotonic nanoseconds); a time that
+            is past is at once.
+    """
 
     def __init__(
         self,
@@ -112,6 +118,7 @@ class LinesTarget:
         log: Path | None = None,
         ready_s: float = 120.0,
         is_silent: bool = False,
+        service: HttpTarget | None = None,
     ) -> None:
         """Set it up; nothing is started yet.
 
@@ -119,8 +126,13 @@ class LinesTarget:
             command: starts one process.
             name: how reports call it, unless the process says otherwise.
             is_silent: the process says no ``ready`` line; it is asked at once.
+            service: the started service that the process asks (``asking_process``).
         """
+        self.at_ns = 0
+        self._service = service
         self.declaration = Declaration(name, client="child process")
+        if service is not None:
+            self.declaration = service.declaration._replace(processes=1)
         self._command = tuple(command)
         self._env = dict(env or {})
         self._cwd = cwd
@@ -166,6 +178,8 @@ class LinesTarget:
                 for name, value in declares.items()
                 if name in Declaration._fields
             }
+            if known.get("tool") and "promises" not in known:
+                known["promises"] = (*DEFAULT_PROMISES, "tools")
             self.declaration = self.declaration._replace(**known)
         self._rotation = cycle(processes)
 
@@ -221,9 +235,23 @@ class LinesTarget:
         prompts = None if told is None else told.get("prompts")
         return None if prompts is None else History(tuple(map(str, prompts)))
 
+    async def effects(self, user_id: str) -> list[Effect]:
+        """Ask one process what its tools did for a user."""
+        told = await self._ask({"op": "effects"}, SessionKey(user_id, "-", "-")) or {}
+        if not isinstance(told.get("effects"), list):
+            raise KodeLabError(str(told.get("error") or f"no effects in {json.dumps(told)[:300]}"))
+        tool = self.declaration.tool
+        return [
+            Effect(str(one.get("id")), tool, (*markers_in(json.dumps(one)), "")[0])
+            for one in told["effects"]
+        ]
+
     async def _ask(self, fields: dict[str, Any], key: SessionKey) -> dict[str, Any] | None:
         if not self._processes:
             return {"refused": "the process was killed"}
+        if self._service is not None:
+            opened = await self._service.opened(key)
+            fields |= {"key": list(key), "at_ns": self.at_ns, "opened": opened}
         user, session = key.user_id, key.session_id
         if "user" not in self.declaration.parts:
             session = f"{user}.{session}"
@@ -231,32 +259,16 @@ class LinesTarget:
         return await next(self._rotation).ask(fields | names)
 
 
-class AskingProcess(LinesTarget):
-    """Another process of this machine that asks a service which was started here.
+def asking_process(spec: str, service: HttpTarget) -> LinesTarget:
+    """Return another process of this machine that asks a service which was started here.
 
     It has connections and log-ins of its own. The history is written here, on one clock: a turn's
     interval is wider by the time that its question needs to the other process, and so never wrong.
 
-    Attributes:
-        at_ns: when the next questions are to be sent (monotonic nanoseconds); past is at once.
+    Args:
+        spec: of the target, as ``open_target`` takes it.
+        service: the same, started here.
     """
-
-    at_ns = 0
-
-    def __init__(self, spec: str, service: HttpTarget) -> None:
-        """Set it up; ``start`` starts it.
-
-        Args:
-            spec: of the target, as ``open_target`` takes it.
-            service: the same, started here.
-        """
-        words = (spec, "--ask", json.dumps(service.surroundings))
-        command = (PYTHON_MODULE, "kode_lab.targets.gateway", *words)
-        super().__init__(command, name=service.declaration.name)
-        self.declaration = service.declaration
-        self._service = service
-
-    async def _ask(self, fields: dict[str, Any], key: SessionKey) -> dict[str, Any] | None:
-        opened = await self._service.opened(key)
-        fields |= {"key": list(key), "at_ns": self.at_ns, "opened": opened}
-        return await self._processes[0].ask(fields) if self._processes else None
+    words = (spec, "--ask", json.dumps(service.surroundings))
+    command = (PYTHON_MODULE, "kode_lab.targets.gateway", *words)
+    return LinesTarget(command, name=service.declaration.name, service=service)
