@@ -4,6 +4,7 @@
 # make bench                every figure of speed; NAMES="turn append" for some, ARGS=--save to keep
 # make lint                 ruff and mypy
 # make clients              real clients against the simulated model; downloads them, writes a table
+# make machines             load from several machines with clocks apart; Linux, root; writes a table
 # make clean                remove what can be made again; runs in results/ stay
 #
 # Each target creates .venv and installs into it first, and again when pyproject.toml has changed.
@@ -17,7 +18,7 @@ NAMES =
 IN = .venv/bin/python
 PIP = $(IN) -m pip --disable-pip-version-check --quiet install --root-user-action ignore
 
-.PHONY: help reproduce test mutants bench lint clients clean
+.PHONY: help reproduce test mutants bench lint clients machines clean
 .NOTPARALLEL:
 
 help:
@@ -46,6 +47,9 @@ lint: .venv/.installed-dev
 # Twenty minutes and 3 GB, in a temporary directory; needs Python, Node 20 and the registries.
 clients: .venv/.installed
 	$(IN) tests/clients/run.py --table results/clients.md $(ARGS)
+
+machines: .venv/.installed
+	$(IN) tests/machines/run.py --table results/loadtests/machines.md $(ARGS)
 
 .venv/.installed: pyproject.toml
 	$(MAKE_VENV)

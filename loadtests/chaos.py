@@ -8,7 +8,6 @@ a turn with an unknown outcome is sent again under its old turn id, until it is 
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from locust import events
@@ -34,7 +33,7 @@ class Chaos(ToolUser):
 
     def session(self) -> SessionKey:
         """Return one of this user's conversations of now."""
-        talk = f"{int(time.monotonic()) // EPOCH_S}-{self.draw.randrange(2)}"
+        talk = f"{self.epoch(EPOCH_S)}-{self.draw.randrange(2)}"
         return self.key(f"sturdy-{self.recorder.worker}-{self.number}", talk)
 
 

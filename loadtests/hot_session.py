@@ -9,8 +9,6 @@ without end would measure its own length.
 
 from __future__ import annotations
 
-import time
-
 from kode_lab.key import SessionKey
 from kode_lab.load import SessionUser
 
@@ -26,4 +24,4 @@ class HotSession(SessionUser):
 
     def session(self) -> SessionKey:
         """Return the one session of these ten seconds."""
-        return self.key("ada", f"hot-{int(time.monotonic()) // EPOCH_S}")
+        return self.key("ada", f"hot-{self.epoch(EPOCH_S)}")

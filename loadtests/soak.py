@@ -11,8 +11,6 @@ are small (``kode-lab load`` gives it ``--residents 64``): what still grows then
 
 from __future__ import annotations
 
-import time
-
 from locust import events
 
 from kode_lab.key import SessionKey
@@ -44,7 +42,7 @@ class Soak(SessionUser):
             self.opened += 1
             talk = f"opening-{self.opened}"
         else:
-            talk = f"{int(time.monotonic()) // EPOCH_S}-{self.draw.randrange(SESSIONS)}"
+            talk = f"{self.epoch(EPOCH_S)}-{self.draw.randrange(SESSIONS)}"
         return self.key(f"regular-{self.recorder.worker}-{self.number}", talk)
 
 

@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import inspect
 import logging
+import secrets
 import shlex
 import sys
+import tempfile
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,16 @@ from locust.runners import STATE_MISSING, MasterRunner, WorkerRunner
 
 from kode_lab.lab.records import RunRecorder
 from kode_lab.load.bridge import Bridge
+from kode_lab.load.machines import (
+    ClockSample,
+    Inbox,
+    Merged,
+    Outbox,
+    WorkerClock,
+    line_of,
+    machine_clock,
+    merge,
+)
 from kode_lab.load.probe import probe
 from kode_lab.load.ranges import problem_of
 from kode_lab.load.recorder import HISTORY, Recorder, merged
@@ -40,6 +53,10 @@ __all__ = ["LoadRun", "listen"]
 
 _LOG = logging.getLogger("kode_lab.load")
 _HUSH, _HUSHED = "kode_lab_hush", "kode_lab_hushed"
+_CLOCK, _HISTORY = "kode_lab_clock", "kode_lab_history"
+# Questions about a clock: so many before and after a run, and fewer every few seconds meanwhile.
+_QUESTIONS, _FEW_QUESTIONS, _CLOCK_EVERY_S, _ASK_EVERY_S = 16, 4, 5.0, 0.02
+_SEND_EVERY_S = 0.25
 # Beyond the patience: for messages on their way.
 _GRACE_S = 10.0
 _PROGRESS_S = 2.0
@@ -48,6 +65,8 @@ _WATCH_S = 0.5
 _END_S = 300.0
 _STATUSES = ("valid", "invalid", "unknown")
 _UNUSABLE = 3
+# By it a worker sees whether the master's directory is its own too.
+_CLOCK_FILE = ".clock"
 
 
 class LoadRun:
@@ -61,6 +80,9 @@ class LoadRun:
         watch: what the server's process takes.
         bridge: the asyncio loop in which turns are taken.
         target: what is asked.
+        inboxes: what came from workers on other machines, by their node ids.
+        merged: what the merge of these came to.
+        ahead_ns: by about how much this process's clock is ahead of the master's.
     """
 
     def __init__(self, environment: Any) -> None:
@@ -78,11 +100,21 @@ class LoadRun:
         self._generators: set[str] = set()
         self.lost: dict[str, float] = {}
         self._record: RunRecorder | None = None
+        self._clocks: dict[str, WorkerClock] = {}
         runner = environment.runner
+        self.inboxes: dict[str, Inbox] = {}
+        self.merged: Merged | None = None
+        self.ahead_ns = 0
+        self._outbox: Outbox | None = None
+        self._round = 0
         if isinstance(runner, WorkerRunner):
             runner.register_message(_HUSH, self._hush_worker, concurrent=True)
+            runner.register_message(_CLOCK, self._tell_clock)
+            runner.register_message(_HISTORY, self._history_taken)
         elif isinstance(runner, MasterRunner):
             runner.register_message(_HUSHED, self._worker_hushed)
+            runner.register_message(_CLOCK, self._clock_told)
+            runner.register_message(_HISTORY, self._take_history)
 
     @property
     def is_worker(self) -> bool:
@@ -95,16 +127,29 @@ class LoadRun:
         if not self.is_worker:
             # Workers learn it with their first users.
             options.run_dir = str(self._directory().resolve())
+            nonce = secrets.token_hex(8)
+            options.kode_lab_clock = [nonce, machine_clock(), time.monotonic_ns()]
+            (Path(options.run_dir) / _CLOCK_FILE).write_text(nonce)
+            options.kode_lab_workers = getattr(self.environment.runner, "worker_count", 0)
         if self.recorder is not None:
             self.recorder.close()
         worker = self.environment.runner.worker_index + 1 if self.is_worker else 0
         run_dir = Path(options.run_dir)
-        workers = (getattr(options, "processes", 0) or options.expect_workers) if worker else 1
+        own = self._own_history(run_dir) if worker else None
         self.recorder = Recorder(
-            run_dir, worker, workers=max(0, workers), is_recording=not options.no_history
+            run_dir,
+            worker,
+            workers=options.kode_lab_workers if worker else 1,
+            is_recording=not options.no_history,
+            history=own,
         )
+        if own is not None:
+            self._outbox = Outbox(own)
+            gevent.spawn(self._send_history, self._outbox)
         self._open_target()
         self._hushed.clear()
+        self.inboxes.clear()
+        self.merged = None
         self.lost.clear()
         self._generators.clear()
         if not self.is_worker:
@@ -115,6 +160,7 @@ class LoadRun:
                 gevent.spawn(self._tell_progress)
             if isinstance(self.environment.runner, MasterRunner):
                 gevent.spawn(self._watch_generators)
+                gevent.spawn(self._watch_clocks)
 
     def stop(self) -> None:
         """End the load and, in the process that ends the run, gather the last evidence."""
@@ -136,12 +182,14 @@ class LoadRun:
         if self.environment.nemesis is not None:
             self.environment.nemesis.end()
         figures = merged([self._drain(), *self._hush_workers()])
+        (self.recorder.run_dir / _CLOCK_FILE).unlink(missing_ok=True)
         if not self.environment.parsed_options.no_history:
             assert self.tail is not None
             self.state = "asking every session once more"
             # Who never answered is not there: nothing is known of it, and it owes nothing.
             if self.tail.look().counts["ok"]:
                 probe(self.environment, self.recorder, list(self.tail.sessions))
+            self._merge()
             self.state = "judging"
         save_figures(self.environment, self.recorder.run_dir, self.tail, figures)
         if not self.environment.parsed_options.no_history:
@@ -252,7 +300,97 @@ class LoadRun:
 
     def _hush_worker(self, environment: Any, msg: Any) -> None:  # noqa: ARG002 - Locust calls it so
         figures = self._drain() if self.recorder is not None else None
+        due_s = time.monotonic() + self.environment.parsed_options.patience
+        while self._outbox and not self._outbox.is_empty and time.monotonic() < due_s:
+            gevent.sleep(_SEND_EVERY_S / 10)
         environment.runner.send_message(_HUSHED, figures)
+
+    # ---- workers on other machines
+
+    def _own_history(self, run_dir: Path) -> Path | None:
+        """Return a worker's own file where the master's directory or clock is not this one's."""
+        nonce, clock, masters_ns = self.environment.parsed_options.kode_lab_clock
+        try:
+            is_here = (run_dir / _CLOCK_FILE).read_text("utf-8") == nonce
+        except OSError:
+            is_here = False
+        if is_here and clock == machine_clock():
+            return None
+        self.ahead_ns = time.monotonic_ns() - masters_ns
+        path = Path(tempfile.mkdtemp(prefix="kode-lab-worker-")) / HISTORY
+        path.touch()
+        return path
+
+    def _send_history(self, outbox: Outbox) -> None:
+        while outbox is self._outbox:
+            for piece in outbox.pieces():
+                self.environment.runner.send_message(_HISTORY, piece)
+            gevent.sleep(_SEND_EVERY_S)
+
+    def _history_taken(self, environment: Any, msg: Any) -> None:  # noqa: ARG002 - as above
+        if self._outbox is not None:
+            self._outbox.taken(msg.data)
+
+    def _take_history(self, environment: Any, msg: Any) -> None:
+        """Keep what a worker sent, and put it into the history as its clock is known now."""
+        assert self.recorder is not None
+        inbox = self.inboxes.get(msg.node_id)
+        if inbox is None:
+            worker = environment.runner.get_worker_index(msg.node_id) + 1
+            inbox = self.inboxes[msg.node_id] = Inbox(self.recorder.run_dir, worker)
+            inbox.clock = self._clocks.setdefault(msg.node_id, inbox.clock)
+        try:
+            upto = inbox.take(msg.data)
+        except (ValueError, KeyError, zlib.error) as error:
+            _LOG.error("a piece of the history of %s is not usable: %s", msg.node_id, error)
+            return
+        environment.runner.send_message(_HISTORY, upto, client_id=msg.node_id)
+        with (self.recorder.run_dir / HISTORY).open("a", encoding="utf-8") as history:
+            history.writelines(map(line_of, inbox.fresh()))
+
+    def _tell_clock(self, environment: Any, msg: Any) -> None:
+        got_ns = time.monotonic_ns()
+        told = [*msg.data, got_ns, time.monotonic_ns()]
+        environment.runner.send_message(_CLOCK, told)
+
+    def _clock_told(self, environment: Any, msg: Any) -> None:  # noqa: ARG002 - as above
+        back_ns = time.monotonic_ns()
+        round_, sent_ns, got_ns, left_ns = msg.data
+        clock = self._clocks.setdefault(msg.node_id, WorkerClock())
+        clock.note(round_, ClockSample.of(sent_ns, got_ns, left_ns, back_ns))
+
+    def _ask_clocks(self, count: int) -> None:
+        self._round += 1
+        for _ in range(count):
+            for node_id in self._living():
+                told = [self._round, time.monotonic_ns()]
+                self.environment.runner.send_message(_CLOCK, told, client_id=node_id)
+            gevent.sleep(_ASK_EVERY_S)
+
+    def _watch_clocks(self) -> None:
+        self._ask_clocks(_QUESTIONS)
+        while self.state == "running":
+            gevent.sleep(_CLOCK_EVERY_S)
+            self._ask_clocks(_FEW_QUESTIONS)
+
+    def _merge(self) -> None:
+        """Write the history anew with all that is known of the clocks now."""
+        assert self.recorder is not None
+        if not self.inboxes:
+            return
+        history = self.recorder.run_dir / HISTORY
+        self.recorder.close()
+        # A worker that was silent to the end may have asked what nobody heard of.
+        silent = self.environment.runner.worker_indexes.keys() - self._hushed.keys()
+        lost = {
+            self.environment.runner.get_worker_index(node_id) + 1: self._clocks[node_id].bound_ns
+            if node_id in self._clocks
+            else 0.0
+            for node_id in silent
+        }
+        inboxes = self.inboxes.values()
+        self.merged = merge(history, inboxes, lost, self.recorder.worker_of)
+        self.tail = Tail(history).look()
 
     def _worker_hushed(self, environment: Any, msg: Any) -> None:  # noqa: ARG002 - as above
         self._hushed[msg.node_id] = msg.data
@@ -287,6 +425,7 @@ class LoadRun:
         due_s = time.monotonic() + patience_s
         while self._living() - self._hushed.keys() and time.monotonic() < due_s:
             gevent.sleep(0.1)
+        self._ask_clocks(_QUESTIONS)
         if self._living() - self._hushed.keys():
             _LOG.warning("not all workers answered within %g s of --patience", patience_s)
         return [figures for figures in self._hushed.values() if figures]

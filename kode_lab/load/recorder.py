@@ -26,6 +26,7 @@ __all__ = ["HISTORY", "LAG", "LATE", "WORKERS_LIMIT", "Recorder", "merged", "qua
 HISTORY = "history.jsonl"
 # Markers are numbered in steps of this, so that no two processes ever draw the same one.
 WORKERS_LIMIT = 1_024
+_LATE_USERS = 1_000_000
 _TICK_S = 0.02
 # How late turns left, and how late the loop woke.
 LATE, LAG = "late", "loop lag"
@@ -61,7 +62,13 @@ class Recorder:
     """
 
     def __init__(
-        self, run_dir: Path, worker: int, *, workers: int = 0, is_recording: bool = True
+        self,
+        run_dir: Path,
+        worker: int,
+        *,
+        workers: int = 0,
+        is_recording: bool = True,
+        history: Path | None = None,
     ) -> None:
         """Open the run's history for appending.
 
@@ -69,6 +76,7 @@ class Recorder:
             run_dir: the run's directory, the same for all its processes.
             workers: how many processes have users; 0 when that is not known.
             is_recording: whether to open it at all.
+            history: another file than the run's, on another machine.
         """
         self.run_dir = run_dir
         self.worker = worker
@@ -76,13 +84,14 @@ class Recorder:
         self.in_flight = Group()
         self.is_hushed = False
         # Numbered across all processes: without gaps where it is known how many there are.
-        self._users = itertools.count(
-            max(0, worker - 1), workers or (WORKERS_LIMIT if worker else 1)
-        )
+        # Who comes later than the others begins far above them.
+        first = worker * _LATE_USERS if worker > workers > 0 else max(0, worker - 1)
+        self._users = itertools.count(first, workers or (WORKERS_LIMIT if worker else 1))
         self._numbers = itertools.count(worker, WORKERS_LIMIT)
         self._processes = map(f"{worker}.{{}}".format, itertools.count())
         self.history: HistoryWriter | _NoHistory
-        self.history = HistoryWriter(run_dir / HISTORY) if is_recording else _NoHistory()
+        path = history or run_dir / HISTORY
+        self.history = HistoryWriter(path) if is_recording else _NoHistory()
         self._times: dict[str, dict[int, int]] = {LATE: {}, LAG: {}}
         self._began_s, self._began_cpu_s = time.monotonic(), _cpu_s()
         self._ticker = gevent.spawn(self._tick)
@@ -90,6 +99,11 @@ class Recorder:
     def next_user(self) -> int:
         """Return the number of one more user; no other process of the run has it."""
         return next(self._users)
+
+    @staticmethod
+    def worker_of(marker: str) -> int:
+        """Return the number of the process that made a marker."""
+        return int(marker.rpartition("-")[2], 16) % WORKERS_LIMIT
 
     def marker(self, key: SessionKey) -> str:
         """Return a fresh marker for this session, unique among all processes of the run."""

@@ -97,6 +97,11 @@ class SessionUser(User):
         """Return a session of this run's own user of that name."""
         return SessionKey.of(f"{user}-{self.recorder.tag}", self.agent_id, session)
 
+    def epoch(self, length_s: float) -> int:
+        """Return the number of the present stretch of time, the same for all users of a run."""
+        ahead_ns = self.environment.load_run.ahead_ns
+        return int((time.monotonic_ns() - ahead_ns) / 1e9 // length_s)
+
     # ---- how the service is asked: override these two for one that no target describes
 
     @property

@@ -94,6 +94,7 @@ def save_figures(environment: Any, run_dir: Path, tail: Tail | None, of_us: dict
             "is_bound": bool(bound),
             "why": bound,
             "lost": len(environment.load_run.lost),
+            "machines": _machines(environment.load_run),
         },
     }
     text = json.dumps(figures, indent=1, ensure_ascii=False)
@@ -157,6 +158,8 @@ def told(verdict: Judged) -> str:
             f"{_counted(us['lost'], 'generator process')} lost: the figures of speed are not "
             "usable, the verdict on safety stands"
         )
+    if us.get("machines"):
+        lines += _words_of_machines(us["machines"])
     if us["is_bound"]:
         lines.append(f"generator-bound: {us['why']}; the times above are not the server's alone")
     if figures["slo_p99_ms"]:
@@ -164,6 +167,44 @@ def told(verdict: Judged) -> str:
         good = figures["good_turns_per_s"] if verdict.status == 0 else 0.0
         lines.append(f"correct goodput: {good:.1f} turns/s within {figures['slo_p99_ms']:g} ms")
     return "\n".join([*lines, "", verdict.text])
+
+
+def _machines(run: Any) -> dict[str, Any]:
+    """Return what is known of the workers on other machines; nothing where there are none."""
+    if run.merged is None:
+        return {}
+    clocks = {
+        str(inbox.worker): {
+            "ahead_s": inbox.clock.offset_at(inbox.clock.rounds[-1].at_ns)[0] / 1e9,
+            "within_ms": inbox.clock.bound_ns / 1e6,
+            "rounds": len(inbox.clock.rounds),
+            "bytes": inbox.size,
+        }
+        for inbox in run.inboxes.values()
+    }
+    return {"workers": clocks, **run.merged._asdict()}
+
+
+def _words_of_machines(found: dict[str, Any]) -> list[str]:
+    clocks = found["workers"]
+    ahead = ", ".join(f"{one['ahead_s']:+.3f} s" for one in clocks.values())
+    within = f"{found['bound_ns'] / 1e6:.2f} ms: each operation is judged as that much longer"
+    lines = [f"{_counted(len(clocks), 'worker')} with other clocks ({ahead}), within {within}"]
+    followed, undecided = found["followed"], found["undecided"]
+    if undecided:
+        close = f"{undecided} of {followed} neighbouring turns of two machines are closer than that"
+        is_all = undecided == followed
+        lines.append(
+            f"{close}: the clocks are too far apart to judge any order between machines"
+            if is_all
+            else f"{close}: their order is not judged"
+        )
+    if found["unheard"]:
+        lines.append(
+            f"{_counted(found['unheard'], 'turn')} of a lost worker show only in what others were "
+            "shown: their outcome is unknown"
+        )
+    return lines
 
 
 def _turns(stats: Any) -> Any:

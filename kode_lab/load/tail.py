@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kode_lab.key import SessionKey
+from kode_lab.load.machines import ERROR
 
 __all__ = ["Second", "Tail", "percentiles_ms"]
 
@@ -94,15 +95,16 @@ class Tail:
                 self._sent_ns.setdefault(marker, time_ns)
         elif (begun := self.open.pop(process, None)) and begun[0] and begun[2] in self._sent_ns:
             self.first_error = self.first_error or event.get("error", "")
-            self._ended(event["type"], begun[2], time_ns, int(at_s))
+            self._ended(event["type"], begun[2], time_ns, int(at_s), event.get(ERROR, 0))
 
-    def _ended(self, kind: str, marker: str, time_ns: int, second: int) -> None:
+    def _ended(self, kind: str, marker: str, time_ns: int, second: int, error_ns: int) -> None:
         self.counts[kind] += 1
         bucket = self.seconds[second]
         bucket.counts[kind] += 1
         if kind == "ok" and marker not in self._answered:
             self._answered.add(marker)
-            took_ns = time_ns - self._sent_ns[marker]
+            # What a foreign clock widened a turn by is no time that it took.
+            took_ns = max(0, time_ns - self._sent_ns[marker] - 2 * error_ns)
             self.took_ns.append(took_ns)
             bucket.took_ns.append(took_ns)
 
