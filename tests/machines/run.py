@@ -31,6 +31,8 @@ ROOT = Path(__file__).parents[2]
 HERE = "10.77.{}.1"
 AHEAD_S = (600, 86_400)
 FOR_S, USERS, LIMIT_S = 8, 8, 240
+# Lines of a worker's history before it is killed.
+ENOUGH = 10
 
 
 class Case(NamedTuple):
@@ -141,10 +143,10 @@ def run(case: Case, scratch: Path) -> tuple[int, dict[str, Any], dict[str, Any]]
             joined = ["--worker", "--master-host", place, "--master-port", bus]
             workers.append(start([*entered, *locust, *joined, "--host", f"http://{place}:{port}"]))
         if case.kills:
-            due_s = time.monotonic() + LIMIT_S / 2
-            while not (run_dir / "history-2.jsonl").exists() and time.monotonic() < due_s:
+            told, due_s = run_dir / "history-2.jsonl", time.monotonic() + LIMIT_S / 2
+            while not told.exists() or told.read_bytes().count(b"\n") < ENOUGH:
+                assert time.monotonic() < due_s, "the second worker told nothing"
                 time.sleep(0.1)
-            time.sleep(2)
             workers[1].kill()
         status = master.wait(LIMIT_S)
     read = (json.loads((run_dir / name).read_bytes()) for name in ("load.json", "verdict.json"))
