@@ -81,7 +81,7 @@ def test_a_log_of_requests_is_judged():
     assert verdict(two_turns("Noted the first.", **fields)).status == "valid"
     torn = verdict(two_turns("Noted", **fields))
     assert [(one.name, one.is_proved) for one in torn.findings] == [("torn turn", True)]
-    assert [turn.calls[0].line for turn in torn.findings[0].turns] == [1, 2]
+    assert [turn.calls[0][1] for turn in torn.findings[0].turns] == [1, 2]
 
 
 def test_anthropic_bedrock_style_and_responses_logs_hold_the_same_items():
@@ -92,9 +92,9 @@ def test_anthropic_bedrock_style_and_responses_logs_hold_the_same_items():
     langchain = [{"type": "human", "data": {"content": "Hello."}}]
     constructor = [{"lc": 1, "type": "constructor", "id": ["langchain", "HumanMessage"],
                     "kwargs": {"content": "Hello.", "type": "human"}}]  # fmt: skip
-    expected, _ = items_of("Hello.")
+    expected = items_of("Hello.")
     for dialect in (messages["messages"], responses, gemini, langchain, constructor):
-        assert items_of(dialect)[0] == expected
+        assert items_of(dialect) == expected
 
 
 def test_tool_calls_and_results_are_the_same_in_every_dialect():
@@ -110,11 +110,11 @@ def test_tool_calls_and_results_are_the_same_in_every_dialect():
     responses_call = [
         {"type": "function_call", "call_id": "3", "name": "f", "arguments": '{"a":2,"b":1}'},
         {"type": "function_call_output", "call_id": "3", "output": "done"}]  # fmt: skip
-    digests = [
-        [item.digest for item in items_of(messages)[0]]
+    items = [
+        [item[:3] for item in items_of(messages)]
         for messages in (chat_call, messages_call, responses_call)
     ]
-    assert digests[0] == digests[1] == digests[2]
+    assert items[0] == items[1] == items[2]
 
 
 def test_a_request_that_continues_a_response_is_judged_with_what_the_api_holds():
@@ -172,7 +172,7 @@ def test_a_gzip_file_is_read_and_a_broken_one_is_read_as_far_as_it_goes(tmp_path
     whole.write_bytes(gzip.compress(lines))
     assert audit(whole).status == "valid"
     whole.write_bytes(gzip.compress(lines * 50)[:-20])
-    assert audit(whole).skipped["a file that breaks off"] == 1
+    assert audit(whole).skipped["files that break off"] == 1
 
 
 # --- what cannot be judged -------------------------------------------------------------------

@@ -2,9 +2,7 @@
 
 An item is what two records of one conversation have in common, whichever tool wrote them: role,
 kind and text. Left out are thinking, cache marks, empty texts, call ids and the system prompt,
-which may hold a date and is therefore returned apart. A request repeats what the one before it
-sent; ``Histories`` finds that prefix again and reads only the rest. This module must not know files
-or spans.
+which may hold a date. This module must not know files or spans.
 
 Dialects: Messages, Chat Completions, Responses items, Gemini contents, GenAI conventions
 (``parts``), LangChain (``type``/``data`` and ``lc``/``kwargs``), OpenInference.
@@ -13,13 +11,12 @@ Dialects: Messages, Chat Completions, Responses items, Gemini contents, GenAI co
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from hashlib import blake2b
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import orjson
 
-__all__ = ["Histories", "History", "Item", "Unreadable", "decoded", "items_of"]
+__all__ = ["Item", "Unreadable", "decoded", "items_of"]
 
 _ROLES = {
     "user": "user",
@@ -62,97 +59,6 @@ class Item(NamedTuple):
     text: str
     call_id: str = ""
 
-    @property
-    def digest(self) -> bytes:
-        """Identify the item among all items of a log, in 12 bytes."""
-        said = f"{self.role}\0{self.kind}\0{self.text}".encode(errors="surrogatepass")
-        return blake2b(said, digest_size=12).digest()
-
-
-class History:
-    """What one request sent: the items of an earlier request, and those that are new.
-
-    Attributes:
-        before: the request whose items these follow, or None.
-        items: the new ones.
-        system: the system prompt.
-        node: where the history ends in the tree of all items; set by the tree.
-    """
-
-    __slots__ = ("before", "items", "node", "system")
-
-    def __init__(self, before: History | None, items: Sequence[Item], system: str) -> None:
-        self.before = before
-        self.items = items
-        self.system = system
-        self.node: int | None = None
-
-    def __bool__(self) -> bool:
-        return bool(self.items) or (self.before is not None and bool(self.before))
-
-
-class Histories:
-    """Reads message lists, each as the continuation of an earlier one if it begins with that.
-
-    A conversation of n turns is sent n times; comparing bytes is a hundred times cheaper than
-    reading them again.
-    """
-
-    # Conversations with one beginning that are kept apart, and beginnings that are remembered.
-    _BRANCHES_LIMIT = 16
-    _BEGINNINGS_LIMIT = 20_000
-    _BEGINNING_CHARS = 400
-
-    def __init__(self) -> None:
-        self._known: dict[Any, list[tuple[Any, History]]] = {}
-
-    def read(self, messages: Any) -> History:
-        """Return the history of a message list, given as JSON text or as values.
-
-        Raises:
-            Unreadable: as ``items_of``.
-        """
-        if isinstance(messages, str) and messages[:1] == "[":
-            key: Any = messages[: self._BEGINNING_CHARS]
-            return self._continued(key, messages, messages.rstrip()[:-1])
-        messages = decoded(messages)
-        if not isinstance(messages, list) or not messages:
-            items, system = items_of(messages)
-            return History(None, items, system)
-        return self._continued(repr(messages[0])[: self._BEGINNING_CHARS], messages, messages)
-
-    def _continued(self, key: Any, messages: Any, kept: Any) -> History:
-        known = self._known.pop(key, [])
-        if len(self._known) > self._BEGINNINGS_LIMIT:
-            self._known.pop(next(iter(self._known)))
-        best: tuple[Any, History] | None = None
-        for one in known:
-            is_longer = best is None or len(one[0]) > len(best[0])
-            if is_longer and _begins(messages, one[0]):
-                best = one
-        if best is None:
-            items, system = items_of(decoded(messages))
-            history = History(None, items, system)
-        else:
-            rest = messages[len(best[0]) :]
-            if isinstance(rest, str):
-                rest = decoded("[" + rest.lstrip().removeprefix(","))
-            items, system = items_of(rest)
-            history = History(best[1], items, system or best[1].system)
-        # The longest of each branch is enough: shorter ones are its prefixes.
-        branches = [one for one in known if not _begins(kept, one[0])]
-        self._known[key] = [*branches[1 - self._BRANCHES_LIMIT :], (kept, history)]
-        return history
-
-
-def _begins(messages: Any, prefix: Any) -> bool:
-    if isinstance(messages, str) != isinstance(prefix, str):
-        return False
-    if isinstance(messages, str):
-        # A prefix ends behind a whole message only if a comma or the end follows it.
-        return messages.startswith(prefix) and messages[len(prefix) :].lstrip()[:1] in ",]"
-    return len(messages) >= len(prefix) and messages[: len(prefix)] == prefix
-
 
 def decoded(value: Any) -> Any:
     """Return the values behind JSON text; other text as it is.
@@ -162,18 +68,18 @@ def decoded(value: Any) -> Any:
     """
     if not isinstance(value, str):
         return value
-    if _REPR.match(value):
-        raise Unreadable("messages written as Python reprs")
     try:
         return orjson.loads(value)
     except orjson.JSONDecodeError:
+        if _REPR.match(value):
+            raise Unreadable("messages written as Python reprs") from None
         if value[:1] in ("[", "{"):
             raise Unreadable("message text that is cut off") from None
         return value
 
 
-def items_of(messages: Any) -> tuple[list[Item], str]:
-    """Return the items of a list of messages, and the system prompt apart.
+def items_of(messages: Any) -> list[Item]:
+    """Return the items of a list of messages, without the system prompt.
 
     Raises:
         Unreadable: these are not messages, or their content was redacted or is not structured.
@@ -181,30 +87,36 @@ def items_of(messages: Any) -> tuple[list[Item], str]:
     if isinstance(messages, str):
         if messages in _REDACTED:
             raise Unreadable("redacted text")
-        return ([Item("user", "text", messages.strip())] if messages.strip() else []), ""
+        return [Item("user", "text", messages.strip())] if messages.strip() else []
     if isinstance(messages, dict):
         messages = [messages]
-    if not isinstance(messages, Iterable):
+    if not isinstance(messages, list):
         raise Unreadable("messages that are no list")
     items: list[Item] = []
-    system: list[str] = []
     for message in messages:
         if isinstance(message, list):  # LangChain writes a batch of conversations
-            found, said = items_of(message)
-            items += found
-            system.append(said)
+            items += items_of(message)
             continue
         if not isinstance(message, dict):
             raise Unreadable("a message that is no object")
-        for item in _items_of_message(message):
-            if item.role == "system":
-                system.append(item.text)
-            else:
-                items.append(item)
-    return items, "\n".join(filter(None, system))
+        if len(message) == 2:  # the most frequent shapes, which need no search
+            role, said = message.get("role"), message.get("content")
+            if role == "system":
+                continue
+            if said is None and type(parts := message.get("parts")) is list and len(parts) == 1:
+                part = parts[0]
+                if type(part) is dict and part.get("type") == "text":
+                    said = part.get("content")
+            is_plain = role in ("user", "assistant")
+            if is_plain and isinstance(said, str) and said not in _REDACTED:
+                if said := said.strip():
+                    items.append(Item(str(role), "text", said))
+                continue
+        items += [item for item in _items_of_message(message) if item.role != "system"]
+    return items
 
 
-def _items_of_message(message: Mapping[str, Any]) -> Iterable[Item]:  # noqa: C901, PLR0912 - a case a dialect
+def _items_of_message(message: Mapping[str, Any]) -> Iterable[Item]:
     inner = message.get("data") or message.get("kwargs")
     if isinstance(inner, dict) and ("lc" in message or "type" in message):
         kind = str(inner.get("type") or message.get("type") or "")
@@ -283,7 +195,7 @@ def _plain_text(block: Any) -> str | None:
     return None
 
 
-def _items_of_block(role: str, block: Any) -> Iterable[Item]:  # noqa: C901 - a case a dialect
+def _items_of_block(role: str, block: Any) -> Iterable[Item]:
     if not isinstance(block, dict):
         return
     if isinstance(inner := block.get("message_content"), dict):

@@ -1,83 +1,69 @@
 """Files of many kinds as one stream of model calls, with what could not be read counted.
 
     OTLP-JSON lines   spans and log records: GenAI attributes, span events and log records,
-                      OpenInference, Langfuse and Traceloop attributes
-    request logs      one JSON object a line: a Messages, Chat, Responses or Gemini request with its
-                      reply; the record of ``kode-lab proxy``; LiteLLM's and LangSmith's exports
+                      OpenInference, Langfuse and Traceloop attributes; also ``span.to_json()``
+    runs              LangSmith runs and Langfuse observations, which are spans by other names
+    request logs      one JSON object a line or a printed one: a Messages, Chat, Responses or Gemini
+                      request with its reply; the record of ``kode-lab proxy``; LiteLLM's log
     transcripts       Claude Code sessions (``parentUuid`` chains)
 
-A reader must not judge: it returns calls and spans as they were recorded, each with its file and
-line. Files may be gzip. Lines are read one at a time, so a file may be larger than memory.
+A reader must not judge: it passes on calls as they were recorded, each with its file and line.
+Records of one trace are put together when the file ends, or when 50,000 other traces were touched
+since, so a file may be larger than memory. Files may be gzip.
 """
 
 from __future__ import annotations
 
+import gc
 import gzip
-import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
+from msgspec import Struct
 
-from kode_lab.audit.items import Histories, History, Item, Unreadable, decoded, items_of
+from kode_lab.audit.histories import Histories, flat_answer, plain_value
+from kode_lab.audit.items import Item, Unreadable, decoded, items_of
+from kode_lab.audit.requests import (
+    PlainRequest,
+    moment_ns,
+    parsed,
+    reply_items,
+    request_of,
+    who_of,
+)
+from kode_lab.audit.turns import ROOT, Call, Conversations, Root, Tree
 from kode_lab.errors import InvalidRecord
 
-__all__ = ["Call", "Log", "SpanRecord", "read_log"]
+__all__ = ["Log", "ToolRun", "read_log", "without_collector"]
 
-_LINE_LIMIT_BYTES = 256_000_000
-_MESSAGE_EVENT = re.compile(r"gen_ai\.(system|user|assistant|tool)\.message")
-# OpenInference, and the flat names that Traceloop wrote before there were ``gen_ai.*.messages``.
-_FLAT = re.compile(r"(?:llm\.(input|output)_messages|gen_ai\.(prompt|completion))\.(\d+)\.(.+)")
-_SESSION = (
-    "session.id",
-    "gen_ai.conversation.id",
-    "langfuse.session.id",
-    "traceloop.association.properties.session_id",
-    "traceloop.association.properties.thread_id",
-    "langfuse.trace.metadata.thread_id",
-    "langfuse.observation.metadata.thread_id",
-    "conversation_id",
-    "thread_id",
-    "session_id",
-)
-_USER = (
-    "user.id",
-    "enduser.id",
-    "langfuse.user.id",
-    "traceloop.association.properties.user_id",
-    "llm.user",
-    "gen_ai.request.user",
-    "user_id",
-)
+_LINE_LIMIT_BYTES = 64_000_000
+# Shorter lines are decoded as fast as they are searched.
+_CUT_BYTES = 4_000
+_OPEN_LIMIT = 50_000
+_REMEMBERED_LIMIT = 1_000_000
+_EVENTS = ("gen_ai.system.message", "gen_ai.user.message", "gen_ai.assistant.message",
+           "gen_ai.tool.message", "gen_ai.choice")  # fmt: skip
 _MODEL_OPERATIONS = frozenset(
-    {
-        "chat",
-        "generate_content",
-        "text_completion",
-        "completion",
-        "acompletion",
-        "responses",
-        "aresponses",
-    }
-)
-_MODEL_KINDS = frozenset({"LLM", "generation"})
-_TOOL_OPERATIONS = frozenset({"execute_tool"})
+    {"chat", "generate_content", "text_completion", "completion", "acompletion", "responses",
+     "aresponses"}
+)  # fmt: skip
+_MODEL_KINDS = frozenset({"LLM", "generation", "GENERATION", "llm", "chat"})
 _TOOL_KINDS = frozenset({"TOOL", "tool"})
+_FLAT_SENT = ("llm.input_messages.", "gen_ai.prompt.")
+_FLAT_SAID = ("llm.output_messages.", "gen_ai.completion.")
+# What names a process and with it a clock.
+_HOST = frozenset(
+    {"service.name", "service.instance.id", "host.name", "process.pid", "k8s.pod.name"}
+)
 
 
-class SpanRecord(NamedTuple):
-    """A span as a turn needs it.
+class _Span(Struct, gc=False):
+    """A span as a turn needs it."""
 
-    Attributes:
-        is_model: it records a model call.
-        tool_call_id: of a tool's span, or "".
-    """
-
-    trace_id: str
-    span_id: str
     parent_id: str
     name: str
     start_ns: int
@@ -85,85 +71,107 @@ class SpanRecord(NamedTuple):
     session: str
     user: str
     is_model: bool
-    tool_call_id: str
-    line: int
+    tool_call_id: str = ""
+    is_failed: bool = False
 
 
-class Call(NamedTuple):
-    """One request to a model and its answer, as one record tells it.
+class ToolRun(Struct, gc=False):
+    """One run of a tool call."""
 
-    Attributes:
-        file: where it stands; ``line`` counts from 1.
-        trace_id: of the trace, span_id of the span; "" in logs without spans.
-        response_id: the model's id of the answer: two records with one id are one call.
-        history: the conversation that was sent; None where it was not recorded.
-        output: what was answered; None where it was not recorded or there was no answer.
-        problem: why this call cannot be judged, or "".
-    """
-
-    file: str
-    line: int
     trace_id: str
-    span_id: str
-    parent_id: str
-    response_id: str
     start_ns: int
     end_ns: int
-    session: str
-    user: str
-    history: History | None
-    output: Sequence[Item] | None
-    problem: str = ""
-    stop_reason: str = ""
+    is_failed: bool
+
+
+class _Trace:
+    """What was read of one trace so far."""
+
+    __slots__ = ("calls", "events", "spans", "touched", "trace_id")
+
+    def __init__(self, trace_id: str) -> None:
+        self.trace_id = trace_id
+        self.spans: dict[str, _Span] = {}
+        self.calls: list[Call] = []
+        self.events: dict[str, list[tuple[int, int, str, Any]]] = {}
+        self.touched = 0
 
 
 class Log:
-    """All that was read: calls and spans, and a count of what was left out and why."""
+    """All that was read: the conversations, and a count of what was left out and why."""
 
     def __init__(self) -> None:
-        self.calls: list[Call] = []
-        self.spans: dict[tuple[str, str], SpanRecord] = {}
+        self.tree = Tree()
+        self.conversations = Conversations(self.tree)
         self.skipped: Counter[str] = Counter()
         self.lines = 0
-        self._events: dict[tuple[str, str], list[tuple[int, int, str, Any]]] = {}
-        self._histories = Histories()
+        self.tool_runs: dict[str, list[ToolRun]] = {}
+        self._histories = Histories(self.tree)
+        self._open: dict[str, _Trace] = {}
+        self._plain: list[Call] = []
+        self._touches = 0
+        self._forgotten_asks: set[int] = set()
+        self._block: list[bytes] = []
+        self._block_at = 0
         # Of the Responses API: the history up to and with each response.
-        self._held: dict[str, History] = {}
+        self._held: dict[str, int] = {}
         # Of transcripts: the history up to each line, its time, and the call of each answer.
-        self._said: dict[str, History] = {}
-        self._said_at: dict[str, int] = {}
-        self._answers: dict[str, int] = {}
+        self._said: dict[str, tuple[int, int]] = {}
+        self._answers: dict[str, Call] = {}
 
     def read(self, path: Path) -> None:
         """Read one file, whatever kind it is.
 
         Raises:
-            InvalidRecord: the file cannot be opened or is no log of lines or JSON.
+            InvalidRecord: the file cannot be opened.
         """
+        before = self.lines
         try:
-            with _opened(path) as file:
-                for number, line in enumerate(file, 1):
+            with _opened(path) as file, without_collector():
+                for number, line in enumerate(_lines_of(file), 1):
                     self.lines += 1
                     self.read_line(line, str(path), number)
         except (OSError, EOFError, gzip.BadGzipFile) as error:
-            if self.lines == 0:
+            if self.lines == before:
                 raise InvalidRecord(f"{path} cannot be read: {error}") from None
-            self.skipped["a file that breaks off"] += 1
+            self.skipped["files that break off"] += 1
+        self._end_block(str(path))
 
     def read_line(self, line: bytes, file: str, number: int) -> None:
         """Read one line; what it does not hold is counted, never raised."""
+        if self._block:  # a value that was printed over several lines
+            self._block.append(line)
+            if line[:1] in (b"}", b"]"):
+                self._end_block(file)
+            return
         line = line.strip()
         if not line:
             return
         if len(line) > _LINE_LIMIT_BYTES:
-            self.skipped["lines over 256 MB"] += 1
+            self.skipped["lines over 64 MB"] += 1
             return
+        if len(line) > _CUT_BYTES:
+            line = self._histories.cut(line)
         try:
             record = orjson.loads(line)
         except orjson.JSONDecodeError:
-            self.skipped["lines that are no JSON"] += 1
+            if line in (b"{", b"[", b"[{"):
+                self._block, self._block_at = [line], number
+            else:
+                self.skipped["lines that are no JSON"] += 1
             return
         self.read_record(record, file, number)
+
+    def _end_block(self, file: str) -> None:
+        block, self._block = self._block, []
+        if not block:
+            return
+        try:
+            record = orjson.loads(b"\n".join(block))
+        except orjson.JSONDecodeError:
+            self.skipped["lines that are no JSON"] += len(block)
+            return
+        self.read_record(record, file, self._block_at)
 
     def read_record(self, record: Any, file: str, number: int) -> None:
         """Read one JSON value: an OTLP batch, a request with its reply, or a list of these."""
@@ -179,75 +187,110 @@ class Log:
                 self._read_otlp(record, file, number)
             elif "uuid" in record and "parentUuid" in record:
                 self._read_transcript(record, file, number)
-            else:
+            elif "context" in record and "parent_id" in record:
+                self._read_printed_span(record, file, number)
+            elif "run_type" in record:
+                self._read_run(record, file, number)
+            elif "traceId" in record and "startTime" in record:
+                self._read_observation(record, file, number)
+            elif "request" in record or not isinstance(inner := _batch_of(record), list):
                 self._read_plain(record, file, number)
+            else:
+                self.read_record(inner, file, number)
         except Unreadable as why:
             self.skipped[f"records with {why}"] += 1
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError):
             self.skipped["records of an unknown kind"] += 1
+        if self._touches >= _OPEN_LIMIT:
+            self.close(self._touches // 2)
 
     # ---- OTLP
 
     def _read_otlp(self, record: Mapping[str, Any], file: str, number: int) -> None:
         for resource in record.get("resourceSpans") or ():
+            host = _host_of(resource)
             for scope in resource.get("scopeSpans") or ():
                 for span in scope.get("spans") or ():
-                    self._read_span(span, file, number)
+                    try:
+                        self._read_span(span, file, number, host)
+                    except (KeyError, TypeError, ValueError, AttributeError):
+                        self.skipped["spans that are not as OTLP has them"] += 1
         for resource in record.get("resourceLogs") or ():
             for scope in resource.get("scopeLogs") or ():
                 for entry in scope.get("logRecords") or ():
-                    self._read_log_record(entry, number)
+                    attributes = _attributes(entry.get("attributes"))
+                    name = entry.get("eventName") or plain_value(attributes.get("event.name"))
+                    trace = self._trace(str(entry.get("traceId") or ""))
+                    span_id = str(entry.get("spanId") or "")
+                    body = plain_value(entry.get("body"))
+                    self._note_event(
+                        trace, span_id, str(name or ""), attributes, body, entry, number
+                    )
 
-    def _read_span(self, span: Mapping[str, Any], file: str, number: int) -> None:
-        attributes = _attributes(span.get("attributes"))
-        ids = (str(span.get("traceId") or ""), str(span.get("spanId") or ""))
+    def _trace(self, trace_id: str) -> _Trace:
+        trace = self._open.get(trace_id)
+        if trace is None:
+            trace = self._open[trace_id] = _Trace(trace_id)
+            self._touches += 1
+        trace.touched = self._touches
+        return trace
+
+    def _read_span(self, span: Mapping[str, Any], file: str, number: int, host: str) -> None:
+        pairs = span.get("attributes") or ()
+        attributes = _attributes(pairs)
+        name = str(span.get("name") or "")
+        trace_id, span_id = str(span.get("traceId") or ""), str(span.get("spanId") or "")
+        parent_id = str(span.get("parentSpanId") or "")
+        start_ns = int(span.get("startTimeUnixNano") or 0)
+        end_ns = int(span.get("endTimeUnixNano") or 0)
         operation = attributes.get("gen_ai.operation.name")
         kind = attributes.get("openinference.span.kind") or attributes.get(
             "langfuse.observation.type"
         )
-        is_tool = operation in _TOOL_OPERATIONS or kind in _TOOL_KINDS
+        if not (operation is None or type(operation) is str) or type(kind) is dict:
+            operation, kind = plain_value(operation), plain_value(kind)
+        is_tool = operation == "execute_tool" or kind in _TOOL_KINDS
         is_model = not is_tool and (operation in _MODEL_OPERATIONS or kind in _MODEL_KINDS)
-        session, user = _who(attributes)
-        start_ns, end_ns = (int(span.get(f"{edge}TimeUnixNano") or 0) for edge in ("start", "end"))
-        call_id = attributes.get("gen_ai.tool.call.id") or _plain(
-            attributes.get("langfuse.observation.metadata.tool_call_id")
+        session, user = who_of(attributes)
+        call_id = ""
+        if is_tool:
+            told = plain_value(attributes.get("gen_ai.tool.call.id")) or parsed(
+                plain_value(attributes.get("langfuse.observation.metadata.tool_call_id"))
+            )
+            call_id = str(told or "")
+        status = span.get("status")
+        is_failed = isinstance(status, dict) and status.get("code") in (2, "STATUS_CODE_ERROR")
+        trace = self._trace(trace_id)
+        trace.spans[span_id] = _Span(
+            parent_id, name, start_ns, end_ns, session, user, is_model, call_id, is_failed
         )
-        name = str(span.get("name") or "")
-        parent = str(span.get("parentSpanId") or "")
-        self.spans[ids] = SpanRecord(
-            *ids, parent, name, start_ns, end_ns, session, user, is_model,
-            str(call_id or "") if is_tool else "", number,
-        )  # fmt: skip
         for event in span.get("events") or ():
             inner = _attributes(event.get("attributes"))
-            self._note_event(ids, str(event.get("name") or ""), inner, inner, event, number)
+            self._note_event(
+                trace, span_id, str(event.get("name") or ""), inner, inner, event, number
+            )
         if not is_model:
             return
-        problem = ""
-        history = output = None
-        try:
-            history, output = self._messages_of(attributes)
-        except Unreadable as why:
-            problem = str(why)
+        problem, node, output = "", None, None
         if span.get("droppedAttributesCount"):
             problem = "dropped attributes (raise the attribute limit of the SDK)"
-        self.calls.append(
+        else:
+            try:
+                node, output = self._messages_of(attributes, session)
+            except Unreadable as why:
+                problem = str(why)
+        response_id = plain_value(attributes.get("gen_ai.response.id")) or ""
+        trace.calls.append(
             Call(
-                file, number, *ids, parent, str(attributes.get("gen_ai.response.id") or ""),
-                start_ns, end_ns, session, user, history, output, problem, _stop_reason(attributes),
+                file, number, trace_id, span_id, parent_id, str(response_id), start_ns, end_ns,
+                session, user, node, output, problem, host,
             )
         )  # fmt: skip
 
-    def _read_log_record(self, entry: Mapping[str, Any], number: int) -> None:
-        attributes = _attributes(entry.get("attributes"))
-        ids = (str(entry.get("traceId") or ""), str(entry.get("spanId") or ""))
-        body = _value(entry.get("body"))
-        name = str(entry.get("eventName") or attributes.get("event.name") or "")
-        self._note_event(ids, name, attributes, body, entry, number)
-
     def _note_event(
         self,
-        ids: tuple[str, str],
+        trace: _Trace,
+        span_id: str,
         name: str,
         attributes: Mapping[str, Any],
         body: Any,
@@ -255,185 +298,303 @@ class Log:
         number: int,
     ) -> None:
         """Keep what a log record or span event tells of a call, until all spans are read."""
-        at_ns = int(entry.get("timeUnixNano") or entry.get("observedTimeUnixNano") or 0)
+        at_ns = int(entry.get("timeUnixNano") or 0) or int(entry.get("observedTimeUnixNano") or 0)
         told = attributes if "gen_ai.input.messages" in attributes else body
-        is_message = _MESSAGE_EVENT.fullmatch(name) or name == "gen_ai.choice"
-        if is_message or (isinstance(told, dict) and "gen_ai.input.messages" in told):
-            self._events.setdefault(ids, []).append((at_ns, number, name, told))
-        elif any(session_or_user := _who(attributes)):
-            self._events.setdefault(ids, []).append((at_ns, number, "", session_or_user))
+        if name in _EVENTS and told is attributes:
+            told = {key: plain_value(value) for key, value in attributes.items()}
+        if name in _EVENTS or (isinstance(told, dict) and "gen_ai.input.messages" in told):
+            trace.events.setdefault(span_id, []).append((at_ns, number, name or "?", told))
+        elif any(session_or_user := who_of(attributes)):
+            trace.events.setdefault(span_id, []).append((at_ns, number, "", session_or_user))
+
+    def _messages_of(
+        self, attributes: Mapping[str, Any], session: str
+    ) -> tuple[int | None, list[Item] | None]:
+        """Return what was sent and what was answered, from a span's attributes."""
+        histories = self._histories
+        sent = attributes.get("gen_ai.input.messages")
+        if sent is not None:
+            told = plain_value(attributes.get("gen_ai.output.messages"))
+            output = None if told is None else items_of(decoded(told))
+            if isinstance(sent, dict) and "arrayValue" in sent:
+                return histories.node_of_otlp(
+                    sent["arrayValue"].get("values") or [], session
+                ), output
+            return histories.node_of(plain_value(sent), session), output
+        sent = plain_value(attributes.get("langfuse.observation.input"))
+        if sent is not None:
+            told = plain_value(attributes.get("langfuse.observation.output"))
+            return self._told_messages(sent, session), reply_items(decoded(told))
+        flat = [pair for pair in attributes.items() if pair[0].startswith(_FLAT_SENT)]
+        if not flat:
+            return None, None
+        said = [pair for pair in attributes.items() if pair[0].startswith(_FLAT_SAID)]
+        return histories.node_of_flat(flat, session), flat_answer(said)
+
+    def _told_messages(self, sent: Any, session: str) -> int:
+        """Return the node of an input that is a message list, holds one, or is a text."""
+        if isinstance(sent, str) and sent[:1] in "[{":
+            sent = decoded(sent)
+        if isinstance(sent, dict):
+            sent = sent.get("messages", sent)
+        if isinstance(sent, list):
+            while len(sent) == 1 and isinstance(sent[0], list):  # LangChain's batch of one
+                sent = sent[0]
+            # Langfuse appends the definitions of tools as messages.
+            while sent and isinstance(sent[-1], dict) and _is_definition(sent[-1]):
+                sent = sent[:-1]
+        return self._histories.node_of(sent, session)
+
+    def _read_printed_span(self, record: Mapping[str, Any], file: str, number: int) -> None:
+        """Read what ``ReadableSpan.to_json()`` and the console exporter write."""
+        context = record["context"]
+        status = record.get("status") or {}
+        resource = (record.get("resource") or {}).get("attributes") or {}
+        span = {
+            "traceId": str(context["trace_id"]).removeprefix("0x"),
+            "spanId": str(context["span_id"]).removeprefix("0x"),
+            "parentSpanId": str(record.get("parent_id") or "").removeprefix("0x"),
+            "name": record.get("name"),
+            "startTimeUnixNano": moment_ns(record.get("start_time")),
+            "endTimeUnixNano": moment_ns(record.get("end_time")),
+            "attributes": record.get("attributes") or {},
+            "events": [
+                {**event, "timeUnixNano": moment_ns(event.get("timestamp"))}
+                for event in record.get("events") or ()
+            ],
+            "status": {"code": 2 if status.get("status_code") == "ERROR" else 0},
+        }
+        self._read_span(span, file, number, "/".join(f"{resource.get(name)}" for name in _HOST))
+
+    # ---- LangSmith and Langfuse
+
+    def _read_run(self, record: Mapping[str, Any], file: str, number: int) -> None:
+        """Read a LangSmith run."""
+        run_id, kind = str(record["id"]), record["run_type"]
+        inputs, outputs = record.get("inputs") or {}, record.get("outputs") or {}
+        metadata = (record.get("extra") or {}).get("metadata") or {}
+        self._read_tracked(
+            Call(
+                file, number, str(record.get("trace_id") or run_id), run_id,
+                str(record.get("parent_run_id") or ""), "", moment_ns(record.get("start_time")),
+                moment_ns(record.get("end_time")), *who_of({**metadata, "metadata": metadata}),
+            ),
+            str(record.get("name") or ""),
+            "llm" if kind == "llm" else kind,
+            inputs,
+            outputs,
+            bool(record.get("error")),
+            str(metadata.get("tool_call_id") or _find_call_id(outputs) or ""),
+        )  # fmt: skip
+
+    def _read_observation(self, record: Mapping[str, Any], file: str, number: int) -> None:
+        """Read a Langfuse observation as its API and exports write it."""
+        metadata = parsed(record.get("metadata"))
+        metadata = metadata if isinstance(metadata, dict) else {}
+        self._read_tracked(
+            Call(
+                file, number, str(record["traceId"]), str(record.get("id") or ""),
+                str(record.get("parentObservationId") or ""), "", moment_ns(record["startTime"]),
+                moment_ns(record.get("endTime")), *who_of({**record, "metadata": metadata}),
+            ),
+            str(record.get("name") or ""),
+            str(record.get("type") or ""),
+            parsed(record.get("input")),
+            parsed(record.get("output")),
+            record.get("level") == "ERROR",
+            str(metadata.get("tool_call_id") or ""),
+        )  # fmt: skip
+
+    def _read_tracked(
+        self, call: Call, name: str, kind: str, sent: Any, told: Any, is_failed: bool, tool_id: str
+    ) -> None:
+        trace = self._trace(call.trace_id)
+        is_model, is_tool = kind in _MODEL_KINDS, kind in _TOOL_KINDS
+        trace.spans[call.span_id] = _Span(
+            call.parent_id, name, call.start_ns, call.end_ns, call.session, call.user, is_model,
+            tool_id if is_tool else "", is_failed,
+        )  # fmt: skip
+        if not is_model:
+            return
+        if sent in (None, {}, [], ""):
+            trace.calls.append(call)
+            return
+        try:
+            call.node, call.output = self._told_messages(sent, call.session), reply_items(told)
+        except Unreadable as why:
+            call.problem = str(why)
+        trace.calls.append(call)
 
     # ---- transcripts of Claude Code
 
     def _read_transcript(self, record: Mapping[str, Any], file: str, number: int) -> None:
         """Add one line of a transcript: a message, whose history is the chain of its parents."""
         parent = record.get("parentUuid") or record.get("logicalParentUuid") or ""
-        before = self._said.get(parent)
+        before, before_ns = self._said.get(parent, (ROOT, 0))
         message = record.get("message")
+        at_ns = moment_ns(record.get("timestamp"))
         is_said = isinstance(message, dict) and not record.get("isMeta")
-        items = items_of([message])[0] if is_said else []
-        self._said[record["uuid"]] = History(before, items, "")
-        self._said_at[record["uuid"]] = _moment_ns(record.get("timestamp"))
+        items = items_of([message]) if is_said else []
+        self._said[record["uuid"]] = (self.tree.add(before, items), at_ns)
+        if len(self._said) > _REMEMBERED_LIMIT:
+            self._said.pop(next(iter(self._said)))
         if record.get("type") != "assistant" or not isinstance(message, dict):
             return
         response = str(message.get("id") or record.get("requestId") or record["uuid"])
-        at_ns = _moment_ns(record.get("timestamp"))
-        known = self._answers.get(response)
-        if known is not None:  # one line for each block of an answer
-            call = self.calls[known]
-            output = [*(call.output or ()), *items]
-            self.calls[known] = call._replace(output=output, end_ns=max(call.end_ns, at_ns))
+        call = self._answers.get(response)
+        if call is not None:  # one line for each block of an answer
+            call.output = [*(call.output or ()), *items]
+            call.end_ns = max(call.end_ns, at_ns)
             return
-        self._answers[response] = len(self.calls)
-        begin_ns = self._said_at.get(parent, at_ns)
-        self.calls.append(
-            Call(
-                file, number, "", "", "", response, begin_ns, at_ns,
-                str(record.get("sessionId") or ""), "", before or History(None, (), ""), items,
-                stop_reason=str(message.get("stop_reason") or ""),
-            )
+        self._answers[response] = Call(
+            file, number, "", "", "", response, before_ns or at_ns, at_ns,
+            str(record.get("sessionId") or ""), "", before, items,
         )  # fmt: skip
+        self._touches += 1
 
     # ---- logs of requests
 
     def _read_plain(self, record: Mapping[str, Any], file: str, number: int) -> None:
-        call = _request_call(record, file, number, self._histories)
-        if call is not None:
-            call = self._continued(call, record)
-            self.calls.append(call)
+        found = request_of(record)
+        if found is None:
+            self.skipped["records without a model request"] += 1
             return
-        self.skipped["records without a model request"] += 1
-
-    def _continued(self, call: Call, record: Mapping[str, Any]) -> Call:
-        """Return the call with the part of its history that the API holds for the client."""
-        request = next(
-            (record[name] for name in ("request", "body", "kwargs") if name in record), record
-        )
-        request = request if isinstance(request, dict) else record
-        previous = request.get("previous_response_id")
-        if call.history is None or not (previous or request.get("conversation")):
-            pass
-        elif previous in self._held:
-            call = call._replace(
-                history=History(self._held[previous], call.history.items, call.history.system)
+        problem, node, output = "", None, None
+        try:
+            node, output = self._plain_messages(found)
+        except Unreadable as why:
+            problem = str(why)
+        if node is not None and found.response_id:
+            self._held[found.response_id] = self.tree.add(node, output or ())
+            if len(self._held) > _REMEMBERED_LIMIT:
+                self._held.pop(next(iter(self._held)))
+        self._touches += 1
+        self._plain.append(
+            Call(
+                file, number, found.trace_id, found.span_id, "", found.response_id, found.start_ns,
+                found.end_ns, found.session, found.user, node, output, problem,
             )
-        else:
-            call = call._replace(problem="a history that the API holds and this log does not")
-        if call.response_id and not call.problem:
-            self._held[call.response_id] = History(call.history, call.output or (), "")
-        return call
+        )  # fmt: skip
+
+    def _plain_messages(self, found: PlainRequest) -> tuple[int, list[Item] | None]:
+        output = reply_items(found.reply)
+        if not found.continues:
+            return self._histories.node_of(found.messages, found.session), output
+        before = self._held.get(found.continues)
+        if before is None:
+            raise Unreadable("a history that the API holds and this log does not")
+        return self.tree.add(before, items_of(found.messages)), output
 
     # ---- the end
 
-    def finished(self) -> Sequence[Call]:
+    def was_asked_before(self, item: int) -> bool:
+        """Whether a turn that was forgotten may have asked this."""
+        return item in self._forgotten_asks
+
+    def close(self, before: int | None = None) -> None:
+        """Pass on the calls of all traces, or of those that were not touched since ``before``."""
+        done: list[list[Call]] = [[call] for call in self._plain]
+        done += ([call] for call in self._answers.values())
+        self._plain, self._answers = [], {}
+        keep: dict[str, _Trace] = {}
+        for trace_id, trace in self._open.items():
+            if before is not None and trace.touched > before:
+                trace.touched -= before
+                keep[trace_id] = trace
+            elif calls := list(self._finished(trace)):
+                done += [calls] if trace_id else [[call] for call in calls]
+        self._open, self._touches = keep, len(keep)
+        done.sort(key=lambda calls: (calls[0].start_ns, calls[0].line))
+        for calls in done:
+            self.conversations.add(calls)
+
+    @property
+    def touches(self) -> int:
+        """How many traces and calls were begun; what ``close`` may be given later."""
+        return self._touches
+
+    def _finished(self, trace: _Trace) -> Iterable[Call]:
         """Return one call for each request: records joined, who and when filled in from spans."""
-        joined: dict[tuple[str, str], Call] = {}
-        for recorded in self.calls:
-            call = recorded
-            told = self._events.get((call.trace_id, call.span_id), ()) if call.span_id else ()
-            if call.history is None and not call.problem and told:
-                call = self._with_events(call, sorted(told, key=lambda event: event[:2]))
-            session, user = self._inherited(call)
-            call = call._replace(session=session, user=user)
-            key = (call.response_id, "") if call.response_id else (call.trace_id, call.span_id)
-            if not any(key):
-                key = (f"{call.file}:{call.line}", str(len(joined)))
-            other = joined.get(key)
-            joined[key] = call if other is None else _merged(other, call)
+        spans = trace.spans
+        if not trace.calls:
+            for span_id, events in trace.events.items():
+                if any(name for _, _, name, _ in events) and span_id not in spans:
+                    self.skipped["message events whose span is not in the file"] += 1
+        for span in spans.values():
+            if span.tool_call_id:
+                self._note_run(span, trace)
+        calls: dict[str, Call] = {}
+        for call in trace.calls:
+            key = call.span_id or f"{call.file}:{call.line}"
+            if call.node is None and not call.problem and (told := trace.events.get(call.span_id)):
+                self._read_events(call, told)
+            if key in calls and calls[key].node is not None:
+                continue  # one span, exported twice
+            calls[key] = call
+            self._fill_in(call, trace)
         # An instrumentation and the client may both record a call, the inner one without messages.
-        outer = {
-            (call.trace_id, call.span_id) for call in joined.values() if call.history is not None
-        }
-        return sorted(
-            (
-                call for call in joined.values()
-                if call.history is not None or (call.trace_id, call.parent_id) not in outer
-            ),
-            key=lambda call: (call.start_ns, call.line),
-        )  # fmt: skip
+        outer = {span_id for span_id, call in calls.items() if call.node is not None}
+        told_ids = {call.response_id for call in calls.values() if call.node is not None}
+        kept = [
+            call for call in calls.values()
+            if call.node is not None
+            or not (call.parent_id in outer or (call.response_id and call.response_id in told_ids))
+        ]  # fmt: skip
+        kept.sort(key=lambda call: (call.start_ns, call.line))
+        return kept
 
-    def _messages_of(
-        self, attributes: Mapping[str, Any]
-    ) -> tuple[History | None, list[Item] | None]:
-        """Return what was sent and what was answered, from a span's attributes."""
-        if "gen_ai.input.messages" in attributes:
-            told = attributes.get("gen_ai.output.messages")
-            output = None if told is None else items_of(decoded(told))[0]
-            return self._histories.read(attributes["gen_ai.input.messages"]), output
-        if "langfuse.observation.input" in attributes:
-            sent = attributes["langfuse.observation.input"]
-            if isinstance(sent, str) and sent[:1] == "{":
-                sent = decoded(sent)
-            if isinstance(sent, dict):
-                sent = sent.get("messages", sent)
-            told = attributes.get("langfuse.observation.output")
-            output = None if told is None else items_of(decoded(told))[0]
-            return self._histories.read(sent), output
-        flat: dict[str, dict[int, dict[str, Any]]] = {"input": {}, "output": {}}
-        for name, value in attributes.items():
-            if found := _FLAT.fullmatch(name):
-                side = "input" if "input" in found[0][:10] or found[2] == "prompt" else "output"
-                message = flat[side].setdefault(int(found[3]), {})
-                _put(message, found[4].removeprefix("message.").split("."), value)
-        if not flat["input"]:
-            return None, None
-        numbers = sorted(flat["input"])
-        if numbers != list(range(len(numbers))):
-            raise Unreadable("gaps in the numbering of messages")
-        sent = [_listed(flat["input"][number]) for number in numbers]
-        told = [_listed(flat["output"][number]) for number in sorted(flat["output"])]
-        return self._histories.read(sent), items_of(told)[0] if told else None
+    def _note_run(self, span: _Span, trace: _Trace) -> None:
+        run = ToolRun(trace.trace_id, span.start_ns, span.end_ns, span.is_failed)
+        runs = self.tool_runs.setdefault(span.tool_call_id, [])
+        if len(runs) < 8:
+            runs.append(run)
+        if len(self.tool_runs) > _REMEMBERED_LIMIT:
+            self.tool_runs.pop(next(iter(self.tool_runs)))
 
-    def _with_events(self, call: Call, told: Iterable[tuple[int, int, str, Any]]) -> Call:
-        """Return the call with the messages that log records or span events tell of it."""
+    def _read_events(self, call: Call, told: Iterable[tuple[int, int, str, Any]]) -> None:
+        """Add to a call the messages that log records or span events tell of it."""
         messages: list[Any] = []
         answers: list[Any] = []
         try:
-            for _, _, name, what in told:
+            for _, _, name, what in sorted(told, key=lambda event: event[:2]):
                 if not name:
                     continue
                 if isinstance(what, dict) and "gen_ai.input.messages" in what:
-                    history, output = self._messages_of(what)
-                    return call._replace(history=history, output=output)
+                    call.node, call.output = self._messages_of(what, call.session)
+                    return
                 body = dict(what) if isinstance(what, dict) else {"content": what}
                 if name == "gen_ai.choice":
-                    inner = body.get("message")
+                    inner = decoded(body.get("message"))
+                    inner = (
+                        inner if isinstance(inner, dict) else {"content": inner} if inner else {}
+                    )
                     answers.append({"role": "assistant", **(inner or body)})
-                elif found := _MESSAGE_EVENT.fullmatch(name):
-                    messages.append({"role": found[1], **body})
-            if not messages:
-                return call
-            output = items_of(answers)[0] if answers else None
-            return call._replace(history=self._histories.read(messages), output=output)
+                else:
+                    messages.append({"role": name.split(".")[1], **body})
+            if messages:
+                call.output = items_of(answers) if answers else None
+                call.node = self._histories.node_of(messages, call.session)
         except Unreadable as why:
-            return call._replace(problem=str(why))
+            call.problem = str(why)
 
-    def _inherited(self, call: Call) -> tuple[str, str]:
-        session, user = call.session, call.user
-        ids = (call.trace_id, call.span_id)
+    def _fill_in(self, call: Call, trace: _Trace) -> None:
+        """Add session, user and root from the spans around a call."""
+        spans, span_id = trace.spans, call.span_id
+        root: _Span | None = None
         for _ in range(64):
-            span = self.spans.get(ids)
-            if span is None or (session and user):
-                break
-            for _, _, name, what in self._events.get(ids, ()):
-                if not name:
-                    session, user = session or what[0], user or what[1]
-            session, user = session or span.session, user or span.user
-            ids = (span.trace_id, span.parent_id)
-        return session, user
-
-    def root_of(self, call: Call) -> SpanRecord | None:
-        """Return the outermost recorded span around a call, or None if that is the call itself."""
-        ids, found = (call.trace_id, call.span_id), None
-        for _ in range(64):
-            span = self.spans.get(ids)
+            span = spans.get(span_id)
             if span is None:
-                # A parent that was not recorded: what is above it is unknown.
-                return None if ids[1] else found
+                break
+            for _, _, name, what in trace.events.get(span_id, ()):
+                if not name:
+                    call.session, call.user = call.session or what[0], call.user or what[1]
+            call.session, call.user = call.session or span.session, call.user or span.user
             if not span.is_model:
-                found = span
-            ids = (span.trace_id, span.parent_id)
-        return found
+                root = span
+            span_id = span.parent_id
+        # Behind a parent that was not recorded, what is above it is unknown.
+        if root is not None and not span_id:
+            call.root = Root(root.name, root.start_ns, root.end_ns)
 
 
 def read_log(paths: Iterable[Path | str]) -> Log:
@@ -454,186 +615,73 @@ def _opened(path: Path) -> Any:
     return gzip.open(path) if is_gzip else path.open("rb")
 
 
-def _value(value: Any) -> Any:
-    """Return an OTLP value as a plain one."""
-    if not isinstance(value, dict) or not value:
-        return None if isinstance(value, dict) else value
-    kind, inner = next(iter(value.items()))
-    if kind == "arrayValue":
-        return [_value(one) for one in inner.get("values") or ()]
-    if kind == "kvlistValue":
-        return _attributes(inner.get("values"))
-    return int(inner) if kind == "intValue" else inner
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """Keep the garbage collector from looking at millions of values again; none are cycles."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _lines_of(file: Any) -> Iterator[bytes]:
+    """Yield the lines of a file, the first part only of one that is too long."""
+    while line := file.readline(_LINE_LIMIT_BYTES + 1):
+        yield line
+        while len(line) > _LINE_LIMIT_BYTES and line[-1:] != b"\n":
+            line = file.readline(_LINE_LIMIT_BYTES)
 
 
 def _attributes(pairs: Any) -> dict[str, Any]:
+    """Return attributes by their name: texts as they are, other values as OTLP has them."""
     if isinstance(pairs, dict):
-        return dict(pairs)
-    return {pair["key"]: _value(pair.get("value")) for pair in pairs or ()}
+        return pairs
+    try:
+        return {
+            pair["key"]: value["stringValue"]
+            if "stringValue" in (value := pair["value"])
+            else value
+            for pair in pairs or ()
+        }
+    except (KeyError, TypeError):
+        return {pair["key"]: pair.get("value") for pair in pairs or () if isinstance(pair, dict)}
 
 
-def _plain(value: Any) -> Any:
-    """Return a value that Langfuse wrote as JSON text."""
-    if isinstance(value, str) and value[:1] in '"[{':
-        try:
-            return orjson.loads(value)
-        except orjson.JSONDecodeError:
-            return value
-    return value
+def _host_of(resource: Mapping[str, Any]) -> str:
+    about, host = resource.get("resource"), ""
+    if isinstance(about, dict):
+        for pair in about.get("attributes") or ():
+            if pair["key"] in _HOST:
+                host += f"/{plain_value(pair['value'])}"
+    return host
 
 
-def _who(attributes: Mapping[str, Any]) -> tuple[str, str]:
-    metadata = _plain(attributes.get("metadata"))
-    tables = (attributes, metadata) if isinstance(metadata, dict) else (attributes,)
-    found = []
-    for names in (_SESSION, _USER):
-        values = (_plain(table.get(name)) for table in tables for name in names)
-        found.append(next((str(value) for value in values if value not in (None, "")), ""))
-    return found[0], found[1]
+def _is_definition(message: Mapping[str, Any]) -> bool:
+    content = message.get("content")
+    return message.get("role") == "tool" and isinstance(content, dict) and "function" in content
 
 
-def _put(message: dict[str, Any], path: list[str], value: Any) -> None:
-    for name in path[:-1]:
-        message = message.setdefault(name, {})
-    message[path[-1]] = value
+def _find_call_id(outputs: Any) -> Any:
+    """Return the tool call that a LangChain tool's output answers."""
+    output = outputs.get("output") if isinstance(outputs, dict) else None
+    if isinstance(output, dict):
+        inner = output.get("kwargs")
+        return (inner if isinstance(inner, dict) else output).get("tool_call_id")
+    return None
 
 
-def _listed(value: Any) -> Any:
-    """Return a tree of flattened names in which numbered children are lists."""
-    if not isinstance(value, dict):
-        return value
-    inner = {name: _listed(one) for name, one in value.items()}
-    if inner and all(name.isdigit() for name in inner):
-        return [inner[name] for name in sorted(inner, key=int)]
-    if "contents" in inner and "content" in inner:
-        # Some instrumentations write the same text in both places.
-        inner.pop("contents" if inner["content"] else "content")
-    if inner.get("content") == "" and "contents" in inner:
-        inner.pop("content")
-    return inner
-
-
-def _stop_reason(attributes: Mapping[str, Any]) -> str:
-    told = attributes.get("gen_ai.response.finish_reasons") or attributes.get("llm.finish_reason")
-    told = _plain(told)
-    if isinstance(told, list):
-        told = told[0] if told else ""
-    return str(told or attributes.get("anthropic.message.stop_reason") or "")
-
-
-def _merged(one: Call, other: Call) -> Call:
-    """Return two records of one call as one: the richer record's messages, the wider interval."""
-    richer, poorer = (other, one) if one.history is None else (one, other)
-    return richer._replace(
-        output=richer.output if richer.output is not None else poorer.output,
-        session=richer.session or poorer.session,
-        user=richer.user or poorer.user,
-        start_ns=min(filter(None, (one.start_ns, other.start_ns)), default=0),
-        end_ns=max(one.end_ns, other.end_ns),
-        stop_reason=richer.stop_reason or poorer.stop_reason,
-        problem=richer.problem if richer.history is not None else richer.problem or poorer.problem,
-    )
-
-
-# ---- plain records
-
-
-def _moment_ns(value: Any) -> int:
-    """Return nanoseconds from a logged time: ISO text, or a number in s, ms, us or ns."""
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            at = datetime.fromisoformat(value)
-            # LangSmith writes UTC without a zone.
-            at = at if at.tzinfo is not None else at.replace(tzinfo=UTC)
-            return int(at.timestamp() * 1e9)
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return 0
-    scale = 1 if value > 1e17 else 1e3 if value > 1e14 else 1e6 if value > 1e11 else 1e9
-    return int(value * scale)
-
-
-def _first(record: Mapping[str, Any], *names: str) -> Any:
-    return next((record[name] for name in names if record.get(name) not in (None, "")), None)
-
-
-def _request_call(
-    record: Mapping[str, Any], file: str, number: int, histories: Histories
-) -> Call | None:
-    """Read a request with its reply: Messages, Chat, Responses or Gemini, or an SDK's dump."""
-    request = _first(record, "request", "body", "kwargs", "input", "inputs")
-    request = _plain(request)
-    if isinstance(request, dict) and isinstance(request.get("body"), dict):
-        request = request["body"]
-    if not isinstance(request, dict):
-        request = record
-    messages = _first(request, "messages", "contents")
-    if messages is None and "input" in request and request is not record:
-        messages = request["input"]
-    if messages is None and isinstance(record.get("input"), list | str) and "output" in record:
-        messages = record["input"]
-    if messages is None:
-        return None
-    reply = _plain(_first(record, "response", "reply", "output", "outputs", "result"))
-    if isinstance(reply, dict) and isinstance(reply.get("body"), dict):
-        reply = reply["body"]
-    output = _reply_items(reply)
-    metadata = _first(record, "metadata", "extra") or {}
-    if isinstance(metadata, dict) and isinstance(metadata.get("metadata"), dict):
-        metadata = metadata["metadata"]
-    inner = request.get("metadata")
-    tables = [table for table in (record, metadata, request, inner) if isinstance(table, dict)]
-    who = [_who(table) for table in tables]
-    session = next((session for session, _ in who if session), "")
-    user = next((user for _, user in who if user), "")
-    if not session and "litellm_call_id" in record:
-        session = str(record.get("trace_id") or "")  # LiteLLM's proxy puts the session there
-    start = _first(record, "start_ns", "start_time", "startTime", "started_at", "timestamp", "time")
-    end = _first(record, "end_ns", "end_time", "endTime", "ended_at") or start
-    reply_id = reply.get("id") if isinstance(reply, dict) else None
-    return Call(
-        file, number, str(record.get("trace_id") or ""),
-        str(_first(record, "span_id", "run_id") or ""), str(record.get("parent_run_id") or ""),
-        str(reply_id or ""), _moment_ns(start), _moment_ns(end), session, user,
-        histories.read(messages), output, stop_reason=_plain_stop_reason(reply),
-    )  # fmt: skip
-
-
-def _reply_items(reply: Any) -> list[Item] | None:  # noqa: PLR0911 - a case a dialect
-    if reply is None:
-        return None
-    if isinstance(reply, str):
-        return items_of([{"role": "assistant", "content": reply}])[0]
-    if not isinstance(reply, dict):
-        return items_of(reply)[0]
-    if "choices" in reply:
-        messages = [choice.get("message") or {} for choice in reply["choices"][:1]]
-        return items_of([{"role": "assistant", **message} for message in messages])[0]
-    if "candidates" in reply:
-        return items_of(
-            [{"role": "model", **(one.get("content") or {})} for one in reply["candidates"][:1]]
-        )[0]
-    if "generations" in reply:
-        return _reply_items(_flat_generation(reply["generations"]))
-    if isinstance(reply.get("output"), list):
-        return items_of(reply["output"])[0]
-    if "messages" in reply:
-        return items_of(reply["messages"][-1:])[0]
-    if reply.get("type") == "error" or "error" in reply:
-        return None
-    return items_of([{"role": "assistant", **reply}])[0]
-
-
-def _flat_generation(generations: Any) -> Any:
-    while isinstance(generations, list) and generations:
-        generations = generations[0]
-    return generations.get("message", generations) if isinstance(generations, dict) else None
-
-
-def _plain_stop_reason(reply: Any) -> str:
-    if not isinstance(reply, dict):
-        return ""
-    if choices := reply.get("choices"):
-        return str(choices[0].get("finish_reason") or "")
-    return str(reply.get("stop_reason") or "")
+def _batch_of(record: Mapping[str, Any]) -> Any:
+    """Return the records that an export, a page of an API or an ingestion batch holds."""
+    for name in ("observations", "runs", "post", "patch", "batch", "data", "logs"):
+        inner = record.get(name)
+        if isinstance(inner, list) and inner and isinstance(inner[0], dict):
+            if name == "batch":
+                return [one.get("body", one) for one in inner]
+            if name == "observations":
+                who = {key: record[key] for key in ("sessionId", "userId") if record.get(key)}
+                return [{"traceId": record.get("id"), **who, **one} for one in inner]
+            return inner
+    return None

@@ -1,44 +1,56 @@
-"""What the conversations prove: each finding is proved or suspect, with the calls that show it.
+"""What the conversations prove: each finding is proved or suspect, with the turns that show it.
 
 Without markers, two texts can be equal by accident, and what a trace does not show may have
 happened all the same. So a finding is *proved* only where every innocent reading is excluded:
 
     firm          a text of at least 12 characters, asked once, in one session, and found only in
                   histories with one beginning
-    fork          two turns at the same time, in traces of their own, ask different things of one
-                  history, and both are found in one later history; or the history is firm and both
-                  were continued; or each has a root span of the same name
+    fork          two turns of one session at the same time, in traces of their own, ask different
+                  things of one history, and both are found in one later history; or the history is
+                  firm and both were continued; or each has a root span of the same name
     lost update   an answered firm turn is in no later turn, while a turn at the same time was kept
-    leak          another user's ask together with its answer, under another session's name
-    torn turn     a later history holds a firm ask with a cut or a missing answer
-    foreign answer  a later history holds a firm ask with the answer of another turn
-    reorder       the second of two firm turns was shown the first, and a later history holds them
-                  the other way round
-    tool call run twice   one call id ran in two turns
+                  where it began, in a history that shows what was before both
+    leak          another user's ask together with its answer, under another session's name, in a
+                  conversation of which no other question lacks its turn
+    torn turn     a later history holds a firm ask with a part of its answer, while this service
+                  keeps most answers whole
+    foreign answer  a later history holds a firm ask with an answer that one turn of another user
+                  was given, and that turn's own history lacks it
+    reorder       the second of two firm turns was shown the first, and a later history that holds
+                  all that the second was shown has them the other way round
+    tool call run twice   one call id, which one answer issued, ran in two turns, one after another
 
-Everything else that looks alike is *suspect*, with the reading that would explain it. Edits,
-regenerations, retries, samples and side calls are recognised and counted.
+Everything else that looks alike is *suspect*, with the reading that would explain it. What is
+legitimate is recognised and counted: edits, regenerations, retries, samples, side calls, branches
+into another session, sub-agents, compaction, windows, shared rooms, answers cut by the client.
 
 Source: Elle (Kingsbury and Alvaro, 2020) for anomalies inferred from what transactions read.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from array import array
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import chain, islice, pairwise
 from typing import NamedTuple
 
 from kode_lab.audit.readers import Log
-from kode_lab.audit.turns import ROOT, Conversations, Turn, asked_digests
+from kode_lab.audit.turns import ROOT, Turn
 
-__all__ = ["GUARANTEE_OF", "Finding", "findings_of"]
+__all__ = ["GUARANTEE_OF", "Finding", "Judgement", "judged"]
 
 # Below this a text ("yes please") may well be said twice.
 FIRM_CHARS = 12
 # How many pairs of turns of one history are compared.
-_PAIRS_LIMIT = 200_000
+_PAIRS_LIMIT = 20_000
 # A text that stands in more different histories is taken for a phrase.
 _SAME_TEXT_LIMIT = 50
+# Of each kind, findings that are kept with their turns; the others are counted.
+FINDINGS_LIMIT = 10_000
+# With more missing turns than this, an equal question may have been asked in one of them.
+_MISSING_SHARE = 0.01
 GUARANTEE_OF = {
     "cross-session leak": "apart",
     "foreign answer": "apart",
@@ -66,217 +78,388 @@ class Finding(NamedTuple):
     why: str
 
 
-class _Facts:
-    """What the rules look up: who asked what, which texts are firm, what was continued."""
+class Judgement(NamedTuple):
+    """What the rules say of a log.
 
-    def __init__(self, conversations: Conversations) -> None:
-        self.tree = conversations.tree
-        self.turns = conversations.turns
-        self.asked = asked_digests(self.tree, self.turns)
-        self._firm: dict[bytes, bool] = {}
-        self._firm_prefix: dict[int, bool] = {ROOT: False}
-        self.lost: set[int] = set()
-        self.by_number = {turn.number: turn for turn in self.turns}
-        self.starts_below: dict[int, list[Turn]] = defaultdict(list)
-        for turn in self.turns:
-            self.starts_below[turn.base].append(turn)
+    Attributes:
+        findings: in no order.
+        recognised: how often each legitimate oddity was seen.
+        counts: of the evidence.
+    """
 
-    def is_firm(self, node: int) -> bool:
-        """Whether the text at this node identifies its turn."""
-        digest = self.tree.digest[node]
-        if digest not in self._firm:
-            owners = self.asked.get(digest, [])
-            # A retry or regeneration asks the same of the same history: that is one ask.
-            bases = {turn.base for turn in owners}
-            beginnings = {self._beginning(found) for found in self.tree.nodes_of[digest]}
-            self._firm[digest] = (
-                len(self.tree.text(node)) >= FIRM_CHARS
-                and len(bases) == 1
-                and len({turn.session for turn in owners}) == 1
-                and len(beginnings) == 1
-                and not self._is_said_twice(self.tree.nodes_of[digest])
-            )
-        return self._firm[digest]
-
-    def _is_said_twice(self, nodes: Sequence[int]) -> bool:
-        """Whether one history holds the text twice, though the trace may show one ask only."""
-        if len(nodes) > _SAME_TEXT_LIMIT:
-            return True
-        return any(
-            self.tree.depth[above] < self.tree.depth[node] and self.tree.is_below(node, above)
-            for node in nodes
-            for above in nodes
-        )
-
-    def _beginning(self, node: int) -> int:
-        """Return where a history begins; one cut by a window begins where its first ask did."""
-        tree = self.tree
-        start = tree.beginning(node)
-        for _ in range(64):
-            owners = self.asked.get(tree.digest[start], ())
-            if len(owners) != 1 or len(tree.text(start)) < FIRM_CHARS:
-                return start
-            earlier = tree.beginning(owners[0].asks[-1])
-            if earlier == start:
-                return start
-            start = earlier
-        return start
-
-    def is_firm_history(self, node: int) -> bool:
-        """Whether a history holds a firm ask, so that two of it are one conversation."""
-        path = []
-        while node not in self._firm_prefix:
-            path.append(node)
-            node = self.tree.parent[node]
-        for one in reversed(path):
-            before = self._firm_prefix[self.tree.parent[one]]
-            self._firm_prefix[one] = before or (self.tree.is_ask(one) and self.is_firm(one))
-        return self._firm_prefix[path[0] if path else node]
-
-    def later_with(self, turn: Turn, after_ns: int) -> list[Turn]:
-        """Return the turns that began after a moment and whose history holds this turn's ask."""
-        nodes = self.tree.nodes_of[self.tree.digest[turn.asks[-1]]]
-        found = (later for node in nodes for later in self.through.get(node, ()))
-        return [later for later in found if later.begin_ns >= after_ns]
-
-    def is_side_call(self, turn: Turn) -> bool:
-        """Whether its words were asked several times and stay in no later history."""
-        owners = self.asked.get(self.tree.digest[turn.asks[-1]], ()) if turn.asks else ()
-        return len(owners) > 1 and not self.turns_after(turn)
-
-    def owner_of(self, node: int) -> Turn | None:
-        """Return the one turn that asked the firm text at this node, or None."""
-        if node == ROOT or not self.tree.is_ask(node):
-            return None
-        owners = self.asked.get(self.tree.digest[node], ())
-        return owners[0] if len(owners) == 1 and self.is_firm(node) else None
-
-    def last_ask_of(self, node: int) -> int:
-        """Return the node itself if it ends what its turn asked, else the root."""
-        owner = self.owner_of(node)
-        if owner is None or not owner.asks:
-            return ROOT
-        return node if self.tree.digest[node] == self.tree.digest[owner.asks[-1]] else ROOT
-
-    def first_with(self, node: int, default: Turn) -> Turn:
-        """Return the first turn whose history goes through this node."""
-        below = (turn for turn in self.turns if self.tree.is_below(turn.base, node))
-        return next(below, default)
-
-    def is_continued(self, turn: Turn) -> bool:
-        """Whether a later turn's history holds this turn's ask and something after it."""
-        asks = {self.tree.digest[ask] for ask in turn.asks}
-        return any(
-            other is not turn and other.begin_ns >= turn.begin_ns and self._holds(other.base, asks)
-            for other in self.turns_after(turn)
-        )
-
-    def turns_after(self, turn: Turn) -> Sequence[Turn]:
-        """Return the turns whose history goes through this turn's ask, by way of the tree."""
-        return self.through.get(turn.asks[-1], ()) if turn.asks else ()
-
-    def _holds(self, node: int, digests: set[bytes]) -> bool:
-        return any(self.tree.digest[one] in digests for one in self.tree.up(node))
-
-    def index(self) -> None:
-        """Note for each ask node the turns whose history goes through it."""
-        self.through: dict[int, list[Turn]] = defaultdict(list)
-        asks = {ask for turn in self.turns for ask in turn.asks}
-        digests = {self.tree.digest[ask] for ask in asks}
-        # The nearest ask above a node, so that histories are walked from ask to ask.
-        nearest: dict[int, int] = {}
-        for turn in self.turns:
-            node, path = turn.base, []
-            while node != ROOT and node not in nearest:
-                path.append(node)
-                node = self.tree.parent[node]
-            above = nearest.get(node, ROOT)
-            for one in reversed(path):
-                if self.tree.digest[one] in digests and self.tree.is_ask(one):
-                    above = one
-                nearest[one] = above
-        self.nearest = nearest
-        for turn in self.turns:
-            node = nearest.get(turn.base, ROOT)
-            while node != ROOT:
-                self.through[node].append(turn)
-                node = nearest.get(self.tree.parent[node], ROOT)
+    findings: list[Finding]
+    recognised: Counter[str]
+    counts: dict[str, int]
 
 
-def findings_of(
-    conversations: Conversations, log: Log, *, sessions_per_user: bool = False
-) -> tuple[list[Finding], Counter[str]]:
-    """Return the findings, and how often each legitimate oddity was recognised.
+def judged(log: Log, *, sessions_per_user: bool = False) -> Judgement:
+    """Return the findings of all that a log holds so far, and the evidence.
 
     Args:
         sessions_per_user: the operator says that two users never share a session, whatever its
             name; then one name with two users is proof, too.
     """
-    facts = _Facts(conversations)
-    facts.index()
-    counts: Counter[str] = Counter()
-    if conversations.retries:
-        counts["retries and samples"] = conversations.retries
+    facts = _Facts(log)
+    counts = facts.recognised
+    if log.conversations.retries:
+        counts["retries and samples"] += log.conversations.retries
+    if log.conversations.repeated:
+        counts["second records of one call"] += log.conversations.repeated
     found = [
-        *_forks(facts, counts),
-        *_leaks(facts, counts, sessions_per_user=sessions_per_user),
+        *_forks(facts),
+        *_leaks(facts, sessions_per_user=sessions_per_user),
         *_records(facts),
         *_tools(facts, log),
     ]
-    return found, counts
+    return Judgement(found, counts, facts.evidence())
 
 
-def _forks(facts: _Facts, counts: Counter[str]) -> Iterator[Finding]:
-    pairs = 0
-    for base, turns in facts.starts_below.items():
+class _Facts:
+    """What the rules look up: who asked what, which texts are firm, what was continued."""
+
+    def __init__(self, log: Log) -> None:
+        conversations = log.conversations
+        conversations.own_asks()
+        self.tree = tree = conversations.tree
+        self.turns = sorted(conversations.turns, key=lambda turn: (turn.begin_ns, turn.number))
+        self.was_asked_before = log.was_asked_before
+        self.recognised: Counter[str] = Counter()
+        self.lost: set[int] = set()
+        self._firm: dict[int, bool] = {}
+        self._firm_history: dict[int, bool] = {ROOT: False}
+        self._order_nodes()
+        # The first turn that asked an item, and the others.
+        self.asker: dict[int, Turn] = {}
+        self.also: dict[int, list[Turn]] = {}
+        item_of = tree.item_of
+        for turn in self.turns:
+            for ask in turn.asks:
+                item = item_of[ask]
+                if self.asker.setdefault(item, turn) is not turn:
+                    self.also.setdefault(item, []).append(turn)
+        self._find_gaps()
+        begin = self.begin
+        self.by_base = sorted(self.turns, key=lambda turn: begin[turn.base])
+        self.base_begins = array("I", (begin[turn.base] for turn in self.by_base))
+        self.clock_error_ns = self._clock_error()
+        # The turns that were given an answer, by its text; and of torn turns what was kept.
+        self.answered: dict[int, list[Turn]] = {}
+        self.kept_part: dict[int, str] = {}
+        for turn in self.turns:
+            if turn.answer:
+                self.answered.setdefault(turn.answer, []).append(turn)
+
+    def _order_nodes(self) -> None:
+        """Number the nodes so that all that follows a history is one interval of numbers."""
+        tree = self.tree
+        parent, count = tree.parent, len(tree)
+        size = array("I", [1]) * count
+        for node in range(count - 1, 0, -1):
+            size[parent[node]] += size[node]
+        self.begin, self.size = array("I", [0]) * count, size
+        following = array("I", [1]) * count
+        # The nearest ask above each node, and the nearest text.
+        self.ask_above, self.text_above = array("I", [0]) * count, array("I", [0]) * count
+        items, item_of = tree.items, tree.item_of
+        is_ask = bytearray(item[0] == "u" for item in items)
+        is_text = bytearray(item[0] in "ua" for item in items)
+        self.is_ask_item, self.is_text_item = is_ask, is_text
+        begin, ask_above, text_above = self.begin, self.ask_above, self.text_above
+        for node in range(1, count):
+            above = parent[node]
+            at = begin[node] = following[above]
+            following[above] = at + size[node]
+            following[node] = at + 1
+            ask_above[node] = above if is_ask[item_of[above]] else ask_above[above]
+            text_above[node] = above if is_text[item_of[above]] else text_above[above]
+
+    def _find_gaps(self) -> None:
+        """Count questions that histories hold, and those of them whose turn is not recorded.
+
+        A question before all recorded ones of its history is older than the log; it is no gap.
+        """
+        tree, asker = self.tree, self.asker
+        self.shown = self.gaps = 0
+        is_known = bytearray(len(tree))
+        self.has_gap = has_gap = bytearray(len(tree))
+        for node in range(1, len(tree)):
+            above = tree.parent[node]
+            is_known[node], has_gap[node] = is_known[above], has_gap[above]
+            if not (tree.is_sent[node] and self.is_ask_item[tree.item_of[node]]):
+                continue
+            self.shown += 1
+            if tree.item_of[node] in asker:
+                is_known[node] = 1
+            elif is_known[above]:
+                self.gaps += 1
+                has_gap[node] = 1
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the log seems to hold the turns of all questions that its histories show."""
+        return self.gaps <= self.shown * _MISSING_SHARE
+
+    def _clock_error(self) -> int:
+        """Return by how much clocks differ, as seen from answers shown before they were given."""
+        worst = 0
+        by_end: dict[int, Turn] = {}
+        for turn in self.turns:
+            if turn.answer:
+                by_end.setdefault(turn.end, turn)
+        self.hosts_compared = False
+        for turn in self.turns:
+            before = by_end.get(turn.base)
+            if before is not None and before is not turn and turn.first_ns:
+                worst = max(worst, before.last_ns - turn.first_ns)
+                self.hosts_compared = self.hosts_compared or before.host != turn.host
+        return worst
+
+    # ---- of nodes
+
+    def is_below(self, node: int, above: int) -> bool:
+        """Whether the history that ends at ``node`` begins with the one that ends at ``above``."""
+        at = self.begin[above]
+        return at <= self.begin[node] < at + self.size[above]
+
+    def is_ask(self, node: int) -> bool:
+        """Whether the node is a text that a user said."""
+        return bool(self.is_ask_item[self.tree.item_of[node]])
+
+    def askers(self, item: int) -> Iterator[Turn]:
+        """Yield the turns that asked this."""
+        if item in self.asker:
+            yield self.asker[item]
+            yield from self.also.get(item, ())
+
+    def asks_before(self, node: int) -> Iterator[int]:
+        """Yield the asks of the history that ends at a node, the last first."""
+        if not self.is_ask(node):
+            node = self.ask_above[node]
+        while node:
+            yield node
+            node = self.ask_above[node]
+
+    def is_firm(self, node: int) -> bool:
+        """Whether the text at this node identifies its turn."""
+        item = self.tree.item_of[node]
+        known = self._firm.get(item)
+        if known is None:
+            known = self._firm[item] = self._firm_item(item)
+        return known
+
+    def _firm_item(self, item: int) -> bool:
+        if len(self.tree.start_of(item)) < FIRM_CHARS or self.was_asked_before(item):
+            return False
+        if item in self.also:
+            owners = list(self.askers(item))
+            # A retry or regeneration asks the same of the same history: that is one ask.
+            if (
+                len({turn.base for turn in owners}) > 1
+                or len({turn.session for turn in owners}) > 1
+            ):
+                return False
+        elif item not in self.asker:
+            return False
+        nodes = self.tree.nodes_of(item)
+        if len(nodes) == 1:
+            return True
+        if len(nodes) > _SAME_TEXT_LIMIT:
+            return False
+        is_twice = any(one != two and self.is_below(one, two) for one in nodes for two in nodes)
+        return not is_twice and len({self._beginning(node) for node in nodes}) == 1
+
+    def _beginning(self, node: int) -> int:
+        """Return where a history begins; one cut by a window begins where its first ask did."""
+        for _ in range(64):
+            start = self.first_of(node)
+            owner = self.asker.get(self.tree.item_of[start])
+            is_one = owner is not None and self.tree.item_of[start] not in self.also
+            if (
+                owner is None
+                or not is_one
+                or len(self.tree.start_of(self.tree.item_of[start])) < 12
+            ):
+                return start
+            node = owner.asks[-1]
+            if self.first_of(node) == start:
+                return start
+        return start
+
+    def first_of(self, node: int) -> int:
+        parent = self.tree.parent
+        while parent[node]:
+            node = parent[node]
+        return node
+
+    def is_firm_history(self, node: int) -> bool:
+        """Whether a history holds a firm ask, so that two of it are one conversation."""
+        known, path = self._firm_history, []
+        while node not in known:
+            path.append(node)
+            node = self.tree.parent[node]
+        is_firm = known[node]
+        for one in reversed(path):
+            is_firm = is_firm or (self.is_ask(one) and self.is_firm(one))
+            known[one] = is_firm
+        return is_firm
+
+    # ---- of turns
+
+    def turns_after(self, node: int) -> Sequence[Turn]:
+        """Return the turns whose history before the ask goes through this node."""
+        at = self.begin[node]
+        first = bisect_left(self.base_begins, at)
+        last = bisect_left(self.base_begins, at + self.size[node])
+        return self.by_base[first:last]
+
+    def holders(self, turn: Turn) -> Iterator[Turn]:
+        """Yield the turns whose history holds this turn's ask, wherever it stands there."""
+        for node in self.tree.nodes_of(self.tree.item_of[turn.asks[-1]]):
+            yield from self.turns_after(node)
+
+    def is_held(self, turn: Turn) -> bool:
+        """Whether any history holds this turn's ask before its own."""
+        item = self.tree.item_of[turn.asks[-1]]
+        begins = self.base_begins
+        for node in self.tree.nodes_of(item):
+            at = self.begin[node]
+            first = bisect_left(begins, at)
+            if first < len(begins) and begins[first] < at + self.size[node]:
+                return True
+        return False
+
+    def is_kept(self, turn: Turn) -> bool:
+        """Whether a later turn of its history holds its ask and something after it."""
+        return bool(turn.asks) and any(
+            later is not turn and later.begin_ns >= turn.begin_ns
+            for later in self.turns_after(turn.asks[-1])
+        )
+
+    def is_side_call(self, turn: Turn) -> bool:
+        """Whether its words were asked several times and stay in no later history."""
+        return (
+            bool(turn.asks)
+            and self.tree.item_of[turn.asks[-1]] in self.also
+            and not self.turns_after(turn.asks[-1])
+        )
+
+    def owner_of(self, node: int) -> Turn | None:
+        """Return the one turn that asked the firm text at this node, or None."""
+        item = self.tree.item_of[node]
+        owner = self.asker.get(item)
+        return owner if owner is not None and item not in self.also and self.is_firm(node) else None
+
+    def first_with(self, node: int, default: Turn) -> Turn:
+        """Return the first turn whose history goes through this node."""
+        return min(self.turns_after(node), key=lambda turn: turn.begin_ns, default=default)
+
+    def evidence(self) -> dict[str, int]:
+        """Return the counts of the evidence."""
+        again = sum(1 for turn in self.turns if turn.asks and self.is_held(turn))
+        pairs = 0
+        for turns in self.groups():
+            for at, turn in enumerate(turns[1:], 1):
+                pairs += turns[at - 1].overlaps(turn)
+        return {
+            "turns": len(self.turns),
+            "sessions": len({turn.who for turn in self.turns if turn.session}),
+            "users": len({turn.user for turn in self.turns if turn.user}),
+            "turns seen again in a later history": again,
+            "turns with a root span": sum(turn.root is not None for turn in self.turns),
+            "turns of one history at the same time": pairs,
+            "questions in histories": self.shown,
+            "questions whose turn is not recorded": self.gaps,
+            "clock error in microseconds": self.clock_error_ns // 1000,
+        }
+
+    def groups(self) -> list[list[Turn]]:
+        """Return the turns that extend one history, where there are several; by time."""
+        groups: dict[object, Turn | list[Turn]] = {}
+        for turn in self.turns:
+            # Of two conversations that begin, only those of one session can be one.
+            key = turn.base or (turn.who if turn.user and turn.session else None)
+            if key is None:
+                continue
+            known = groups.get(key)
+            if known is None:
+                groups[key] = turn
+            elif isinstance(known, list):
+                known.append(turn)
+            else:
+                groups[key] = [known, turn]
+        return [turns for turns in groups.values() if isinstance(turns, list)]
+
+
+# ---- forks and lost updates
+
+
+def _forks(facts: _Facts) -> Iterator[Finding]:
+    for turns in facts.groups():
         under_way: list[Turn] = []
+        pairs = 0
         for turn in turns:
             under_way = [other for other in under_way if other.end_ns > turn.begin_ns]
-            if not under_way and turn is not turns[0]:
-                counts["edits and regenerations"] += 1
+            if not under_way and turn is not turns[0] and turn.base:
+                facts.recognised["edits and regenerations"] += 1
             for other in under_way:
                 pairs += 1
-                if pairs > _PAIRS_LIMIT:
-                    return
-                yield from _fork(facts, counts, base, other, turn)
+                if pairs <= _PAIRS_LIMIT:
+                    yield from _fork(facts, other, turn)
             under_way.append(turn)
 
 
-def _fork(  # noqa: C901 - one decision, read from top to bottom
-    facts: _Facts, counts: Counter[str], base: int, one: Turn, two: Turn
-) -> Iterator[Finding]:
-    asks = [{facts.tree.digest[ask] for ask in turn.asks} for turn in (one, two)]
+def _fork(facts: _Facts, one: Turn, two: Turn) -> Iterator[Finding]:
+    recognised, item_of = facts.recognised, facts.tree.item_of
+    asks = [{item_of[ask] for ask in turn.asks} for turn in (one, two)]
     if not all(asks) or asks[0] & asks[1]:
-        counts["the same ask at the same time"] += 1
+        recognised["the same ask at the same time"] += 1
         return
     if one.trace_id and one.trace_id == two.trace_id:
-        counts["calls side by side in one turn"] += 1
+        recognised["calls side by side in one turn"] += 1
         return
+    if one.session != two.session and one.session and two.session and one.user == two.user:
+        recognised["branches into another session"] += 1
+        return
+    base = one.base
     is_firm = facts.is_firm_history(base)
-    if base == ROOT and (one.who != two.who or not all(one.who)):
-        return  # two conversations that begin
+    is_apart = bool(one.user and two.user and one.user != two.user)
+    if is_apart and not is_firm:
+        recognised["conversations that began with the same words"] += 1
+        return
+    if not base and not any(facts.is_held(turn) for turn in (one, two)):
+        recognised["side calls"] += 1  # sub-agents: nothing of them stays in the conversation
+        return
     are_rooted = one.is_rooted and two.is_rooted
-    together = _in_one_history(facts, one, two)
-    both_continued = facts.is_continued(one) and facts.is_continued(two)
-    like_named = (
-        (one.root is not None and two.root is not None and one.root.name == two.root.name)
-        and (are_rooted and base != ROOT and is_firm and one.asks_beside(two))
-    )  # fmt: skip
-    if together:
-        why = "both extend the same history at the same time, and a later history holds both"
-    elif is_firm and both_continued:
-        why = "both extend the same history at the same time, and later turns continue each"
-    elif like_named:
-        why = "both extend the same history at the same time, each as a turn of its own"
-    elif _has_side_call(facts, one, two):
-        counts["side calls"] += 1
+    error_ns = 2 * facts.clock_error_ns
+    is_timed = one.host == two.host or facts.hosts_compared
+    is_beside = one.overlaps(two, error_ns)
+    is_fork = False
+    if _in_one_history(facts, one, two):
+        is_fork, why = is_beside, "and a later history holds both"
+    elif is_firm and facts.is_kept(one) and facts.is_kept(two):
+        is_fork, why = is_beside and not is_apart, "and later turns continue each"
+    elif facts.is_side_call(one) or facts.is_side_call(two):
+        recognised["side calls"] += 1
+        return
+    elif _is_summary(facts, one) or _is_summary(facts, two):
+        recognised["compaction"] += 1
+        return
+    elif (
+        are_rooted and one.root == two.root and base and is_firm and not is_apart
+        and one.asks_beside(two, error_ns)
+    ):  # fmt: skip
+        is_fork, why = facts.is_complete and is_timed, "each as a turn of its own"
+    elif _is_rootless_aside(facts, one, two):
+        recognised["side calls"] += 1
         return
     else:
         why = (
-            "both extend the same history at the same time; innocent if one of them is a side call "
-            "(a title, suggestions), or if two conversations began with the same words"
+            "innocent if one of them is a side call (a title, suggestions), or if two "
+            "conversations began with the same words"
         )
-    is_fork = together or (is_firm and both_continued) or like_named
+    why = f"both extend the same history at the same time, {why}"
+    if not is_fork and "innocent" not in why:
+        why += "; innocent if clocks differ, or if turns are missing from the log"
     yield Finding("fork", is_fork, (one, two), why)
     for lost, kept in ((one, two), (two, one)):
         if _is_lost(facts, lost, kept) and lost.number not in facts.lost:
@@ -287,184 +470,304 @@ def _fork(  # noqa: C901 - one decision, read from top to bottom
             yield Finding("lost update", is_fork and are_rooted, (lost, kept), why)
 
 
-def _has_side_call(facts: _Facts, one: Turn, two: Turn) -> bool:
-    """Whether one of two is a call beside the conversation: a title, suggestions, a check."""
-    if facts.is_side_call(one) or facts.is_side_call(two):
-        return True
+def _is_rootless_aside(facts: _Facts, one: Turn, two: Turn) -> bool:
+    """Whether one of two has no span around it as the other has, and no later history holds it."""
+    if (one.root is None) == (two.root is None):
+        return False
     rootless = one if one.root is None else two
-    return (one.root is None) != (two.root is None) and not facts.turns_after(rootless)
+    return not facts.turns_after(rootless.asks[-1])
 
 
-def _in_one_history(facts: _Facts, one: Turn, two: Turn) -> bool:
-    tree = facts.tree
-    for first, second in ((one, two), (two, one)):
-        if not (first.asks and second.asks):
-            return False
-        if not (facts.is_firm(first.asks[-1]) and facts.is_firm(second.asks[-1])):
-            return False
-        digest = tree.digest[first.asks[-1]]
-        for node in tree.nodes_of[tree.digest[second.asks[-1]]]:
-            if any(tree.digest[above] == digest for above in tree.up(tree.parent[node])):
+def _is_summary(facts: _Facts, turn: Turn) -> bool:
+    """Whether a later history of the session begins with this turn's answer."""
+    said = facts.tree.text(turn.answer) if turn.answer else None
+    if not said or len(said) < FIRM_CHARS or facts.is_held(turn):
+        return False
+    later = (one for one in facts.turns if one.begin_ns >= turn.last_ns and one.who == turn.who)
+    for one in islice(later, 20):
+        if one.base:
+            text = facts.tree.text(facts.tree.item_of[facts.first_of(one.base)])
+            if text is not None and said in text:
                 return True
     return False
 
 
+def _in_one_history(facts: _Facts, one: Turn, two: Turn) -> bool:
+    if not (facts.is_firm(one.asks[-1]) and facts.is_firm(two.asks[-1])):
+        return False
+    nodes_of, item_of = facts.tree.nodes_of, facts.tree.item_of
+    return any(
+        facts.is_below(first, second) or facts.is_below(second, first)
+        for first in nodes_of(item_of[one.asks[-1]])
+        for second in nodes_of(item_of[two.asks[-1]])
+    )
+
+
 def _is_lost(facts: _Facts, lost: Turn, kept: Turn) -> bool:
-    """Whether later turns hold ``kept`` and none holds ``lost``."""
+    """Whether later turns hold ``kept`` where it began, and none holds ``lost``."""
+    if not (lost.answer and facts.is_firm(lost.asks[-1]) and facts.is_firm(kept.asks[-1])):
+        return False
+    later = [turn for turn in facts.turns_after(kept.asks[-1]) if turn.begin_ns >= lost.end_ns]
+    if not later or any(turn.begin_ns >= lost.end_ns for turn in facts.holders(lost)):
+        return False
     tree = facts.tree
-    if not kept.asks:
+    text = tree.text(tree.item_of[lost.asks[-1]])
+    if text is None:
         return False
-    if not (lost.is_answered and lost.asks and facts.is_firm(lost.asks[-1])):
-        return False
-    if not facts.is_firm(kept.asks[-1]):
-        return False
-    text = tree.text(lost.asks[-1])
-    later = facts.later_with(kept, lost.end_ns)
-    if not later or facts.later_with(lost, lost.end_ns):
-        return False
-    return not any(text in tree.text(node) for turn in later for node in tree.up(turn.base))
+    for turn in later:
+        for node in tree.up(turn.base):
+            # Of a text that was not kept whole, nothing can be said.
+            found = tree.text(tree.item_of[node])
+            if found is None or text in found:
+                return False
+    return True
 
 
-def _leaks(facts: _Facts, counts: Counter[str], *, sessions_per_user: bool) -> Iterator[Finding]:
+# ---- leaks
+
+
+def _leaks(facts: _Facts, *, sessions_per_user: bool) -> Iterator[Finding]:
     tree = facts.tree
-    seen: set[tuple[int, tuple[str, str]]] = set()
+    numbers: dict[tuple[str, str], int] = {}
+    passed = array("I", [0]) * len(tree)
+    also_passed: set[tuple[int, int]] = set()
     told: set[tuple[int, int]] = set()
     for turn in facts.turns:
-        node = facts.nearest.get(turn.base, ROOT)
-        while node != ROOT and (node, turn.who) not in seen:
-            seen.add((node, turn.who))
-            owners = facts.asked.get(tree.digest[node], ())
-            if len(owners) == 1 and len(tree.text(node)) >= FIRM_CHARS:
-                owner = owners[0]
-                if owner is not turn and (owner.number, turn.number) not in told:
-                    told.add((owner.number, turn.number))
-                    yield from _leak(facts, counts, owner, turn, sessions_per_user)
-            node = facts.nearest.get(tree.parent[node], ROOT)
+        if not turn.user:
+            continue
+        who = numbers.setdefault(turn.who, len(numbers) + 1)
+        for node in facts.asks_before(turn.base):
+            if passed[node] == who or (node, who) in also_passed:
+                break
+            if passed[node]:
+                also_passed.add((node, who))
+            else:
+                passed[node] = who
+            item = tree.item_of[node]
+            owner = facts.asker.get(item)
+            if (
+                owner is None or item in facts.also or not owner.user or owner.user == turn.user
+                or len(tree.start_of(item)) < FIRM_CHARS or (owner.number, turn.number) in told
+            ):  # fmt: skip
+                continue
+            told.add((owner.number, turn.number))
+            yield _leak(facts, owner, turn, node, sessions_per_user)
 
 
-def _leak(
-    facts: _Facts,
-    counts: Counter[str],
-    owner: Turn,
-    turn: Turn,
-    sessions_per_user: bool,
-) -> Iterator[Finding]:
-    if not (owner.user and turn.user) or owner.user == turn.user:
-        return
+def _leak(facts: _Facts, owner: Turn, turn: Turn, node: int, sessions_per_user: bool) -> Finding:
     is_other_session = bool(owner.session and turn.session) and owner.session != turn.session
-    has_answer = owner.is_answered and any(
-        facts.tree.digest[below] == owner.answer for below in facts.tree.up(turn.base)
-    )
-    if (is_other_session or sessions_per_user) and has_answer:
-        why = "another user's question and its answer were shown"
-        yield Finding("cross-session leak", True, (owner, turn), why)
-    elif is_other_session:
-        why = (
-            "another user's question was shown; innocent if both users said the same words, or if "
-            "it was quoted"
-        )
-        yield Finding("cross-session leak", False, (owner, turn), why)
-    else:
-        counts["sessions that two users share"] += 1
+    turns = (owner, turn)
+    if not is_other_session and not sessions_per_user:
+        facts.recognised["turns of two users in one session"] += 1
         why = (
             "two users were in one session of the same name; innocent if the room is shared, proof "
             "if sessions belong to one user (--sessions-per-user)"
         )
-        yield Finding("cross-session leak", False, (owner, turn), why)
+        return Finding("cross-session leak", False, turns, why)
+    if not _has_answer(facts, owner, turn.base, node):
+        why = (
+            "another user's question was shown; innocent if both users said the same words, or if "
+            "it was quoted"
+        )
+        return Finding("cross-session leak", False, turns, why)
+    if owner.last_ns > turn.last_ns:
+        why = (
+            "another user's question and answer, given later, were shown; innocent if clocks differ"
+        )
+        return Finding("cross-session leak", False, turns, why)
+    # Where turns are missing, this user may have asked the same and had the same answer.
+    if not facts.is_complete or facts.has_gap[turn.base] or not _is_once(facts, owner.answer):
+        why = (
+            "another user's question and its answer were shown; innocent if this user asked the "
+            "same in a turn that is not recorded, and had the same answer"
+        )
+        return Finding("cross-session leak", False, turns, why)
+    return Finding(
+        "cross-session leak", True, turns, "another user's question and its answer were shown"
+    )
+
+
+def _has_answer(facts: _Facts, owner: Turn, end: int, ask: int) -> bool:
+    """Whether a history shows the owner's answer between its ask and the next one."""
+    tree = facts.tree
+    if not owner.answer:
+        return False
+    for node in tree.up(end):
+        if node == ask:
+            return False
+        if tree.item_of[node] == owner.answer and facts.ask_above[node] == ask:
+            return True
+    return False
+
+
+def _is_once(facts: _Facts, answer: int) -> bool:
+    """Whether a text is long enough, and only one turn was answered with it."""
+    return len(facts.tree.start_of(answer)) >= FIRM_CHARS and len(facts.answered[answer]) == 1
+
+
+# ---- what later histories hold of a turn
 
 
 def _records(facts: _Facts) -> Iterator[Finding]:
     """Compare what later histories hold of a turn with what the turn was."""
     tree = facts.tree
-    answers: dict[bytes, set[int]] = defaultdict(set)
-    for turn in facts.turns:
-        if turn.is_answered:
-            answers[turn.answer].add(turn.number)
-    told: set[tuple[str, int]] = set()
-    for node in tree.sent:
-        item = tree.item[node]
-        if item is None or item.kind != "text":
+    torn: dict[int, Finding] = {}
+    others: dict[tuple[str, int], Finding] = {}
+    whole = 0
+    item_of, asker = tree.item_of, facts.asker
+    for node in range(1, len(tree)):
+        if not tree.is_sent[node] or not facts.is_text_item[item_of[node]]:
             continue
-        above = tree.parent[node]
-        while above != ROOT and (before := tree.item[above]) is not None and before.kind != "text":
-            above = tree.parent[above]
-        owner = facts.owner_of(above)
-        if item.role == "assistant":
-            found = None if owner is None else _answer(facts, owner, above, node, answers)
+        if not facts.is_ask_item[item_of[node]]:
+            ask = facts.text_above[node]
+            owner = asker.get(item_of[ask])
+            if owner is None or not owner.answer or not ask:
+                continue
+            if owner.answer == item_of[node]:
+                whole += 1
+                continue
+            if facts.owner_of(ask) is None or item_of[ask] != item_of[owner.asks[-1]]:
+                continue
+            found = _answer(facts, owner, node)
         else:
-            found = _unanswered(facts, owner, node) if owner is not None else None
-            found = found or _reorder(facts, node)
-        if found is not None and (key := (found.name, found.turns[0].number)) not in told:
-            told.add(key)
-            yield found
+            above = facts.ask_above[node]
+            one, two = asker.get(item_of[above]), asker.get(item_of[node])
+            if one is None or two is None or one is two or not above:
+                continue
+            found = None
+            if tree.parent[node] == above:
+                found = _unanswered(facts, one, two, node)
+            if found is None and two.end_ns <= one.begin_ns:
+                found = _reorder(facts, above, node)
+        if found is None:
+            continue
+        if found.name == "torn turn" and found.is_proved:
+            torn.setdefault(found.turns[0].number, found)
+        else:
+            others.setdefault((found.name, found.turns[0].number), found)
+    yield from _torn(facts, list(torn.values()), whole)
+    yield from others.values()
 
 
-def _answer(
-    facts: _Facts, owner: Turn, ask: int, node: int, answers: dict[bytes, set[int]]
-) -> Finding | None:
+def _torn(facts: _Facts, found: Sequence[Finding], whole: int) -> Iterator[Finding]:
+    """Tell torn turns from a client that shortens what it keeps."""
+    lengths = Counter(len(facts.kept_part[one.turns[0].number]) for one in found)
+    for one in found:
+        length = len(facts.kept_part[one.turns[0].number])
+        if len(found) > max(whole, 2) or lengths[length] > 2:
+            facts.recognised["answers that the client shortened"] += 1
+            why = f"{one.why}; innocent if this client shortens what it keeps"
+            yield one._replace(is_proved=False, why=why)
+        else:
+            yield one
+
+
+def _answer(facts: _Facts, owner: Turn, node: int) -> Finding | None:
     """Compare the answer that a history holds with the one that was given."""
-    digest, text = facts.tree.digest[node], facts.tree.text(node)
-    if not owner.is_answered or digest == owner.answer or ask != facts.last_ask_of(ask):
-        return None
-    turns = (owner, facts.first_with(node, owner))
-    if owner.answer_text.startswith(text):
-        return Finding("torn turn", True, turns, "a later history holds only a part of its answer")
-    others = answers.get(digest, set()) - {owner.number}
-    if len(others) == 1 and len(text) >= FIRM_CHARS:
-        other = facts.by_number[next(iter(others))]
-        if other.asks and facts.tree.text(other.asks[-1]) != facts.tree.text(owner.asks[-1]):
-            why = "a later history holds its question with the answer of another turn"
-            return Finding("foreign answer", True, (owner, other, turns[1]), why)
-    return None
-
-
-def _unanswered(facts: _Facts, owner: Turn, node: int) -> Finding | None:
-    """A question without its answer, directly before the next question."""
     tree = facts.tree
-    parent = tree.parent[node]
-    asker = facts.owner_of(node)
-    if not (owner.is_answered and tree.is_ask(parent) and asker is not None and asker is not owner):
+    item = tree.item_of[node]
+    later = facts.first_with(node, owner)
+    given, held = tree.text(owner.answer), tree.text(item)
+    if given is not None and held is not None and given.startswith(held):
+        facts.kept_part[owner.number] = held
+        why = "a later history holds only a part of its answer"
+        rest = given[len(held) :]
+        is_trimmed = rest[:1] == "\n" or rest.lstrip()[:1] in "<[{("
+        is_interrupted = later is not owner and later.begin_ns < owner.end_ns
+        if is_interrupted or is_trimmed:
+            reading = (
+                "the next question interrupted it"
+                if is_interrupted
+                else ("the client leaves out what follows a break")
+            )
+            return Finding("torn turn", False, (owner, later), f"{why}; innocent if {reading}")
+        return Finding("torn turn", True, (owner, later), why)
+    others = facts.answered.get(item, ())
+    if len(others) != 1 or others[0] is owner or len(tree.start_of(item)) < FIRM_CHARS:
         return None
-    if node in owner.asks or parent in asker.asks or asker.begin_ns < owner.end_ns:
+    other = others[0]
+    if not other.asks or tree.item_of[other.asks[-1]] == tree.item_of[owner.asks[-1]]:
+        return None
+    if owner.overlaps(other) and facts.tree.parent[node] and other.base == owner.base:
+        return None  # two turns at once, whose records stand in between each other: a fork
+    why = "a later history holds its question with the answer of another turn"
+    are_two = bool(owner.user and other.user and owner.user != other.user) or (
+        owner.is_rooted and other.is_rooted and owner.root == other.root
+        and owner.session != other.session
+    )  # fmt: skip
+    is_apart = are_two and owner.trace_id != other.trace_id
+    own = [
+        tree.item_of[below]
+        for ask in tree.nodes_of(tree.item_of[other.asks[-1]])
+        for turn in facts.turns_after(ask)[:20]
+        for below in tree.up(turn.base)
+        if facts.text_above[below] == ask
+    ]
+    # Its own history lacks it: so it is no phrase that both were answered with.
+    is_moved = bool(own) and item not in own
+    if is_apart and is_moved:
+        return Finding("foreign answer", True, (owner, other, later), why)
+    why += (
+        "; innocent if both were answered with one phrase (a refusal), or if it is a second draft"
+    )
+    return Finding("foreign answer", False, (owner, other, later), why)
+
+
+def _unanswered(facts: _Facts, one: Turn, two: Turn, node: int) -> Finding | None:
+    """A question without its answer, directly before the next question."""
+    if facts.owner_of(facts.tree.parent[node]) is None or facts.owner_of(node) is None:
+        return None
+    if not one.answer or node in one.asks or facts.tree.parent[node] in two.asks:
+        return None
+    if two.begin_ns < one.end_ns:
         return None
     why = (
         "a later history holds its question without its answer; innocent if this client keeps "
         "questions only"
     )
-    return Finding("torn turn", False, (owner, asker), why)
+    return Finding("torn turn", False, (one, two), why)
 
 
-def _reorder(facts: _Facts, node: int) -> Finding | None:
+def _reorder(facts: _Facts, first: int, second: int) -> Finding | None:
     """Two firm asks that a history holds against the order in which they were asked."""
     tree = facts.tree
-    first = tree.parent[node]
-    while first != ROOT and not tree.is_ask(first):
-        first = tree.parent[first]
-    one, two = facts.owner_of(first), facts.owner_of(node)
-    if one is None or two is None or one is two or two.end_ns > one.begin_ns:
+    one, two = facts.owner_of(first), facts.owner_of(second)
+    if one is None or two is None or one is two:
         return None
     # No clock is needed where the second was shown the first and a later history turns them round.
-    asked = {tree.digest[ask] for ask in two.asks}
-    was_shown = any(tree.digest[above] in asked for above in tree.up(one.base))
+    shown = {tree.item_of[ask] for ask in facts.asks_before(one.base)}
+    was_shown = tree.item_of[two.asks[-1]] in shown
+    held = {tree.item_of[ask] for ask in facts.asks_before(second)}
     why = "a later history holds them in the opposite order"
     if not was_shown:
         why += "; innocent if the clocks of two machines differ"
-    return Finding("real-time reorder", was_shown, (two, one), why)
+    elif not shown <= held:
+        why += "; innocent if a memory puts single messages into the history"
+    return Finding("real-time reorder", was_shown and shown <= held, (two, one), why)
 
 
 def _tools(facts: _Facts, log: Log) -> Iterator[Finding]:
-    ran: dict[str, set[str]] = defaultdict(set)
-    times: Counter[str] = Counter()
-    for span in log.spans.values():
-        if span.tool_call_id:
-            ran[span.tool_call_id].add(span.trace_id)
-            times[span.tool_call_id] += 1
-    turns = {turn.trace_id: turn for turn in facts.turns}
-    for call_id, traces in ran.items():
-        if times[call_id] < 2:
-            continue
-        shown = tuple(turns[trace] for trace in sorted(traces) if trace in turns)
-        why = f"the tool call {call_id[:60]} ran {times[call_id]} times"
+    several = {call_id: runs for call_id, runs in log.tool_runs.items() if len(runs) > 1}
+    if not several:
+        return
+    wanted = {run.trace_id for run in chain.from_iterable(several.values())}
+    turns = {turn.trace_id: turn for turn in facts.turns if turn.trace_id in wanted}
+    for call_id, runs in several.items():
+        runs.sort(key=lambda run: run.start_ns)
+        traces = list(dict.fromkeys(run.trace_id for run in runs))
+        shown = tuple(turns[trace] for trace in traces if trace in turns)
+        why = f"the tool call {call_id[:60]} ran {len(runs)} times"
+        issued = log.conversations.issued[call_id]
+        follow = all(one.end_ns <= two.start_ns for one, two in pairwise(runs))
         if len(traces) == 1:
-            why += " within one turn; innocent if the tool was tried again after an error"
-        yield Finding("tool call run twice", len(traces) > 1, shown[:3], why)
+            reading = "within one turn; innocent if the tool was tried again after an error"
+        elif issued != 1 or len(call_id) < FIRM_CHARS:
+            reading = "in two turns; innocent if the model uses one id for several calls"
+        elif runs[0].is_failed:
+            reading = "in two turns; innocent if the first failed and the turn was resumed"
+        elif not follow:
+            reading = "in two turns at once; innocent if two records show one run"
+        else:
+            yield Finding("tool call run twice", True, shown[:3], f"{why} in two turns")
+            continue
+        yield Finding("tool call run twice", False, shown[:3], f"{why} {reading}")

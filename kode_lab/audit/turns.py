@@ -4,146 +4,225 @@ A conversation of n turns is sent n times. In the tree, what was sent before is 
 call costs what is new in it. A turn is one ask of a user with all model calls until its last
 answer; the path to its ask is what the session believed itself to be: its read set.
 
-This module must not decide what is right or wrong; ``rules`` does.
+Numbers instead of objects: a log of a million calls has millions of items. This module must not
+decide what is right or wrong; ``rules`` does.
 """
 
 from __future__ import annotations
 
+from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from hashlib import blake2b
 
-from kode_lab.audit.items import History, Item
-from kode_lab.audit.readers import Call, Log, SpanRecord
+from msgspec import Struct
 
-__all__ = ["ROOT", "Conversations", "Tree", "Turn"]
+from kode_lab.audit.items import Item
+
+__all__ = ["ROOT", "Call", "Conversations", "Root", "Tree", "Turn"]
 
 ROOT = 0
 # A call that lies outside its parent by more than this was stamped by another clock.
 _CLOCK_ERROR_NS = 1_000_000
+# Longer texts are found by their digest and are kept only while there is room.
+_LONG_CHARS = 512
+_CODES = {
+    ("user", "text"): "u", ("assistant", "text"): "a", ("assistant", "call"): "c",
+    ("tool", "result"): "r", ("user", "other"): "x", ("tool", "text"): "r",
+}  # fmt: skip
 
 
 class Tree:
     """All items of a log, each below the one that came before it.
 
-    Node numbers count from 1; ``ROOT`` (0) is the empty history.
+    Node numbers count from 1; ``ROOT`` (0) is the empty history. Items are numbered, too: two
+    nodes with one item number hold the same words.
+
+    Args:
+        texts_limit_bytes: for texts of more than 512 characters; what does not fit is known by its
+            digest and its first 512 characters only.
     """
 
-    def __init__(self) -> None:
-        self.parent: list[int] = [ROOT]
-        self.depth: list[int] = [0]
-        self.item: list[Item | None] = [None]
-        self.digest: list[bytes] = [b""]
-        self._children: dict[tuple[int, bytes], int] = {}
-        # One copy of each item, however often it was sent.
-        self._items: dict[bytes, Item] = {}
-        self.nodes_of: dict[bytes, list[int]] = {}
-        # The nodes that were part of a request, by the order in which they were first sent.
-        self.sent: dict[int, None] = {}
+    def __init__(self, texts_limit_bytes: int = 150_000_000) -> None:
+        self.parent = array("I", [ROOT])
+        self.item_of = array("I", [0])
+        self.is_sent = bytearray(1)
+        self.items: list[str] = [" "]
+        self.first_node = array("I", [ROOT])
+        self.more_nodes: dict[int, list[int]] = {}
+        self.shortened = 0
+        self._room = texts_limit_bytes
+        self._numbers: dict[str, int] = {}
+        self._long: dict[int, str] = {}
+        # Most nodes have one child: the first stands in an array, the others in a table.
+        self._child = array("I", [0])
+        self._children: dict[int, int] = {}
 
-    def send(self, history: History) -> int:
-        """Add a history that was sent to a model, and return the node that ends it."""
-        parts: list[History] = []
-        part: History | None = history
-        while part is not None and part.node is None:
-            parts.append(part)
-            part = part.before
-        node = ROOT if part is None or part.node is None else part.node
-        for fresh_part in reversed(parts):
-            node = fresh_part.node = self.add(node, fresh_part.items)
-        fresh = []
-        for one in self.up(node):
-            if one in self.sent:
-                break
-            fresh.append(one)
-        self.sent.update(dict.fromkeys(reversed(fresh)))
-        return node
+    def __len__(self) -> int:
+        return len(self.parent)
+
+    def item(self, role: str, kind: str, text: str) -> int:
+        """Return the number of an item, a new one if these words are new."""
+        key = _CODES.get((role, kind), "o") + text
+        if len(key) > _LONG_CHARS:
+            said = key.encode(errors="surrogatepass")
+            long_key = f"{key[0]}{blake2b(said, digest_size=16).hexdigest()}\0{len(key)}"
+            number = self._numbers.get(long_key)
+            if number is None:
+                number = self._new_item(long_key, key[:_LONG_CHARS])
+                if self._room >= len(said):
+                    self._room -= len(said)
+                    self._long[number] = text
+                else:
+                    self.shortened += 1
+                    self._long[number] = ""
+            return number
+        number = self._numbers.get(key)
+        return self._new_item(key, key) if number is None else number
+
+    def _new_item(self, key: str, shown: str) -> int:
+        number = len(self.items)
+        self._numbers[key] = number
+        self.items.append(shown)
+        self.first_node.append(ROOT)
+        return number
 
     def add(self, node: int, items: Iterable[Item]) -> int:
         """Return the node below ``node`` that ends these items."""
-        for item in items:
-            digest = item.digest
-            child = self._children.get((node, digest))
-            if child is None:
-                child = len(self.parent)
-                self._children[node, digest] = child
-                self.parent.append(node)
-                self.depth.append(self.depth[node] + 1)
-                self.item.append(self._items.setdefault(digest, item))
-                self.digest.append(digest)
-                self.nodes_of.setdefault(digest, []).append(child)
-            node = child
+        numbers, codes, child_of, item_of = self._numbers, _CODES, self._child, self.item_of
+        for role, kind, text, _ in items:
+            # As ``item`` and ``step``, for the many that are short and extend an end.
+            key = codes.get((role, kind), "o") + text
+            number = numbers.get(key)
+            if number is None:
+                number = self.item(role, kind, text)
+            child = child_of[node]
+            node = child if child and item_of[child] == number else self.step(node, number)
         return node
+
+    def step(self, node: int, number: int) -> int:
+        """Return the node below ``node`` that holds an item."""
+        child = self._child[node]
+        if child and self.item_of[child] == number:
+            return child
+        key = node << 32 | number
+        found = self._children.get(key)
+        if found is not None:
+            return found
+        fresh = len(self.parent)
+        self.parent.append(node)
+        self.item_of.append(number)
+        self.is_sent.append(0)
+        self._child.append(0)
+        if child or node == ROOT:
+            self._children[key] = fresh
+        else:
+            self._child[node] = fresh
+        if self.first_node[number]:
+            self.more_nodes.setdefault(number, []).append(fresh)
+        else:
+            self.first_node[number] = fresh
+        return fresh
+
+    def mark_sent(self, node: int) -> None:
+        """Note that a request sent the history that ends here."""
+        while node and not self.is_sent[node]:
+            self.is_sent[node] = 1
+            node = self.parent[node]
+
+    def nodes_of(self, number: int) -> Sequence[int]:
+        """Return all nodes that hold an item."""
+        return (self.first_node[number], *self.more_nodes.get(number, ()))
 
     def up(self, node: int) -> Iterator[int]:
         """Yield the node and all before it, the root left out."""
-        while node != ROOT:
+        while node:
             yield node
             node = self.parent[node]
 
-    def is_below(self, node: int, above: int) -> bool:
-        """Whether the history that ends at ``node`` begins with the one that ends at ``above``."""
-        least = self.depth[above]
-        while self.depth[node] > least:
-            node = self.parent[node]
-        return node == above
+    def code(self, node: int) -> str:
+        """Return the kind of a node: ``u`` asked, ``a`` answered, else a call or a result."""
+        return self.items[self.item_of[node]][0]
 
-    def is_ask(self, node: int) -> bool:
-        """Whether the node is a text that a user said."""
-        item = self.item[node]
-        return item is not None and item.role == "user" and item.kind == "text"
+    def text(self, number: int) -> str | None:
+        """Return an item's text; None if only its beginning was kept."""
+        long = self._long.get(number)
+        return self.items[number][1:] if long is None else long or None
 
-    def beginning(self, node: int) -> int:
-        """Return the first node of the history that ends here."""
-        while self.parent[node] != ROOT:
-            node = self.parent[node]
-        return node
-
-    def text(self, node: int) -> str:
-        """Return the node's text."""
-        item = self.item[node]
-        return "" if item is None else item.text
+    def start_of(self, number: int) -> str:
+        """Return the first characters of an item's text."""
+        return self.items[number][1:]
 
 
-class Turn:
+class Root(Struct, gc=False):
+    """The outermost recorded span around a call."""
+
+    name: str
+    start_ns: int
+    end_ns: int
+
+
+class Call(Struct, gc=False):
+    """One request to a model and its answer, as one record shows it.
+
+    Attributes:
+        file: where it stands; ``line`` counts from 1.
+        trace_id: of the trace, span_id of the span; "" in logs without spans.
+        response_id: the model's id of the answer: two records with one id are one call.
+        node: the end of the conversation that was sent; None where it was not recorded.
+        output: what was answered; None where it was not recorded or there was no answer.
+        problem: why this call cannot be judged, or "".
+        host: what the record says of the process that wrote it; one host has one clock.
+    """
+
+    file: str
+    line: int
+    trace_id: str = ""
+    span_id: str = ""
+    parent_id: str = ""
+    response_id: str = ""
+    start_ns: int = 0
+    end_ns: int = 0
+    session: str = ""
+    user: str = ""
+    node: int | None = None
+    output: Sequence[Item] | None = None
+    problem: str = ""
+    host: str = ""
+    root: Root | None = None
+
+
+class Turn(Struct, gc=False, eq=False):
     """One ask and what came of it.
 
     Attributes:
-        calls: its model calls, by start.
         base: the node of the history before the ask.
         asks: the nodes of the user's texts that were asked, usually one.
         end: the node after the last answer.
-        answer: the digest of the last answer's text, or b"".
-        root: the outermost span around it, or None.
+        answer: the item number of the last answer in words, or 0.
+        root: the name of the outermost span around it, or None.
         begin_ns, end_ns: of the root span, else of the calls.
+        first_ns, last_ns: begin of the first and end of the last model call.
+        is_rooted: a span around it was recorded, with clocks that agree with its calls.
+        places: file and line of each call, one after the other.
     """
 
-    __slots__ = (
-        "answer", "answer_text", "asks", "base", "begin_ns", "calls", "end", "end_ns", "number",
-        "root", "session", "trace_id", "user",
-    )  # fmt: skip
-
-    def __init__(self, number: int, call: Call, root: SpanRecord | None) -> None:
-        self.number = number
-        self.calls = [call]
-        self.root = root
-        self.base = self.end = ROOT
-        self.asks: tuple[int, ...] = ()
-        self.answer = b""
-        self.answer_text = ""
-        self.trace_id = call.trace_id
-        self.session = call.session
-        self.user = call.user
-        self.begin_ns = call.start_ns if root is None else min(root.start_ns, call.start_ns)
-        self.end_ns = call.end_ns if root is None else max(root.end_ns, call.end_ns)
-
-    @property
-    def is_rooted(self) -> bool:
-        """Whether a span around the turn was recorded, with clocks that agree with its calls."""
-        root = self.root
-        return root is not None and all(
-            root.start_ns - _CLOCK_ERROR_NS <= call.start_ns
-            and call.end_ns <= root.end_ns + _CLOCK_ERROR_NS
-            for call in self.calls
-        )
+    number: int
+    base: int
+    asks: tuple[int, ...]
+    trace_id: str
+    session: str
+    user: str
+    host: str
+    begin_ns: int
+    end_ns: int
+    first_ns: int
+    last_ns: int
+    places: tuple[str | int, ...]
+    root: str | None = None
+    is_rooted: bool = False
+    end: int = ROOT
+    answer: int = 0
 
     @property
     def who(self) -> tuple[str, str]:
@@ -151,130 +230,193 @@ class Turn:
         return self.user, self.session
 
     @property
-    def is_answered(self) -> bool:
-        """Whether the trace shows a reply in words."""
-        return bool(self.answer)
+    def calls(self) -> list[tuple[str, int]]:
+        """File and line of each model call."""
+        return list(zip(self.places[::2], self.places[1::2], strict=True))  # type: ignore[arg-type]
 
-    def overlaps(self, other: Turn) -> bool:
-        """Whether both were under way at one moment, as far as the clocks can be trusted."""
-        return self.begin_ns < other.end_ns and other.begin_ns < self.end_ns
+    def overlaps(self, other: Turn, clock_error_ns: int = 0) -> bool:
+        """Whether both were under way at one moment, by more than the clocks may be wrong."""
+        return min(self.end_ns, other.end_ns) - max(self.begin_ns, other.begin_ns) > clock_error_ns
 
-    def asks_beside(self, other: Turn) -> bool:
+    def asks_beside(self, other: Turn, clock_error_ns: int = 0) -> bool:
         """Whether each asked the model before the other had its last answer."""
         return (
-            self.calls[0].start_ns < other.calls[-1].end_ns
-            and other.calls[0].start_ns < self.calls[-1].end_ns
+            min(self.last_ns, other.last_ns) - max(self.first_ns, other.first_ns) > clock_error_ns
         )
 
 
 class Conversations:
-    """The turns of a log over the tree of what was said.
+    """The turns of a log, over one tree of all that was said.
 
     Attributes:
-        turns: by their begin.
-        retries: calls that sent the same conversation again within one turn.
-        unread: calls without a usable conversation, by reason.
+        calls: how many model calls are part of a turn.
+        issued: how many turns' models asked for a tool call, by its id.
     """
 
-    def __init__(self, log: Log) -> None:
-        self.tree = Tree()
+    def __init__(self, tree: Tree) -> None:
+        self.tree = tree
         self.turns: list[Turn] = []
         self.calls = 0
         self.retries = 0
-        self.unread: dict[str, int] = {}
+        self.repeated = 0
+        self._unread: Counter[str] = Counter()
+        self.issued: Counter[str] = Counter()
+        self.forgotten = 0
+        self._number = 0
         self._ends: dict[int, Turn] = {}
-        self._inputs: dict[tuple[str, int], Turn] = {}
+        self._responses: dict[int, tuple[int, Turn]] = {}
+        self._wordless_ids: set[int] = set()
         # By the request alone: for turns whose answers were recorded without their tool calls.
         self._wordless: dict[int, Turn] = {}
-        for call in log.finished():
-            self._add(call, log)
-        self.turns.sort(key=lambda turn: (turn.begin_ns, turn.number))
-        self._own_asks()
 
-    def _add(self, call: Call, log: Log) -> None:
-        if call.history is None or call.problem:
-            why = call.problem or "no recorded messages"
-            self.unread[why] = self.unread.get(why, 0) + 1
-            return
-        if not call.history:
-            why = "an empty conversation"
-            self.unread[why] = self.unread.get(why, 0) + 1
-            return
-        self.calls += 1
+    @property
+    def unread(self) -> Counter[str]:
+        """How many calls are part of no turn, by reason."""
+        # Of two records of one call, it is enough that one has words.
+        alone = len(self._wordless_ids - self._responses.keys())
+        return self._unread + Counter({"no recorded messages": alone})
+
+    def add(self, calls: Iterable[Call]) -> None:
+        """Add the calls of one trace, or one call without a trace, by their start."""
+        inputs: dict[int, Turn] = {}
+        for call in calls:
+            if call.problem or not call.node:
+                why = call.problem or (
+                    "no recorded messages" if call.node is None else "an empty conversation"
+                )
+                if call.node is None and not call.problem and call.response_id:
+                    self._wordless_ids.add(hash(call.response_id))
+                else:
+                    self._unread[why] += 1
+                continue
+            self._add(call, call.node, inputs)
+
+    def _add(self, call: Call, node: int, inputs: dict[int, Turn]) -> None:
         tree = self.tree
-        node = tree.send(call.history)
-        turn = self._continued(call, node)
+        if call.response_id:
+            # Stub models give every answer one id: only with one request are two records one call.
+            key = hash(call.response_id)
+            before, known = self._responses.get(key, (ROOT, None))
+            if known is not None and before == node:
+                self.repeated += 1
+                known.session = known.session or call.session
+                known.user = known.user or call.user
+                if call.output:
+                    self._close(known, call, node)
+                return
+        self.calls += 1
+        if not tree.is_sent[node]:
+            tree.mark_sent(node)
+        turn = self._continued(call, node, inputs)
+        root = call.root
+        is_rooted = (
+            root is not None
+            and root.start_ns - _CLOCK_ERROR_NS <= call.start_ns
+            and call.end_ns <= root.end_ns + _CLOCK_ERROR_NS
+        )
         if turn is None:
-            turn = Turn(len(self.turns), call, log.root_of(call))
-            turn.base, turn.asks = self._ask_of(node)
+            base, asks = self._ask_of(node)
+            begin, end = call.start_ns, call.end_ns
+            if root is not None:
+                begin, end = min(begin, root.start_ns), max(end, root.end_ns)
+            turn = Turn(
+                self._number, base, asks, call.trace_id, call.session, call.user, call.host,
+                begin, end, call.start_ns, call.end_ns, (call.file, call.line),
+                None if root is None else root.name, is_rooted,
+            )  # fmt: skip
+            self._number += 1
             self.turns.append(turn)
         else:
-            turn.calls.append(call)
+            turn.places = (*turn.places[:200], call.file, call.line)
+            turn.begin_ns = min(turn.begin_ns, call.start_ns)
             turn.end_ns = max(turn.end_ns, call.end_ns)
-            turn.session, turn.user = turn.session or call.session, turn.user or call.user
-        end = tree.add(node, call.output or ())
-        turn.end = end
-        said = [item for item in call.output or () if item.role == "assistant"]
-        if said and all(item.kind == "text" for item in said):
-            turn.answer, turn.answer_text = said[-1].digest, said[-1].text
-        if call.output:
-            self._ends[end] = turn
+            turn.first_ns = min(turn.first_ns, call.start_ns)
+            turn.last_ns = max(turn.last_ns, call.end_ns)
+            turn.session = turn.session or call.session
+            turn.user = turn.user or call.user
+            turn.is_rooted = turn.is_rooted and is_rooted
+        if call.response_id:
+            self._responses[key] = (node, turn)
+        self._close(turn, call, node)
+        if call.trace_id:
+            inputs[node] = turn
+
+    def _close(self, turn: Turn, call: Call, node: int) -> None:
+        """Note the answer of a turn's newest call."""
+        tree = self.tree
+        output = call.output or ()
+        answer = 0
+        for item in output:
+            number = tree.item(item.role, item.kind, item.text)
+            node = tree.step(node, number)
+            if item.role == "assistant":
+                is_text = item.kind == "text"
+                answer = number if is_text and answer >= 0 else -1
+                if item.kind == "call" and item.call_id:
+                    self.issued[item.call_id] += 1
+        turn.end = node
+        if answer > 0:
+            turn.answer = answer
+        if output:
+            self._ends[node] = turn
         if not turn.answer:
             self._wordless[node] = turn
-        self._inputs[call.trace_id, node] = turn
 
-    def _continued(self, call: Call, node: int) -> Turn | None:
+    def _continued(self, call: Call, node: int, inputs: dict[int, Turn]) -> Turn | None:
         """Return the turn that this call belongs to, if an earlier call began it."""
-        tree = self.tree
-        same = self._inputs.get((call.trace_id, node)) if call.trace_id else None
+        same = inputs.get(node)
         if same is not None:
             self.retries += 1
             return same
-        for above in tree.up(node):
-            found = self._ends.get(above)
-            if found is not None and above != node:
+        tree = self.tree
+        above = node
+        while above:
+            if above != node:
+                found = self._ends.get(above)
+                if found is not None:
+                    return found
+                found = self._wordless.get(above)
+                if found is not None and found.end_ns <= call.start_ns:
+                    return found
+            found = inputs.get(above)
+            if found is not None:
                 return found
-            if call.trace_id and (found := self._inputs.get((call.trace_id, above))) is not None:
-                return found
-            found = self._wordless.get(above)
-            if found is not None and above != node and found.end_ns <= call.start_ns:
-                return found
-            if (item := tree.item[above]) is not None and item.kind == "text":
+            if tree.items[tree.item_of[above]][0] in "ua":
                 return None  # behind a question or an answer in words, another turn begins
+            above = tree.parent[above]
         return None
 
-    def _own_asks(self) -> None:
+    def _ask_of(self, node: int) -> tuple[int, tuple[int, ...]]:
+        """Return the node before the last ask of a history, and the ask's nodes."""
+        tree = self.tree
+        items, item_of, parent = tree.items, tree.item_of, tree.parent
+        while node and items[item_of[node]][0] != "u":
+            node = parent[node]
+        asks: tuple[int, ...] = ()
+        while node and items[item_of[node]][0] == "u":
+            asks = (node, *asks)
+            node = parent[node]
+        return node, asks
+
+    def own_asks(self) -> None:
         """Take from each turn the questions before its own that other turns still wait for.
 
         Of several turns at once, later ones may be shown the unanswered questions of earlier ones.
         They extend one history all the same, so the base stays before all of these questions.
         """
+        item_of = self.tree.item_of
+        several = [turn for turn in self.turns if len(turn.asks) > 1]
+        if not several:
+            return
+        bases = {turn.base for turn in several}
         last = {
-            (turn.base, self.tree.digest[turn.asks[-1]]): turn for turn in self.turns if turn.asks
+            (turn.base, item_of[turn.asks[-1]]): turn
+            for turn in self.turns
+            if turn.asks and turn.base in bases
         }
-        for turn in self.turns:
+        for turn in several:
             while len(turn.asks) > 1:
-                owner = last.get((turn.base, self.tree.digest[turn.asks[0]]))
+                owner = last.get((turn.base, item_of[turn.asks[0]]))
                 if owner is None or owner is turn or owner.begin_ns > turn.end_ns:
                     break
                 turn.asks = turn.asks[1:]
-
-    def _ask_of(self, node: int) -> tuple[int, tuple[int, ...]]:
-        """Return the node before the last ask of a history, and the ask's nodes."""
-        tree = self.tree
-        while node != ROOT and not tree.is_ask(node):
-            node = tree.parent[node]
-        asks = []
-        while node != ROOT and tree.is_ask(node):
-            asks.append(node)
-            node = tree.parent[node]
-        return node, tuple(reversed(asks))
-
-
-def asked_digests(tree: Tree, turns: Sequence[Turn]) -> dict[bytes, list[Turn]]:
-    """Return the turns that asked each text, by its digest."""
-    found: dict[bytes, list[Turn]] = {}
-    for turn in turns:
-        for ask in turn.asks:
-            found.setdefault(tree.digest[ask], []).append(turn)
-    return found

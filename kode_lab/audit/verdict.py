@@ -11,13 +11,12 @@ import html
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kode_lab.audit.readers import Log
-from kode_lab.audit.rules import GUARANTEE_OF, Finding, findings_of
-from kode_lab.audit.turns import ROOT, Conversations, Turn
+from kode_lab.audit.readers import Log, without_collector
+from kode_lab.audit.rules import GUARANTEE_OF, Finding, judged
+from kode_lab.audit.turns import Tree, Turn
 
 __all__ = ["AuditVerdict", "Judged", "audit", "verdict_on"]
 
@@ -45,6 +44,7 @@ class AuditVerdict(NamedTuple):
         recognised: legitimate oddities, by how often they were seen.
         skipped: what could not be used, by reason.
         turns: all turns, by time.
+        tree: what was said; empty of words where they were not kept.
     """
 
     status: str
@@ -54,6 +54,7 @@ class AuditVerdict(NamedTuple):
     recognised: Mapping[str, int]
     skipped: Mapping[str, int]
     turns: Sequence[Turn]
+    tree: Tree
 
     def __str__(self) -> str:
         return self.text()
@@ -98,11 +99,14 @@ def audit(
 
 def verdict_on(log: Log, *, sessions_per_user: bool = False) -> AuditVerdict:
     """Return the verdict on what was read so far."""
-    conversations = Conversations(log)
-    found, recognised = findings_of(conversations, log, sessions_per_user=sessions_per_user)
+    with without_collector():
+        log.close()
+        judgement = judged(log, sessions_per_user=sessions_per_user)
+    found = judgement.findings
     order = {name: number for number, name in enumerate(GUARANTEE_OF)}
     found.sort(key=lambda one: (not one.is_proved, order[one.name], len(one.turns)))
-    counts = _counts(conversations, log)
+    counts = {"lines": log.lines, "calls": log.conversations.calls, **judgement.counts}
+    counts["tool calls with an id"] = sum(map(len, log.tool_runs.values()))
     guarantees = tuple(_judged(log, found, counts))
     if any(finding.is_proved for finding in found):
         status = "invalid"
@@ -111,47 +115,14 @@ def verdict_on(log: Log, *, sessions_per_user: bool = False) -> AuditVerdict:
     else:
         status = "valid"
     skipped = Counter(log.skipped)
-    for why, times in conversations.unread.items():
+    for why, times in log.conversations.unread.items():
         skipped[f"model calls with {why}"] += times
+    if log.tree.shortened:
+        skipped["long texts of which only the beginning was kept"] += log.tree.shortened
+    turns = sorted(log.conversations.turns, key=lambda turn: (turn.begin_ns, turn.number))
     return AuditVerdict(
-        status, guarantees, tuple(found), counts, recognised, skipped, conversations.turns
+        status, guarantees, tuple(found), counts, judgement.recognised, skipped, turns, log.tree
     )
-
-
-def _counts(conversations: Conversations, log: Log) -> dict[str, int]:
-    turns = conversations.turns
-    tree = conversations.tree
-    by_base: dict[int, list[Turn]] = {}
-    for turn in turns:
-        by_base.setdefault(turn.base, []).append(turn)
-    overlapping = sum(
-        one.overlaps(two)
-        for base, group in by_base.items()
-        if base != ROOT
-        for one, two in pairwise(group)
-    )
-    # What was shown of earlier turns: every node of a history before an ask, each looked at once.
-    shown: set[bytes] = set()
-    counted: set[int] = set()
-    for turn in turns:
-        for node in tree.up(turn.base):
-            if node in counted:
-                break
-            counted.add(node)
-            if tree.is_ask(node):
-                shown.add(tree.digest[node])
-    seen_again = sum(1 for turn in turns if turn.asks and tree.digest[turn.asks[-1]] in shown)
-    return {
-        "lines": log.lines,
-        "calls": conversations.calls,
-        "turns": len(turns),
-        "sessions": len({turn.who for turn in turns if turn.session}),
-        "users": len({turn.user for turn in turns if turn.user}),
-        "turns seen again in a later history": seen_again,
-        "turns with a root span": sum(turn.root is not None for turn in turns),
-        "turns of one history at the same time": overlapping,
-        "tool calls with an id": sum(bool(span.tool_call_id) for span in log.spans.values()),
-    }
 
 
 def _judged(log: Log, found: Sequence[Finding], counts: Mapping[str, int]) -> Iterable[Judged]:
@@ -207,8 +178,8 @@ def _lines(verdict: AuditVerdict, *, show_words: bool) -> Iterable[str]:
         f"sessions of {counts['users']:,} users."
     )
     yield ""
-    for judged in verdict.guarantees:
-        yield f"  {_CODES[judged.name]} {judged.name:8} {judged.status:10}  {judged.evidence}"
+    for one in verdict.guarantees:
+        yield f"  {_CODES[one.name]} {one.name:8} {one.status:10}  {one.evidence}"
     told_kinds: Counter[tuple[str, bool]] = Counter()
     for finding in verdict.findings:
         kind = (finding.name, finding.is_proved)
@@ -216,7 +187,7 @@ def _lines(verdict: AuditVerdict, *, show_words: bool) -> Iterable[str]:
         if told_kinds[kind] > _EXAMPLES:
             continue
         yield ""
-        yield from _finding_lines(finding, show_words=show_words)
+        yield from _finding_lines(finding, verdict.tree if show_words else None)
         if told_kinds[kind] == _EXAMPLES and kinds[kind] > _EXAMPLES:
             yield f"  ... and {kinds[kind] - _EXAMPLES} more of this kind"
     for title, table in (("recognised", verdict.recognised), ("left out", verdict.skipped)):
@@ -225,18 +196,19 @@ def _lines(verdict: AuditVerdict, *, show_words: bool) -> Iterable[str]:
             yield f"{title}: " + ", ".join(f"{times:,} {what}" for what, times in table.items())
 
 
-def _finding_lines(finding: Finding, *, show_words: bool) -> Iterable[str]:
+def _finding_lines(finding: Finding, tree: Tree | None) -> Iterable[str]:
     yield f"{'proved' if finding.is_proved else 'suspect'}: {finding.name}: {finding.why}"
     for number, turn in enumerate(finding.turns, 1):
-        call = turn.calls[0]
+        file, line = turn.calls[0]
         trace = f", trace {turn.trace_id[:16]}" if turn.trace_id else ""
         yield (
-            f"  T{number} = {call.file}:{call.line}, {_moment(turn.begin_ns)} to "
+            f"  T{number} = {file}:{line}, {_moment(turn.begin_ns)} to "
             f"{_moment(turn.end_ns)[11:]}, {turn.user or '?'}:{turn.session or '?'}{trace}"
         )
-        asked = [item.text for item in call.history.items[-1:]] if call.history else []
-        if show_words and asked:
-            yield f"       asks {asked[0][:200]!r}, is answered {turn.answer_text[:200]!r}"
+        if tree is not None and turn.asks:
+            asked = tree.start_of(tree.item_of[turn.asks[-1]])
+            answer = tree.start_of(turn.answer)
+            yield f"       asks {asked[:200]!r}, is answered {answer[:200]!r}"
 
 
 def _moment(time_ns: int) -> str:
@@ -258,7 +230,7 @@ def _finding_json(finding: Finding) -> dict[str, Any]:
                 "trace_id": turn.trace_id,
                 "begin_ns": turn.begin_ns,
                 "end_ns": turn.end_ns,
-                "calls": [{"file": call.file, "line": call.line} for call in turn.calls],
+                "calls": [{"file": file, "line": line} for file, line in turn.calls],
             }
             for turn in finding.turns
         ],
