@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "reports": (*WORDS, *TOWERS, *OUTSIDE, "lab", "pictures"),
     "faults": (*WORDS, *TOWERS, *OUTSIDE, "lab"),
     "storms": (*WORDS, *TOWERS, *OUTSIDE, "lab", "faults", "testing"),
-    "audit": (*WORDS, "check", "lab", "pictures"),
+    "audit": (*WORDS, "http", "lab", "pictures"),
     # Imported by locustfiles; what starts Locust as a child belongs to the laboratory.
     "load": (*WORDS, "targets", "lab.client", "lab.records"),
     "load.command": (*WORDS, *TOWERS, *OUTSIDE, *LABORATORY),

@@ -35,7 +35,7 @@ from kode_lab.audit.requests import (
     request_of,
     who_of,
 )
-from kode_lab.audit.turns import ROOT, Call, Conversations, Root, Tree
+from kode_lab.audit.turns import ROOT, Call, Conversations, Forgotten, Root, Tree
 from kode_lab.errors import InvalidRecord
 
 __all__ = ["Log", "ToolRun", "read_log", "without_collector"]
@@ -109,8 +109,8 @@ class Log:
         self._histories = Histories(self.tree)
         self._open: dict[str, _Trace] = {}
         self._plain: list[Call] = []
-        self._touches = 0
-        self._forgotten_asks: set[int] = set()
+        self._touches = self._closed_at = 0
+        self._forgotten = Forgotten()
         self._block: list[bytes] = []
         self._block_at = 0
         # Of the Responses API: the history up to and with each response.
@@ -201,8 +201,8 @@ class Log:
             self.skipped[f"records with {why}"] += 1
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError):
             self.skipped["records of an unknown kind"] += 1
-        if self._touches >= _OPEN_LIMIT:
-            self.close(self._touches // 2)
+        if self._touches - self._closed_at >= _OPEN_LIMIT:
+            self.close(self._touches - _OPEN_LIMIT // 2)
 
     # ---- OTLP
 
@@ -489,7 +489,27 @@ class Log:
 
     def was_asked_before(self, item: int) -> bool:
         """Whether a turn that was forgotten may have asked this."""
-        return item in self._forgotten_asks
+        return self.tree.items[item] in self._forgotten
+
+    def forget(self, keep: int) -> None:
+        """Forget all turns but the newest ones, and those whose conversations these continue."""
+        waiting = [
+            call for trace in self._open.values() for call in trace.calls if call.node is not None
+        ]
+        waiting += [call for call in (*self._plain, *self._answers.values()) if call.node]
+        ends = [call.node or ROOT for call in waiting]
+        numbers = self.conversations.forget(keep, self._forgotten, ends)
+        for call in waiting:
+            call.node = numbers[call.node or ROOT]
+        self.tree = self.conversations.tree
+        self._histories = Histories(self.tree)
+        self._said = {
+            uuid: (numbers[node], at_ns) for uuid, (node, at_ns) in self._said.items()
+            if numbers[node]
+        }  # fmt: skip
+        self._held = {name: numbers[node] for name, node in self._held.items() if numbers[node]}
+        for call_id in list(self.tool_runs)[:-keep]:
+            del self.tool_runs[call_id]
 
     def close(self, before: int | None = None) -> None:
         """Pass on the calls of all traces, or of those that were not touched since ``before``."""
@@ -499,11 +519,11 @@ class Log:
         keep: dict[str, _Trace] = {}
         for trace_id, trace in self._open.items():
             if before is not None and trace.touched > before:
-                trace.touched -= before
                 keep[trace_id] = trace
             elif calls := list(self._finished(trace)):
                 done += [calls] if trace_id else [[call] for call in calls]
-        self._open, self._touches = keep, len(keep)
+        self._open = keep
+        self._closed_at = self._touches if before is None else before
         done.sort(key=lambda calls: (calls[0].start_ns, calls[0].line))
         for calls in done:
             self.conversations.add(calls)
@@ -512,6 +532,11 @@ class Log:
     def touches(self) -> int:
         """How many traces and calls were begun; what ``close`` may be given later."""
         return self._touches
+
+    @property
+    def open_traces(self) -> int:
+        """How many traces wait for more of their records."""
+        return len(self._open)
 
     def _finished(self, trace: _Trace) -> Iterable[Call]:
         """Return one call for each request: records joined, who and when filled in from spans."""

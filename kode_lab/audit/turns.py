@@ -14,12 +14,13 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
+from itertools import chain
 
 from msgspec import Struct
 
 from kode_lab.audit.items import Item
 
-__all__ = ["ROOT", "Call", "Conversations", "Root", "Tree", "Turn"]
+__all__ = ["ROOT", "Call", "Conversations", "Forgotten", "Root", "Tree", "Turn"]
 
 ROOT = 0
 # A call that lies outside its parent by more than this was stamped by another clock.
@@ -51,7 +52,7 @@ class Tree:
         self.first_node = array("I", [ROOT])
         self.more_nodes: dict[int, list[int]] = {}
         self.shortened = 0
-        self._room = texts_limit_bytes
+        self._room = self._limit = texts_limit_bytes
         self._numbers: dict[str, int] = {}
         self._long: dict[int, str] = {}
         # Most nodes have one child: the first stands in an array, the others in a table.
@@ -144,6 +145,29 @@ class Tree:
         """Return the kind of a node: ``u`` asked, ``a`` answered, else a call or a result."""
         return self.items[self.item_of[node]][0]
 
+    def kept(self, is_kept: bytearray) -> tuple[Tree, array[int], dict[int, int]]:
+        """Return a tree of some nodes, which hold their parents, and the new numbers.
+
+        Of nodes by their old number (0 where it was left out), and of items.
+        """
+        tree = Tree(0)
+        numbers, items = array("I", [0]) * len(self), {0: 0}
+        keys = {number: key for key, number in self._numbers.items()}
+        for node in range(1, len(self)):
+            if not is_kept[node]:
+                continue
+            item = self.item_of[node]
+            if item not in items:
+                items[item] = tree._new_item(keys[item], self.items[item])
+                if (text := self._long.get(item)) is not None:
+                    tree._long[items[item]] = text
+            numbers[node] = tree.step(numbers[self.parent[node]], items[item])
+            tree.is_sent[numbers[node]] = self.is_sent[node]
+        held = sum(map(len, tree._long.values()))
+        tree._room = max(0, self._limit - held)
+        tree._limit, tree.shortened = self._limit, self.shortened
+        return tree, numbers, items
+
     def text(self, number: int) -> str | None:
         """Return an item's text; None if only its beginning was kept."""
         long = self._long.get(number)
@@ -152,6 +176,36 @@ class Tree:
     def start_of(self, number: int) -> str:
         """Return the first characters of an item's text."""
         return self.items[number][1:]
+
+
+class Forgotten:
+    """Which texts were asked by turns that are forgotten: a set that never grows.
+
+    It may claim a text that was not asked, never the reverse.
+
+    Source: Bloom, Space/time trade-offs in hash coding with allowable errors, 1970.
+    """
+
+    _BITS = 1 << 27
+
+    def __init__(self) -> None:
+        self._bits = bytearray()
+
+    def add(self, text: str) -> None:
+        """Add a text."""
+        if not self._bits:
+            self._bits = bytearray(self._BITS // 8)
+        for at in self._places(text):
+            self._bits[at >> 3] |= 1 << (at & 7)
+
+    def __contains__(self, text: str) -> bool:
+        return bool(self._bits) and all(
+            self._bits[at >> 3] >> (at & 7) & 1 for at in self._places(text)
+        )
+
+    def _places(self, text: str) -> tuple[int, int]:
+        number = hash(text)
+        return number & (self._BITS - 1), number >> 27 & (self._BITS - 1)
 
 
 class Root(Struct, gc=False):
@@ -397,6 +451,52 @@ class Conversations:
             asks = (node, *asks)
             node = parent[node]
         return node, asks
+
+    def forget(self, keep: int, forgotten: Forgotten, ends: Iterable[int]) -> array[int]:
+        """Keep the newest turns and all that their histories hold; return the new node numbers.
+
+        Of the others only what they asked stays, so that it is never taken for asked once.
+        """
+        old, parent = self.tree, self.tree.parent
+        turns = sorted(self.turns, key=lambda turn: (turn.end_ns, turn.number))
+        is_kept = bytearray(len(old))
+        is_kept[ROOT] = 1
+        newest, others = turns[-keep:], turns[:-keep]
+        for end in chain(ends, *((turn.end, *turn.asks, turn.base) for turn in newest)):
+            node = end
+            while not is_kept[node]:
+                is_kept[node] = 1
+                node = parent[node]
+        # Owners of what the newest turns were shown; so many that the bound still holds.
+        owners = [turn for turn in others if turn.asks and is_kept[turn.asks[-1]]][-keep:]
+        stay = {turn.number for turn in owners}
+        for turn in others:
+            if turn.number not in stay:
+                self.forgotten += 1
+                for ask in turn.asks:
+                    forgotten.add(old.items[old.item_of[ask]])
+        self.turns = sorted((*owners, *newest), key=lambda turn: turn.number)
+        for turn in owners:
+            is_kept[turn.end] = is_kept[parent[turn.end]]
+        self.tree, numbers, items = old.kept(is_kept)
+        for turn in self.turns:
+            turn.base, turn.end = numbers[turn.base], numbers[turn.end]
+            turn.asks = tuple(numbers[ask] for ask in turn.asks)
+            turn.answer = items.get(turn.answer, 0)
+        kept = {turn.number for turn in self.turns}
+        self._ends = {turn.end: turn for turn in self.turns if turn.end}
+        self._wordless = {
+            numbers[node]: turn for node, turn in self._wordless.items()
+            if numbers[node] and turn.number in kept
+        }  # fmt: skip
+        self._responses = {
+            key: (numbers[node], turn) for key, (node, turn) in self._responses.items()
+            if turn.number in kept
+        }  # fmt: skip
+        self._unread["no recorded messages"] += len(self._wordless_ids)
+        self._wordless_ids.clear()
+        self.issued = Counter(dict(list(self.issued.items())[-keep:]))
+        return numbers
 
     def own_asks(self) -> None:
         """Take from each turn the questions before its own that other turns still wait for.

@@ -12,13 +12,18 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kode_lab.audit.readers import Log, without_collector
 from kode_lab.audit.rules import GUARANTEE_OF, Finding, judged
 from kode_lab.audit.turns import Tree, Turn
 
-__all__ = ["AuditVerdict", "Judged", "audit", "verdict_on"]
+if TYPE_CHECKING:
+    from kode_lab.pictures.page import Picture
+
+__all__ = [
+    "AuditVerdict", "Judged", "audit", "finding_lines", "headline_of", "moment", "verdict_on",
+]  # fmt: skip
 
 _EXAMPLES = 3
 _CODES = {"apart": "G1", "kept": "G2", "whole": "G3", "ordered": "G4", "tools": "G6"}
@@ -74,6 +79,28 @@ class AuditVerdict(NamedTuple):
             "skipped": dict(self.skipped),
         }
 
+    def picture(self) -> Picture:
+        """Return the picture of sessions and turns over time.
+
+        Raises:
+            InvalidRecord: there is no turn.
+        """
+        from kode_lab.audit.page import draw_audit  # noqa: PLC0415 - it imports this module
+
+        return draw_audit(self)
+
+    def page(self) -> str:
+        """Return one HTML page that needs nothing else."""
+        from kode_lab.audit.page import page_of  # noqa: PLC0415
+
+        return page_of(self)
+
+    def frames(self) -> dict[str, Any]:
+        """Return the pandas tables ``turns``, ``sessions`` and ``findings``."""
+        from kode_lab.audit.page import frames_of  # noqa: PLC0415
+
+        return frames_of(self)
+
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(self.text())}</pre>"
 
@@ -97,15 +124,32 @@ def audit(
     return verdict_on(log, sessions_per_user=sessions_per_user)
 
 
-def verdict_on(log: Log, *, sessions_per_user: bool = False) -> AuditVerdict:
-    """Return the verdict on what was read so far."""
+def verdict_on(
+    log: Log,
+    *,
+    sessions_per_user: bool = False,
+    before: int | None = None,
+    earlier: Sequence[Finding] = (),
+) -> AuditVerdict:
+    """Return the verdict on what was read so far.
+
+    Args:
+        log: what was read.
+        sessions_per_user: as ``audit``.
+        before: of a log that goes on: leave out traces that were touched since.
+        earlier: what was found before in what is forgotten.
+    """
     with without_collector():
-        log.close()
+        log.close(before)
         judgement = judged(log, sessions_per_user=sessions_per_user)
-    found = judgement.findings
+    told = {(one.name, tuple(turn.number for turn in one.turns)) for one in judgement.findings}
+    found = judgement.findings + [
+        one for one in earlier if (one.name, tuple(turn.number for turn in one.turns)) not in told
+    ]
     order = {name: number for number, name in enumerate(GUARANTEE_OF)}
     found.sort(key=lambda one: (not one.is_proved, order[one.name], len(one.turns)))
     counts = {"lines": log.lines, "calls": log.conversations.calls, **judgement.counts}
+    counts["turns forgotten to bound memory"] = log.conversations.forgotten
     counts["tool calls with an id"] = sum(map(len, log.tool_runs.values()))
     guarantees = tuple(_judged(log, found, counts))
     if any(finding.is_proved for finding in found):
@@ -166,17 +210,23 @@ def _judged(log: Log, found: Sequence[Finding], counts: Mapping[str, int]) -> It
 _HEADLINES = {"valid": "PASS", "invalid": "FAIL", "unknown": "UNKNOWN"}
 
 
-def _lines(verdict: AuditVerdict, *, show_words: bool) -> Iterable[str]:
+def headline_of(verdict: AuditVerdict) -> str:
+    """Return what was found, in one sentence."""
     counts = verdict.counts
     kinds = Counter((finding.name, finding.is_proved) for finding in verdict.findings)
     told = ", ".join(
         f"{times} {name}{'' if proved else ' suspected'}" for (name, proved), times in kinds.items()
     )
-    yield (
+    return (
         f"{_HEADLINES[verdict.status]}: {told or 'nothing proved, nothing suspected'} in "
         f"{counts['calls']:,} model calls, {counts['turns']:,} turns, {counts['sessions']:,} "
         f"sessions of {counts['users']:,} users."
     )
+
+
+def _lines(verdict: AuditVerdict, *, show_words: bool) -> Iterable[str]:
+    kinds = Counter((finding.name, finding.is_proved) for finding in verdict.findings)
+    yield headline_of(verdict)
     yield ""
     for one in verdict.guarantees:
         yield f"  {_CODES[one.name]} {one.name:8} {one.status:10}  {one.evidence}"
@@ -187,7 +237,7 @@ def _lines(verdict: AuditVerdict, *, show_words: bool) -> Iterable[str]:
         if told_kinds[kind] > _EXAMPLES:
             continue
         yield ""
-        yield from _finding_lines(finding, verdict.tree if show_words else None)
+        yield from finding_lines(finding, verdict.tree if show_words else None)
         if told_kinds[kind] == _EXAMPLES and kinds[kind] > _EXAMPLES:
             yield f"  ... and {kinds[kind] - _EXAMPLES} more of this kind"
     for title, table in (("recognised", verdict.recognised), ("left out", verdict.skipped)):
@@ -196,14 +246,15 @@ def _lines(verdict: AuditVerdict, *, show_words: bool) -> Iterable[str]:
             yield f"{title}: " + ", ".join(f"{times:,} {what}" for what, times in table.items())
 
 
-def _finding_lines(finding: Finding, tree: Tree | None) -> Iterable[str]:
+def finding_lines(finding: Finding, tree: Tree | None) -> Iterable[str]:
+    """Yield a finding and its turns, with the words of users if a tree is given."""
     yield f"{'proved' if finding.is_proved else 'suspect'}: {finding.name}: {finding.why}"
     for number, turn in enumerate(finding.turns, 1):
         file, line = turn.calls[0]
         trace = f", trace {turn.trace_id[:16]}" if turn.trace_id else ""
         yield (
-            f"  T{number} = {file}:{line}, {_moment(turn.begin_ns)} to "
-            f"{_moment(turn.end_ns)[11:]}, {turn.user or '?'}:{turn.session or '?'}{trace}"
+            f"  T{number} = {file}:{line}, {moment(turn.begin_ns)} to "
+            f"{moment(turn.end_ns)[11:]}, {turn.user or '?'}:{turn.session or '?'}{trace}"
         )
         if tree is not None and turn.asks:
             asked = tree.start_of(tree.item_of[turn.asks[-1]])
@@ -211,7 +262,8 @@ def _finding_lines(finding: Finding, tree: Tree | None) -> Iterable[str]:
             yield f"       asks {asked[:200]!r}, is answered {answer[:200]!r}"
 
 
-def _moment(time_ns: int) -> str:
+def moment(time_ns: int) -> str:
+    """Return a time in UTC, for people."""
     if not time_ns:
         return "an unknown time"
     at = datetime.fromtimestamp(time_ns // 10**9, UTC)

@@ -25,7 +25,7 @@ from kode_lab.lab.turn_view import (
     turns_of,
 )
 
-__all__ = ["events_table", "sessions_table", "tool_calls_table", "turns_table"]
+__all__ = ["columns_table", "events_table", "sessions_table", "tool_calls_table", "turns_table"]
 
 _IDS = ("user_id", "session_id", "agent_id")
 _COUNTS: Final = "Int64"  # pandas' integers that can be missing
@@ -45,7 +45,7 @@ def turns_table(
     spans, history = _evidence(recorded, operations)
     origin_ns = _origin_ns(spans, history)
     rows = [turn_row(turn, origin_ns) for turn in turns_of(spans, history)]
-    return _table(rows, TURN_COLUMNS, texts=TURN_TEXTS, counts=TURN_COUNTS)
+    return columns_table(rows, TURN_COLUMNS, texts=TURN_TEXTS, counts=TURN_COUNTS)
 
 
 def tool_calls_table(
@@ -81,7 +81,7 @@ def tool_calls_table(
         *("result", "error"),
     ]
     texts = (*_IDS, "turn_id", "call_id", "tool", "result", "error")
-    return _table(rows, names, texts=texts, flags=("is_error",))
+    return columns_table(rows, names, texts=texts, flags=("is_error",))
 
 
 def sessions_table(
@@ -150,7 +150,7 @@ def events_table(
         *("position", "foreign", "error"),
     ]
     texts = (*_IDS, "turn_id", "process", "type", "f", "marker", "error")
-    return _table(rows, names, texts=texts, counts=("position", "foreign"))
+    return columns_table(rows, names, texts=texts, counts=("position", "foreign"))
 
 
 def _evidence(
@@ -166,7 +166,7 @@ def _origin_ns(spans: Sequence[Span], operations: Sequence[Operation]) -> int:
     return min(begun, default=0)
 
 
-def _table(
+def columns_table(
     rows: Sequence[tuple[Any, ...]],
     names: Sequence[str],
     *,
@@ -174,7 +174,7 @@ def _table(
     counts: Sequence[str] = (),
     flags: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """A table whose columns have their types also when it is empty or all is missing."""
+    """Return a table whose columns have their types also when it is empty or all is missing."""
     columns = zip(*rows, strict=True) if rows else ((),) * len(names)
     kinds: dict[str, Any] = {
         **dict.fromkeys(names, "float64"),
