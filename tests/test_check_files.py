@@ -16,7 +16,7 @@ from judge_spec import SPECS
 
 from kode_lab.check import ANOMALIES, GUARANTEES, check, check_path, judge
 from kode_lab.check.ascii_history import drawn
-from kode_lab.check.columns import keep_columns, kept_columns, read_columns
+from kode_lab.check.columns import kept_columns, read_columns
 from kode_lab.check.generate import declared_run, valid_run
 from kode_lab.check.judge import LINE_LIMIT_BYTES
 from kode_lab.cli import main
@@ -338,9 +338,10 @@ def test_suspects_heard_in_portions_give_the_verdict_of_the_whole(tmp_path_facto
 
 def test_columns_that_are_kept_are_used_only_for_the_bytes_that_they_are_of(tmp_path):
     path = write(tmp_path / "history.jsonl", [*FINE, *drawn("nemesis  !kill !restart")])
-    assert keep_columns(path).name == "history.jsonl.columns.npz"
+    first = check_path(path, engine="columns", keep=True)
+    assert {p.name for p in tmp_path.iterdir()} == {"history.jsonl", "history.jsonl.columns.npz"}
     assert kept_columns(path) is not None
-    first = check_path(path, engine="columns")
+    assert check_path(path, engine="columns") == first
     assert first == check_path(path, engine="rules")
     text = path.read_text()
     path.write_text(text.replace('"b"', '"c"'))

@@ -8,7 +8,7 @@ from judge_spec import SPECS, differences
 from kode_lab.check import ANOMALIES, GUARANTEES, check, sentences
 from kode_lab.check.ascii_history import draw, drawn
 from kode_lab.check.evidence import WITNESS_OVERTAKERS
-from kode_lab.check.render import reads_html, reads_text
+from kode_lab.check.render import anomaly_of, reads_html, reads_text
 from kode_lab.check.verdict import worst
 from kode_lab.errors import InvalidRecord, InvalidScenario
 from kode_lab.key import SessionKey
@@ -125,6 +125,17 @@ def test_a_verdict_for_a_machine_is_json_with_the_witness_in_it():
     assert anomaly["session"] == {"userId": "ada", "sessionId": "1", "agentId": "agent"}
     assert [one["marker"] for one in anomaly["witness"]] == ["b", "a"]
     assert anomaly["because"][-1].endswith("a contradiction.")
+
+
+@pytest.mark.parametrize("name", [name for name, spec in SPECS.items() if spec.counts])
+def test_an_anomaly_is_read_back_from_the_verdict_s_json(name):
+    spec = SPECS[name]
+    verdict = check(drawn(spec.picture), overtaking_limit=spec.limit)
+    told = json.loads(json.dumps(verdict.to_json()))
+    assert told["text"] == str(verdict)
+    for anomaly, fields in zip(verdict.anomalies, told["anomalies"], strict=True):
+        assert sentences(anomaly_of(fields)) == sentences(anomaly)
+        assert anomaly_of(fields).witness[0].marker == anomaly.witness[0].marker
 
 
 def test_a_verdict_in_a_notebook_follows_its_theme_and_says_the_word():

@@ -4,13 +4,15 @@ import asyncio
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from kode_lab.child import PYTHON_MODULE, Child
+from kode_lab.claude.records import ModelCall, WitnessedTurn
 from kode_lab.errors import SessionBusy, Superseded
-from kode_lab.history.operation import echo_of, marker_of, read_of
+from kode_lab.history.operation import Details, ModelCalls, echo_of, marker_of, read_of
 from kode_lab.key import SessionKey
 from kode_lab.lab.client import Client, OperationList
 from kode_lab.targets.target import (
@@ -156,10 +158,17 @@ def test_a_cancelled_client_leaves_an_indeterminate_operation():
 
 def test_the_models_own_account_is_stronger_than_the_reply():
     seen = read_of(OWN, [EARLIER, OWN])
-    history = OperationList()
-    client = Client(Scripted(reply(OWN)), history, witness={OWN: seen}.get)
-    asyncio.run(client.turn("c", ADA, OWN, "hi"))
-    assert history.done[0].read == seen
+    first = ModelCall(1, "req_1", 10, "messages", OWN, read=seen, tools=1, status=200, config="v1")
+    first.answered_ns, first.stop_reason = 20, "tool_use"
+    last = replace(first, number=2, call=1, arrived_ns=30, answered_ns=40, stop_reason="max_tokens")
+    turns = {OWN: WitnessedTurn(OWN, [first, last])}
+    for config, told in (("", ()), ("v7", ("v1", "v1"))):
+        history = OperationList()
+        answer = Answer("reply", f"to {OWN}", config=config, tools=("book",))
+        asyncio.run(Client(Scripted(answer), history, witness=turns.get).turn("c", ADA, OWN, "hi"))
+        assert history.done[0].read == seen
+        model = ModelCalls(((10, 20), (30, 40)), "max_tokens", told)
+        assert history.done[0].details == Details(tools=("book",), model=model)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import zlib
 from array import array
 from collections import defaultdict
@@ -46,9 +47,9 @@ __all__ = [
     "READ",
     "TURN",
     "Columns",
+    "columns_beside",
     "columns_of",
     "hashes_of",
-    "keep_columns",
     "kept_columns",
     "read_columns",
 ]
@@ -591,26 +592,43 @@ _KEPT = (
 _AT = ("invoke_at", "complete_at", "invoke_line", "complete_line", "fault_at", "fault_line")
 
 
-def keep_columns(path: Path) -> Path | None:
-    """Write a history's columns beside it, and return where; None if it has no columns."""
-    columns = read_columns(path)
-    if columns is None or not isinstance(columns.fetch, _Fetch):
-        return None
+def columns_beside(path: Path, *, keep: bool = False) -> Columns | None:
+    """Return a file's columns, from beside it if they are those of its bytes.
+
+    None, if the careful reader must read it.
+
+    Args:
+        keep: write them beside it if they are not there.
+    """
+    columns = kept_columns(path)
+    if columns is None:
+        before = path.stat()
+        columns = read_columns(path)
+        if keep and columns is not None:
+            with suppress(OSError):  # a directory that cannot be written is judged all the same
+                _keep(path, columns, before)
+    return columns
+
+
+def _keep(path: Path, columns: Columns, before: os.stat_result) -> None:
+    assert isinstance(columns.fetch, _Fetch)
     arrays = {name: getattr(columns, name) for name in _KEPT}
     arrays |= {name: getattr(columns.fetch, name) for name in _AT}
     about = {
         "version": _VERSION,
-        "bytes": path.stat().st_size,
+        "bytes": before.st_size,
         "crc32": _checksum(path),
         "keys": columns.keys,
         "configs": columns.configs,
     }
+    after = path.stat()
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        return  # it is still being written
     kept = path.with_name(path.name + KEPT_SUFFIX)
-    written = kept.with_name(kept.name + ".part")
+    written = kept.with_name(f"{kept.name}.{os.getpid()}.part")
     with written.open("wb") as file:
         np.savez(file, about=np.frombuffer(json.dumps(about).encode(), np.uint8), **arrays)
     written.replace(kept)
-    return kept
 
 
 def kept_columns(path: Path) -> Columns | None:

@@ -134,11 +134,16 @@ def check_path(
     *,
     overtaking_limit: int | None = None,
     engine: str = "auto",
+    keep: bool = False,
 ) -> Verdict:
     """Return the verdict on ``path``: a history, or a directory with one and perhaps a trace.
 
     A history is JSON Lines, or EDN (a file whose name ends in ``.edn``) with list-append
-    transactions that can be turns. Columns that are kept beside a history are used.
+    transactions that can be turns. Columns that are kept beside a history are used as long as they
+    are those of its bytes.
+
+    Args:
+        keep: write the columns of a history that is long enough to be judged by them beside it.
 
     Raises:
         InvalidRecord: it cannot be read; names the line and the reason.
@@ -163,11 +168,11 @@ def check_path(
         read = operations_of("".join(lines_of(history)))
         return check(read, spans, guarantees, overtaking_limit=overtaking_limit, engine=engine)
     if engine == "columns" or (engine == "auto" and size_bytes >= COLUMNS_FROM_BYTES):
-        from kode_lab.check.columns import kept_columns, read_columns  # noqa: PLC0415 - numpy
+        from kode_lab.check.columns import columns_beside  # noqa: PLC0415 - numpy
 
         # A refusal here knows no line: the careful reader will find it again.
         with _collector_paused(), suppress(InvalidRecord):
-            columns = kept_columns(history) or read_columns(history)
+            columns = columns_beside(history, keep=keep)
             hearing = None if columns is None else _heard(columns, overtaking_limit)
             del columns
             if hearing is not None:
@@ -193,18 +198,16 @@ def main(
     Raises:
         InvalidRecord: the input cannot be used; names the line and the reason (exit status 3).
     """
-    history = path / "history.jsonl" if path.is_dir() else path
-    if keep and history.suffix != ".edn":
-        from kode_lab.check.columns import keep_columns  # noqa: PLC0415 - numpy
-
-        keep_columns(history)
     if path.suffix == ".edn":
         from kode_lab.check.edn import verdict_of  # noqa: PLC0415 - rarely wanted
 
         text = "".join(lines_of(path))
         verdict: Any = verdict_of(text, guarantees, overtaking_limit=overtaking_limit)
     else:
-        verdict = check_path(path, guarantees, overtaking_limit=overtaking_limit)
+        engine = "columns" if keep else "auto"  # a short history has them, too, if they are wanted
+        verdict = check_path(
+            path, guarantees, overtaking_limit=overtaking_limit, engine=engine, keep=keep
+        )
     if as_json:
         sys.stdout.write(json.dumps(verdict.to_json(), ensure_ascii=False, indent=1) + "\n")
     else:
@@ -396,7 +399,7 @@ class Hearing:
         origin_ns: when the run began.
         strange: anomalies about markers whose owners are not yet known.
         effects: each effect with the operation that told of it.
-        acting: acknowledged turns whose client was told of effects or tool calls.
+        acting: acknowledged turns and reads whose client was told of effects or tool calls.
         worlds: the lists of all effects.
         versions: a turn for each agent, epoch and version of the configuration.
         probes: turns that were asked after all faults were over.
@@ -511,7 +514,7 @@ class Hearing:
 
     def _note_details(self, operation: Operation) -> None:
         details = operation.details
-        if operation.type == "ok" and operation.f == "turn":
+        if operation.type == "ok" and operation.f != "effects":
             if operation.effects or details.tools:
                 self.acting.append(operation)
             calls = () if details.model is None else details.model.calls

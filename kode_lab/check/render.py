@@ -14,11 +14,11 @@ from typing import Any
 from kode_lab.check.ascii_history import draw
 from kode_lab.check.verdict import ANOMALIES, GUARANTEES, Anomaly, Evidence, Verdict
 from kode_lab.check.witness import ReadRow, explain, reads_of, sentences
-from kode_lab.history.operation import Operation
+from kode_lab.history.operation import Operation, Read
 from kode_lab.history.span import Span
 from kode_lab.key import SessionKey
 
-__all__ = ["html_of", "json_of", "reads_html", "reads_text", "text_of"]
+__all__ = ["anomaly_of", "html_of", "json_of", "reads_html", "reads_text", "text_of"]
 
 # Of each name the smallest witness is told in full; the others are counted, and are in the JSON.
 TOLD_LIMIT = 5
@@ -86,7 +86,37 @@ def json_of(verdict: Verdict) -> dict[str, Any]:
         "follow": dict(verdict.follow),
         "overtaking_limit": verdict.overtaking_limit,
         "anomalies": [_anomaly_json(anomaly) for anomaly in verdict.anomalies],
+        "text": text_of(verdict),
     }
+
+
+def anomaly_of(told: Mapping[str, Any]) -> Anomaly:
+    """Return one of the anomalies that ``json_of`` wrote, its details and effects left out."""
+    witness = tuple(map(_one_of, told["witness"]))
+    facts = told["element"], told["facts"], told["origin_ns"]
+    return Anomaly(told["name"], _key_of(told), witness, *facts)
+
+
+def _one_of(told: Mapping[str, Any]) -> Operation | Span:
+    fields: dict[str, Any] = {name: _frozen(value) for name, value in told.items()}
+    fields["key"] = _key_of(told)
+    if "step" in fields:
+        return Span(**fields)
+    if "read" in fields:
+        shown = {name: _frozen(value) for name, value in told["read"].items()}
+        fields["read"] = Read(**shown | {"digest": int(shown["digest"] or "0", 16)})
+    for name in ("details", "effects"):
+        fields.pop(name, None)
+    return Operation(**{"complete_ns": math.inf, **fields})
+
+
+def _key_of(told: Mapping[str, Any]) -> SessionKey:
+    key = told["key"] if "key" in told else told["session"]
+    return SessionKey(key["userId"], key["sessionId"], key["agentId"])
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def html_of(verdict: Verdict) -> str:
@@ -182,21 +212,23 @@ def _anomaly_json(anomaly: Anomaly) -> dict[str, Any]:
         "session": anomaly.key.to_json(),
         "element": anomaly.element,
         "facts": dict(anomaly.facts),
+        "origin_ns": anomaly.origin_ns,
         "witness": [_witness_json(one) for one in anomaly.witness],
         "because": list(sentences(anomaly)),
     }
 
 
 def _witness_json(one: Operation | Span) -> dict[str, Any]:
-    fields: Mapping[str, Any] = one._asdict()
-    told = {name: value for name, value in fields.items() if value not in (None, "", ())}
+    told = {name: value for name, value in one._asdict().items() if value not in (None, "")}
     told["key"] = one.key.to_json()
     if isinstance(one, Span):
         return told
+    told["details"] = {name: value for name, value in one.details._asdict().items() if value}
     if one.complete_ns == math.inf:
         del told["complete_ns"]
     if one.read is not None:
-        told["read"] = one.read._asdict() | {"digest": f"{one.read.digest:016x}"}
+        digest = None if one.read.digest is None else f"{one.read.digest:016x}"
+        told["read"] = one.read._asdict() | {"digest": digest}
     if one.effects is not None:
         told["effects"] = [effect._asdict() for effect in one.effects]
     return told

@@ -19,7 +19,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
-from kode_lab.check.columns import KEPT_SUFFIX, keep_columns
+from kode_lab.check.columns import KEPT_SUFFIX, columns_beside
 from kode_lab.check.generate import (
     declared_run,
     large_history,
@@ -223,7 +223,7 @@ def speed_figures(
                 count = write_lines(path, large_history(size, indeterminate=share))
                 for is_kept in (False, True):
                     if is_kept:
-                        keep_columns(path)
+                        columns_beside(path, keep=True)
                     costs[size, share, is_kept] = min(
                         _cost_us(path, clock) / count for _ in range(repeats)
                     )

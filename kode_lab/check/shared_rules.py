@@ -109,10 +109,10 @@ def tools(
 
 
 def lost_effects(acting: Iterable[Operation], worlds: Sequence[Operation]) -> Iterator[Anomaly]:
-    """Return acknowledged turns whose client was told of a tool call that had no effect.
+    """Return turns, and reads, whose client was told of a tool call that had no effect.
 
     Args:
-        acting: turns that tell of effects or of tool calls, each of which has one effect.
+        acting: what tells of effects or of tool calls, each of which has one effect.
         worlds: lists of all effects; a list speaks for its user's sessions.
     """
     listed: dict[str, list[Operation]] = defaultdict(list)
@@ -127,12 +127,14 @@ def lost_effects(acting: Iterable[Operation], worlds: Sequence[Operation]) -> It
         after = [w for w in listed[turn.key.user_id] if w.invoke_ns > turn.complete_ns]
         if not after:
             continue
-        gone = [effect.name or effect.id for effect in turn.effects or () if effect.id not in ids]
+        told = [effect for effect in turn.effects or () if effect.id not in ids]
+        gone = Counter(_tool(effect.name) or effect.id for effect in told)
         for name, times in Counter(map(_tool, turn.details.tools or ())).items():
-            gone += [name] * (times - len(done[turn.marker, name]))
-        if gone:
-            facts = {"calls": len(gone), "tool": gone[0]}
-            yield Anomaly("lost effect", turn.key, (turn, after[-1]), turn.marker, facts)
+            gone[name] = max(gone[name], times - len(done[turn.marker, name]))
+        if +gone:
+            facts = {"calls": sum((+gone).values()), "tool": next(iter(+gone))}
+            element = turn.marker or told[0].marker
+            yield Anomaly("lost effect", turn.key, (turn, after[-1]), element, facts)
 
 
 def _tool(name: str) -> str:

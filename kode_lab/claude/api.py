@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 import time
+import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import date
@@ -135,6 +136,8 @@ def noted(call: ModelCall, format_name: str, request: GenerationRequest) -> None
         call.offered = tuple(sys.intern(t.name) for t in request.tools[:OFFERED_LIMIT])
     if conversation.results:
         call.results = tuple(map(_shown, conversation.results))
+    if request.body.get("system"):
+        call.config = f"{zlib.crc32(orjson.dumps(request.body['system'])):08x}"
 
 
 def _shown(result: ToolAnswer) -> ShownResult:
@@ -279,6 +282,7 @@ class SimulatedApi:
                 call.error = f"{type(error).__name__}: {error}"
                 await exchange.refuse(_mistyped(error))
                 return
+            call.stop_reason = reply.stop
             await self._answer(exchange, request, reply, latency, fault)
             sent = reply
         finally:

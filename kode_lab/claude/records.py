@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
 
-from kode_lab.history.operation import Read
+from kode_lab.history.operation import ModelCalls, Read
 
 __all__ = [
     "CALLS_PER_TURN_LIMIT",
@@ -80,6 +80,8 @@ class ModelCall:
         answered_ns: monotonic nanoseconds after the last byte was handed over; 0 while it is open.
         error: why it was refused, or the kind of fault that hit it.
         intent: what the script took the turn for.
+        stop_reason: why the reply that was sent ended, in the words of the Messages API, or "".
+        config: the hash of the system text, where the format has one of its own, or "".
     """
 
     number: int
@@ -104,6 +106,8 @@ class ModelCall:
     answered_ns: int = 0
     error: str = ""
     intent: str = ""
+    stop_reason: str = ""
+    config: str = ""
     fingerprint: int = 0
 
     def to_json(self) -> dict[str, Any]:
@@ -158,6 +162,25 @@ class WitnessedTurn:
         read = first.read
         assert read is not None, "a call with a marker has a read"
         return read
+
+    @property
+    def model(self) -> ModelCalls | None:
+        """What a history records of these requests; None while none of them was answered.
+
+        Side requests count only if there is nothing else. Configurations are told only of requests
+        that follow each other: an agent that the turn asked in its turn has its own.
+        """
+        calls = [call for call in self.calls if call.tools] or self.calls
+        answered = [call for call in calls if call.status == 200 and call.answered_ns]
+        if not answered:
+            return None
+        configs = tuple(call.config for call in answered if call.config)
+        is_one = [call.call for call in answered] == list(range(len(configs)))
+        return ModelCalls(
+            tuple((call.arrived_ns, call.answered_ns) for call in calls if call.answered_ns),
+            answered[-1].stop_reason,
+            configs if is_one else (),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the turn as ``GET /lab/turns/<marker>`` writes it."""

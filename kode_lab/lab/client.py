@@ -107,14 +107,15 @@ class Client:
             seen = self._witness(marker) if self._witness is not None else None
             facts: dict[str, Any] = {}
             if isinstance(seen, WitnessedTurn):
-                facts = _witnessed(seen, self._declares)
+                facts = _witnessed(seen, self._declares, has_config=bool(outcome.config))
                 seen = seen.read
             if seen is not None:
                 # What the model's server received is the stronger witness: no reply can alter it.
                 outcome = outcome._replace(read=seen)
-            if outcome.stop_reason:
+            if outcome.stop_reason or outcome.tools is not None:
                 details = facts.get("details", NO_DETAILS)
-                facts["details"] = details._replace(stop_reason=outcome.stop_reason)
+                tools = details.tools if outcome.tools is None else outcome.tools
+                facts["details"] = details._replace(stop_reason=outcome.stop_reason, tools=tools)
             ended = (process, self._now_ns(), outcome, facts)
             self._kept.append(ended) if self.is_learning else self._complete(*ended)
         return outcome
@@ -197,11 +198,18 @@ class Client:
         return error
 
 
-def _witnessed(turn: WitnessedTurn, declares: Declaration) -> dict[str, Any]:
-    """Return what the model's side knows of a turn: when it was asked, and what its tools did."""
-    calls = tuple((c.arrived_ns, c.answered_ns) for c in turn.calls if c.answered_ns)
+def _witnessed(
+    turn: WitnessedTurn, declares: Declaration, *, has_config: bool
+) -> dict[str, Any]:
+    """Return what the model's side knows of a turn: when it was asked, and what its tools did.
+
+    Args:
+        has_config: the service tells its configuration, and so promises one for each turn.
+    """
+    model = turn.model or ModelCalls()
+    model = model if has_config else model._replace(configs=())
     if not declares.tool:
-        return {"details": Details(model=ModelCalls(calls))}
+        return {"details": Details(model=model)}
     shown = [
         [r for r in call.results if r.tool.rpartition("__")[2] == declares.tool and not r.is_error]
         for call in turn.calls
@@ -211,7 +219,7 @@ def _witnessed(turn: WitnessedTurn, declares: Declaration) -> dict[str, Any]:
     crossed = [r.markers[0] for r in results if r.markers and turn.marker not in r.markers]
     details = Details(
         tools=(declares.tool,) * max(map(len, shown), default=0) or None,
-        model=ModelCalls(calls, tool_results=tuple((turn.marker, other) for other in crossed)),
+        model=model._replace(tool_results=tuple((turn.marker, other) for other in crossed)),
     )
     made = [Effect(result.id, declares.tool, turn.marker) for result in results if result.id]
     return {"details": details} | ({"effects": made} if made and not declares.has_book else {})

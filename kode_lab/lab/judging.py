@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from kode_lab.check import Verdict, check
+from kode_lab.check import Verdict, check, check_path
 from kode_lab.check.render import headline
 from kode_lab.claude import Profile, SimulatedClaude
 from kode_lab.lab.battery import LOADS, Battery, Settings
@@ -148,7 +148,7 @@ def _judged(
     recorder: RunRecorder, status: str, promises: Sequence[str]
 ) -> tuple[Run, Verdict, str]:
     run = recorder.close()
-    verdict = check(run.operations(), None, promises)
+    verdict = check_path(run.path, promises, keep=True)
     counts = check(run.operations()).counts
     beyond = ", ".join(f"{n} {name}" for name, n in counts.items() if not verdict.counts.get(name))
     beyond = beyond and f"seen, though it promises nothing about it: {beyond}"

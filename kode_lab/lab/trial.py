@@ -19,14 +19,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kode_lab.check import Verdict, check
+from kode_lab.check import Verdict, check_path
 from kode_lab.check.render import headline
 from kode_lab.claude import Claude, SimulatedClaude
 from kode_lab.claude.in_process import InProcessClaude
 from kode_lab.claude.profile import Profile
-from kode_lab.history.operation import Read
 from kode_lab.history.span import Trace
 from kode_lab.lab.client import Client as TurnClient
+from kode_lab.lab.client import Witnessed
 from kode_lab.lab.exports import export
 from kode_lab.lab.live import Progress, Row
 from kode_lab.lab.records import Run, RunRecorder
@@ -89,7 +89,7 @@ def _judged(recorder: RunRecorder, status: str, promises: Sequence[str] | None) 
     run = recorder.close()
     verdict: Verdict | None = None
     try:
-        verdict = check(run.operations(), run.spans() or None, promises)
+        verdict = check_path(run.path, promises, keep=True)
         recorder.write_json("verdict.json", verdict.to_json())
         export(run)
     finally:
@@ -198,7 +198,7 @@ async def ask_script(
 @asynccontextmanager
 async def foreign(
     target: Target | str, scenario: Scenario, log: Path
-) -> AsyncIterator[tuple[Target, Callable[[str], Read | None]]]:
+) -> AsyncIterator[tuple[Target, Callable[[str], Witnessed | None]]]:
     """Start a target with the simulated model as its model."""
     profile = scenario.profile.at(scenario.profile.speed * scenario.speed)
     async with SimulatedClaude(profile) as simulated:
@@ -207,7 +207,7 @@ async def foreign(
         try:
             if isinstance(opened, Startable):
                 await opened.start(url)
-            yield opened, simulated.read
+            yield opened, simulated.turn
         finally:
             if isinstance(opened, Startable):
                 await opened.stop()
@@ -224,7 +224,7 @@ async def in_process(
     model_name: str = "",
     is_streamed: bool = False,
     tools: Sequence[str] = (),
-) -> AsyncIterator[tuple[ScriptedTarget, Callable[[str], Read | None] | None]]:
+) -> AsyncIterator[tuple[ScriptedTarget, Callable[[str], Witnessed | None] | None]]:
     """Open our own sessions below ``path`` with a model, and the simulated model's witness.
 
     Args:
@@ -235,14 +235,14 @@ async def in_process(
     profile = scenario.profile.at(scenario.profile.speed * scenario.speed)
     script = scenario.script()
     async with AsyncExitStack() as stack:
-        witness: Callable[[str], Read | None] | None = None
+        witness: Callable[[str], Witnessed | None] | None = None
         model: Model = InProcessClaude(profile)
         if real is not None:
             model = real
             await real.warm_up(len(script))
         elif scenario.is_http:
             simulated = await stack.enter_async_context(SimulatedClaude(profile))
-            witness = simulated.read
+            witness = simulated.turn
             at_once = min(1_000, max(1, len(script)))
             claude = Claude(simulated.base_url, concurrency=at_once)
             model = await stack.enter_async_context(claude)

@@ -12,7 +12,7 @@ from contextlib import suppress
 from html import escape
 from typing import Any
 
-from kode_lab.check import check_path
+from kode_lab.check.render import anomaly_of
 from kode_lab.errors import KodeLabError
 from kode_lab.lab.records import Run
 from kode_lab.pictures import Picture, crash_bands, latency, many_sessions, witness
@@ -36,7 +36,7 @@ def write_report(run: Run) -> int:
         verdict = json.loads((run.path / "verdict.json").read_bytes())
     except (OSError, ValueError):
         return 0
-    pictures = [*(_witness(run) if verdict["status"] == "invalid" else ()), *_drawn(run)]
+    pictures = [*(_witness(run, verdict) if verdict["status"] == "invalid" else ()), *_drawn(run)]
     run.path.joinpath("report.html").write_text(_page(run, said, verdict, pictures), "utf-8")
     return len(pictures)
 
@@ -55,12 +55,9 @@ def _drawn(run: Run) -> list[Picture]:
     return drawn
 
 
-def _witness(run: Run) -> list[Picture]:
+def _witness(run: Run, verdict: dict[str, Any]) -> list[Picture]:
     """Return the smallest proof of what was broken, drawn."""
-    anomalies = check_path(run.path).anomalies
-    if not anomalies:
-        return []
-    picture = witness(anomalies[0])
+    picture = witness(anomaly_of(verdict["anomalies"][0]))
     picture.save(run.path / "figures" / "witness")
     return [picture]
 

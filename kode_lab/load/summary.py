@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kode_lab.load.recorder import LAG, LATE, quantile
+from kode_lab.load.recorder import HISTORY, LAG, LATE, quantile
 from kode_lab.load.server_watch import words_of
 from kode_lab.load.tail import Tail, percentiles_ms
 
@@ -25,6 +25,8 @@ CPU_SHARE_LIMIT = 0.9
 LATE_SHARE_LIMIT = 0.1
 _LATE_LEAST_S = 0.005
 _JUDGE = (sys.executable, "-m", "kode_lab", "check")
+# From this size on the judge leaves the history's columns beside it, for whatever reads it next.
+KEEP_FROM_BYTES = 2_000_000
 _UNUSABLE, _MISSED = 3, 4
 
 
@@ -110,14 +112,15 @@ def heard(run_dir: Path) -> dict[str, Any]:
 
 def judged(run_dir: Path) -> Judged:
     """Ask the judge, in a process of its own, and keep what it says as ``verdict.json``."""
-    asked = subprocess.run([*_JUDGE, "--json", str(run_dir)], capture_output=True, text=True)  # noqa: S603, PLW1510 - our own command; its status is the answer
+    is_long = (run_dir / HISTORY).stat().st_size >= KEEP_FROM_BYTES
+    command = [*_JUDGE, "--json", *(["--keep"] if is_long else []), str(run_dir)]
+    asked = subprocess.run(command, capture_output=True, text=True)  # noqa: S603, PLW1510 - our own command; its status is the answer
     figures = json.loads((run_dir / FIGURES).read_text("utf-8"))
     if asked.returncode not in (0, 1, 2):
         return Judged(_UNUSABLE, asked.stderr.strip(), asked.stderr.strip(), figures)
     (run_dir / VERDICT).write_text(asked.stdout, encoding="utf-8")
-    said = subprocess.run([*_JUDGE, str(run_dir)], capture_output=True, text=True)  # noqa: S603, PLW1510 - as above
-    headline = json.loads(asked.stdout)["headline"]
-    verdict = Judged(asked.returncode, headline, said.stdout.rstrip(), figures)
+    said = json.loads(asked.stdout)
+    verdict = Judged(asked.returncode, said["headline"], said["text"], figures)
     (run_dir / SUMMARY).write_text(f"{told(verdict)}\n", encoding="utf-8")
     return verdict
 

@@ -173,7 +173,7 @@ async def run_storm(
         status = "complete"
     finally:
         run = recorder.close()
-        verdict = check_path(run.path) if status == "complete" else None
+        verdict = check_path(run.path, keep=True) if status == "complete" else None
         said = {} if verdict is None else {"finding": headline(verdict)}
         run = recorder.finish(status, verdict=verdict.status if verdict else "unknown", **said)
     assert verdict is not None

@@ -60,6 +60,8 @@ class Answer(NamedTuple):
         retry_after_s: how long the service asked to wait, or 0.
         pieces_ns: when the pieces of a streamed reply came (monotonic nanoseconds).
         stop_reason: why the reply ended, if the service says so and it is not ``end_turn``.
+        tools: the names of the turn's tool calls that changed the world, each with one effect in
+            what ``effects`` returns; None if the service does not tell.
     """
 
     kind: str
@@ -71,6 +73,7 @@ class Answer(NamedTuple):
     retry_after_s: float = 0.0
     pieces_ns: tuple[int, ...] = ()
     stop_reason: str = ""
+    tools: tuple[str, ...] | None = None
 
 
 class History(NamedTuple):
@@ -198,6 +201,7 @@ class Outcome(NamedTuple):
         text: the reply.
         pieces_ns: when the pieces of a streamed reply came (monotonic nanoseconds).
         stop_reason: why the reply ended, if that was said and it is not ``end_turn``.
+        tools: the names of its tool calls that changed the world, or None if that was not told.
     """
 
     type: str
@@ -210,6 +214,7 @@ class Outcome(NamedTuple):
     text: str = ""
     pieces_ns: tuple[int, ...] = ()
     stop_reason: str = ""
+    tools: tuple[str, ...] | None = None
 
 
 def outcome_of(marker: str, answer: Answer, *, needs_quote: bool = True) -> Outcome:
@@ -248,6 +253,7 @@ def outcome_of(marker: str, answer: Answer, *, needs_quote: bool = True) -> Outc
             text=text,
             pieces_ns=pieces_ns,
             stop_reason=answer.stop_reason,
+            tools=answer.tools,
         )
     why = f"the reply answers {answered}" if answered else "the reply does not quote its marker"
     shown = " ".join(text.split())
