@@ -205,7 +205,7 @@ def _is_odd(operation: Operation) -> bool:
         return True
     if read is not None and (
         read.foreign or read.half or read.after or read.is_suffix or read.markers is not None
-        or operation.f != "turn"
+        or operation.f != "turn" or (read.digest is None and read.tail)
     ):  # fmt: skip
         return True
     model = details.model
@@ -415,6 +415,7 @@ def _read_columns(reads: dict[str, list[Any]]) -> tuple[Ints, Words, Flags, Flag
     lengths = _ints(list(map(len, tails if is_listed else [one or () for one in tails])))
     if ((lengths > position) & ~is_odd).any():
         raise _Refused
+    is_odd |= is_loose & (lengths > 0) & (lengths < position)
     for at in np.flatnonzero(lengths == position):
         value = digest_of(tails[at] or ())
         if not is_loose[at] and value != digest[at] and not is_odd[at]:

@@ -64,6 +64,7 @@ class Case(NamedTuple):
         replays: pairs of acknowledged attempts at one turn that were shown different sessions.
         reads: authoritative ``ok`` reads, by their invoke.
         declared: what the service declares that it did to the session, by its invoke.
+        source: the case of the session that this one was forked from, or None.
         final: the last operation that shows the whole session: a read, or a turn that was shown
             exactly what stands before it; None if there is none.
         order: the session's own markers in their one order, as reads tell and turns continue.
@@ -90,6 +91,7 @@ class Case(NamedTuple):
     completes: Sequence[float]
     latest_invoke: Sequence[float]
     earliest_complete: Sequence[float]
+    source: Case | None = None
 
     def own(self, markers: Iterable[str]) -> list[str]:
         """Return those of ``markers`` that belong to this session, sent or not."""
@@ -101,10 +103,11 @@ class Case(NamedTuple):
 
     def fits(self, read: Read, position: int) -> bool:
         """Whether what was shown are the first ``position`` elements of the order."""
-        return (
-            read.position == position < len(self.digests)
-            and (read.digest is None or read.digest == self.digests[position])
-        )  # fmt: skip
+        if not read.position == position < len(self.digests):
+            return False
+        if read.digest is None:
+            return tuple(self.order[position - len(read.tail) : position]) == read.tail
+        return read.digest == self.digests[position]
 
 
 def case_of(
@@ -151,7 +154,7 @@ def case_of(
     )
     for marker, turn in turns.items():
         if has_one_order and turn.read is not None and turn.read.is_suffix:
-            turns[marker] = turn._replace(read=_anchored(turn, place, digests))
+            turns[marker] = turn._replace(read=_anchored(turn, turns, place, digests))
     known = [turns.get(marker, _UNKNOWN) for marker in order]
     completes = [turn.complete_ns if turn.type == "ok" else math.inf for turn in known]
     invokes = list(map(_invoke, known))
@@ -200,8 +203,10 @@ def _resolve(sent: dict[str, list[Operation]], inherited: Collection[str]) -> No
         for at, one in enumerate(tries):
             read = one.read
             if read is not None and (read.markers is not None or group or inherited):
+                is_listed = read.markers is not None
                 read = _taken_over(_counted_out(read, marker, sent), inherited)
-                tries[at] = one._replace(read=_in_group(read, marker, group))
+                read = _in_group(read, marker, group, is_listed=is_listed)
+                tries[at] = one._replace(read=read)
 
 
 def _groups(sent: Mapping[str, Sequence[Operation]]) -> dict[str, tuple[str, ...]]:
@@ -258,9 +263,15 @@ def _taken_over(read: Read, inherited: Collection[str]) -> Read:
     )
 
 
-def _in_group(read: Read, marker: str, group: Sequence[str]) -> Read:
-    """Return a view as if the prompts that were answered together had come one by one."""
+def _in_group(read: Read, marker: str, group: Sequence[str], *, is_listed: bool) -> Read:
+    """Return a view as if the prompts that were answered together had come one by one.
+
+    A position counts those ahead already; a list of all that was shown may leave them out.
+    """
     if marker not in group:
+        return read
+    read = read._replace(after=tuple(m for m in read.after if m not in group))
+    if not is_listed:
         return read
     position, digest, tail = read.position, read.digest, list(read.tail)
     while tail and tail[-1] in group:
@@ -271,7 +282,6 @@ def _in_group(read: Read, marker: str, group: Sequence[str]) -> Read:
         position=position + len(ahead),
         digest=None if digest is None else digest_of(ahead, digest),
         tail=(*tail, *ahead),
-        after=tuple(m for m in read.after if m not in group),
     )
 
 
@@ -285,16 +295,25 @@ def window_digest(digests: Sequence[int], start: int, end: int) -> int:
     return (digests[end] - digests[start] * pow(MULTIPLIER, end - start, 2**64)) & _MASK
 
 
-def _anchored(turn: Operation, place: Mapping[str, int], digests: Sequence[int]) -> Read | None:
+def _anchored(
+    turn: Operation,
+    turns: Mapping[str, Operation],
+    place: Mapping[str, int],
+    digests: Sequence[int],
+) -> Read | None:
     """Return a declared suffix as the prefix that ends where it ends; None if it shows nothing."""
     read = turn.read
     assert read is not None
     if not read.position:
         return None
     last = read.tail[-1] if read.tail else None
-    if last is not None and last not in place:
-        return read
-    end = place.get(turn.marker, -1) if last is None else place[last] + 1
+    if last is None or last not in place:
+        is_possible = last is None or turns.get(last, _UNKNOWN).invoke_ns <= turn.complete_ns
+        if turn.marker not in place and is_possible:
+            return None  # where it ends is not known
+        if last is not None:
+            return read
+    end = place[turn.marker] if last is None else place[last] + 1
     start = end - read.position
     is_there = start >= 0 and read.digest in (None, window_digest(digests, start, end))
     if is_there:

@@ -221,6 +221,11 @@ class _Service:
         self._at_ns = step_ns
         self.history: list[Operation] = []
 
+    @property
+    def shown(self) -> list[str]:
+        """What a read of all of it lists."""
+        return self._list[self._start :]
+
     def play(self, events: int) -> list[Operation]:
         """Return so many operations, and the session's read after them."""
         for number in range(events):
@@ -229,7 +234,7 @@ class _Service:
             marker = f"{self._prefix}{chr(ord('a') + number % 26)}{number // 26 or ''}"
             if f in ("turn", "edit"):
                 self._turn(marker, replaces=self._replaced() if f == "edit" else "")
-            elif f != "compact" or self._list[self._start :]:
+            elif f != "compact" or self.shown:
                 self._declare(f)
             if self._random.random() < 0.2:
                 self._read(self._at_ns)
@@ -238,7 +243,7 @@ class _Service:
         return self.history
 
     def _replaced(self) -> str:
-        shown = self._list[self._start :]
+        shown = self.shown
         return self._random.choice(shown) if shown else ""
 
     def _turn(self, marker: str, replaces: str) -> None:
@@ -259,7 +264,7 @@ class _Service:
 
     def _declare(self, f: str) -> None:
         if f == "compact":
-            shown = self._list[self._start :]
+            shown = self.shown
             upto = self._random.choice(shown)
             self._add(f, "ok", details=Details(upto=upto))
             self._start = self._list.index(upto) + 1
@@ -270,7 +275,7 @@ class _Service:
             self._list, self._start = [], 0
 
     def _read(self, at_ns: int) -> None:
-        shown = self._list[self._start :]
+        shown = self.shown
         is_suffix = len(shown) > 2 and self._random.random() < 0.2
         markers = tuple(shown[-2:] if is_suffix else shown)
         self._at_ns = at_ns
@@ -327,14 +332,14 @@ def declared_run(seed: int, *, sessions: int = 4, events: int = 12) -> list[Oper
     """Return a run of a right service that declares what it does, several sessions and a fork."""
     random = Random(seed)
     history: list[Operation] = []
+    services: list[_Service] = []
     for number in range(sessions):
         key = SessionKey(f"user{number % 2}", f"session{number // 2}", "agent")
-        history += _Service(random, key, _MS, f"{number}-").play(events)
-    source = history[0].key
-    held = next(o.markers for o in reversed(history) if o.key == source and o.f == "read")
+        services.append(_Service(random, key, _MS, f"{number}-"))
+        history += services[-1].play(events)
+    held = services[0].shown
     if held:
-        cut = random.randint(1, len(held))
-        history += _forked(random, source, list(held[:cut]))
+        history += _forked(random, history[0].key, held[: random.randint(1, len(held))])
     # Turns that meet are what makes a run worth judging.
     key = SessionKey("user9", "met", "agent")
     for number, marker in enumerate(("x1", "x2")):

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kode_lab.check.evidence import Case, case_of, evidence_of, overtakings
-from kode_lab.check.rules import RULES, Undecided, declared, followers, is_declared
+from kode_lab.check.rules import RULES, Undecided, declared, followers, is_declared, unexplained
 from kode_lab.check.shared_rules import (
     configuration,
     epoch_of,
@@ -78,6 +78,8 @@ LINE_LIMIT_BYTES = 32_000_000
 WITNESS_LIMIT = 20
 # Suspects are read again and heard in portions of so many operations, so memory stays bounded.
 PORTION_OPERATIONS = 50_000
+# So many orders are tried of what a fork may have taken over.
+FORK_ORDERS_LIMIT = 12
 ENGINES = ("auto", "rules", "columns")
 _invoke, _complete, _effects, _config, _details = map(
     attrgetter, ("invoke_ns", "complete_ns", "effects", "config", "details")
@@ -657,14 +659,29 @@ def _case_in(
         return case_of(key, session)
     fork = min(forks, key=_invoke)
     held = _case_in(source, by_session, (*visited, key))
-    order = list(held.order)
-    if fork.details.upto in held.place:
-        order = order[: held.place[fork.details.upto] + 1]
-    else:
-        # No read shows the source up to there: what the fork shows of it is believed.
-        shown = next((r.markers for r in session if r.markers), ())
-        order = [marker for marker in shown if marker in held.turns]
-    inherited = [
+    upto = fork.details.upto
+    orders = [list(held.order[: held.place[upto] + 1])] if upto in held.place else []
+    if not orders or is_declared(held):
+        # No one list shows the source up to there. What the fork shows of it is believed, if that
+        # explains all; after a compaction it may have taken over less.
+        told = [_taken(one, held, fork) for one in sorted(session, key=_invoke)]
+        for taken in told:
+            orders.append(taken[: taken.index(upto) + 1] if upto in taken else [*taken, upto])
+            if any(one.f == "compact" for one in held.declared) and upto not in taken:
+                orders.append(taken)
+        shown = {marker for taken in told for marker in taken}
+        orders.sort(key=lambda order: -len(shown.intersection(order)))
+    orders = [list(order) for order in dict.fromkeys(map(tuple, orders))][:FORK_ORDERS_LIMIT]
+    cases = [
+        case_of(key, session, _inherited(fork, order))._replace(source=held) for order in orders
+    ]
+    explained = (case for case in cases if len(cases) == 1 or unexplained(case) is None)
+    return next(explained, cases[0])
+
+
+def _inherited(fork: Operation, order: Sequence[str]) -> list[Operation]:
+    """Return the turns that a fork took over, as its own session's."""
+    return [
         fork._replace(
             f="turn",
             marker=marker,
@@ -673,7 +690,17 @@ def _case_in(
         )
         for at, marker in enumerate(order)
     ]
-    return case_of(key, session, inherited)
+
+
+def _taken(operation: Operation, source: Case, fork: Operation) -> list[str]:
+    """Return what an operation shows of the turns that its session can have taken over."""
+    shown, read = list(operation.markers or ()), operation.read
+    if read is not None and not shown:
+        shown = list(read.markers or (*read.foreign, *read.tail))
+        if len(read.tail) < read.position and shown[:1] and shown[0] in source.place:
+            shown = [*source.order[: source.place[shown[0]]], *shown]
+    sent = {m for m, turn in source.turns.items() if turn.invoke_ns <= fork.complete_ns}
+    return [marker for marker in dict.fromkeys(shown) if marker in sent]
 
 
 def _size(anomaly: Anomaly) -> tuple[int, int, float, SessionKey, str]:

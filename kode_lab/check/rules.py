@@ -34,7 +34,7 @@ from kode_lab.check.search import session_outcome
 from kode_lab.check.verdict import Anomaly
 from kode_lab.history.operation import Operation
 
-__all__ = ["RULES", "Rule", "Undecided", "declared", "followers", "is_declared"]
+__all__ = ["RULES", "Rule", "Undecided", "declared", "followers", "is_declared", "unexplained"]
 
 Rule = Callable[[Case, Sequence[float]], Iterator[Anomaly]]
 # How many steps the search may take for one session with declarations: about a second.
@@ -101,8 +101,9 @@ def kept(case: Case, crashes: Sequence[float]) -> Iterator[Anomaly]:
             facts = _removal_hint(case, case.final.markers or ())
             yield Anomaly("lost write", case.key, (turn, case.final), marker, facts)
     told: set[str] = set()
-    for read in reversed(case.reads):
-        markers = read.markers or ()
+    shown_to = [t for t in case.turns.values() if t.type == "ok" and t.read is not None]
+    for read in (*reversed(case.reads), *shown_to):
+        markers = read.markers or (read.read.tail if read.read is not None else ())
         if len(set(markers)) == len(markers):
             continue
         for marker, times in Counter(markers).items():
@@ -158,15 +159,12 @@ def _is_confirmed(case: Case, turn: Operation) -> bool:
 
 def ordered(case: Case, _crashes: Sequence[float]) -> Iterator[Anomaly]:
     """Return turns that were not shown exactly what stands before them, and orders against time."""
+    yield from _crossed_prompts(case)
     for marker, turn in case.turns.items():
         read = turn.read
         if read is None:
             continue
-        if turn.type == "ok" and read.after:
-            yield Anomaly("interleaved turn", case.key, (turn,), read.after[0])
         at = case.place.get(marker)
-        if turn.details.merged or turn.details.into:
-            yield from _too_late(case, turn)
         if at is not None and case.fits(read, at):
             continue
         if turn.type == "fail" or (at is None and turn.type == "info"):
@@ -176,15 +174,21 @@ def ordered(case: Case, _crashes: Sequence[float]) -> Iterator[Anomaly]:
     yield from _wrong_reads(case)
 
 
-def _too_late(case: Case, turn: Operation) -> Iterator[Anomaly]:
-    """Return prompts that were sent after the turn had ended which is said to answer them."""
-    for marker in turn.details.merged:
-        other = case.turns.get(marker)
-        if turn.type == "ok" and other is not None and other.invoke_ns > turn.complete_ns:
-            yield Anomaly("future read", case.key, (turn, other), marker)
-    running = case.turns.get(turn.details.into)
-    if running is not None and running.type == "ok" and turn.invoke_ns > running.complete_ns:
-        yield Anomaly("future read", case.key, (running, turn), turn.marker)
+def _crossed_prompts(case: Case) -> Iterator[Anomaly]:
+    """Return turns that were shown a prompt after their own, or answer one sent after their end."""
+    for teller in case.tellers:
+        if teller.type == "ok" and teller.read is not None and teller.read.after:
+            yield Anomaly("interleaved turn", case.key, (teller,), teller.read.after[0])
+    for turn in case.turns.values():
+        for marker in turn.details.merged:
+            other = case.turns.get(marker)
+            if turn.type == "ok" and other is not None and other.invoke_ns > turn.complete_ns:
+                yield Anomaly("future read", case.key, (turn, other), marker)
+        running = case.turns.get(turn.details.into)
+        if running is not None and running.type == "ok" and turn.invoke_ns > running.complete_ns:
+            yield Anomaly("future read", case.key, (running, turn), turn.marker)
+        if running is not None and turn.type == "ok" and running.invoke_ns > turn.complete_ns:
+            yield Anomaly("future read", case.key, (turn, running), running.marker)
 
 
 RULES: Mapping[str, Rule] = {"apart": apart, "kept": kept, "whole": whole, "ordered": ordered}
@@ -411,10 +415,14 @@ def declared(case: Case, crashes: Sequence[float]) -> Iterator[Anomaly]:
     Raises:
         Undecided: the search did not end within ``SEARCH_LIMIT_STEPS``.
     """
-    outcome = session_outcome(case, limit_steps=SEARCH_LIMIT_STEPS)
-    if outcome.status == "unknown":
-        raise Undecided(f"needs fewer turns at once in {case.key}: {outcome.reason}")
-    if outcome.status == "valid":
+    crossed = list(_crossed_prompts(case))
+    yield from crossed
+    wrong = unexplained(case)
+    if wrong is None or crossed:
+        return
+    if wrong.f == "fork":
+        witness = tuple(dict.fromkeys(one for one in (wrong, case.final) if one is not None))
+        yield Anomaly("broken fork", case.key, witness, wrong.details.upto)
         return
     found = [*_resurrected(case), *_of_last_epoch(case, crashes)]
     yield from found
@@ -422,6 +430,45 @@ def declared(case: Case, crashes: Sequence[float]) -> Iterator[Anomaly]:
         witness = (*case.declared[-1:], *([] if case.final is None else [case.final]))
         witness = witness or tuple(case.turns.values())[-1:]
         yield Anomaly("fork", case.key, witness, "", {"saw": "a list that no order explains"})
+
+
+def unexplained(case: Case) -> Operation | None:
+    """Return None if some order explains all that was shown, else what it is that none explains.
+
+    That is the fork with which the session begins, if what it took over was never so in its source.
+
+    Raises:
+        Undecided: the search did not end within ``SEARCH_LIMIT_STEPS``.
+    """
+    if not _has_order(case):
+        return case.tellers[-1]
+    fork = next((one for one in case.declared if one.f == "fork" and one.type == "ok"), None)
+    if fork is None or case.source is None:
+        return None
+    source, upto = case.source, fork.details.upto
+    taken = [marker for marker, turn in case.turns.items() if turn.details.source is not None]
+    shown = {marker for read in case.reads for marker in read.markers or ()}
+    for one in case.tellers:
+        shown.update(one.read.tail if one.read and one.details.source is None else ())
+    if is_declared(source):
+        is_shown = not shown.isdisjoint(source.turns)
+        is_so = _has_order(source, fork, taken if is_shown else None) or not _has_order(source)
+    elif upto in source.place:
+        at = source.place[upto]
+        is_so = taken == source.order[: at + 1] and source.latest_invoke[at] <= fork.complete_ns
+    else:
+        turn = source.turns.get(upto)
+        is_so = turn is not None and turn.type != "fail" and turn.invoke_ns <= fork.complete_ns
+    return None if is_so else fork
+
+
+def _has_order(
+    case: Case, fork: Operation | None = None, taken: Sequence[str] | None = None
+) -> bool:
+    outcome = session_outcome(case, forked=fork, order=taken, limit_steps=SEARCH_LIMIT_STEPS)
+    if outcome.status == "unknown":
+        raise Undecided(f"needs fewer turns at once in {case.key}: {outcome.reason}")
+    return outcome.status == "valid"
 
 
 def _resurrected(case: Case) -> Iterator[Anomaly]:

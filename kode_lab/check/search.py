@@ -21,8 +21,8 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from kode_lab.check.evidence import Case, case_of, undone, window_digest
-from kode_lab.history.digest import digest_of
+from kode_lab.check.evidence import Case, case_of, undone
+from kode_lab.history.digest import MULTIPLIER, digest_of
 from kode_lab.history.operation import Operation, Read
 
 __all__ = [
@@ -252,66 +252,84 @@ MODELS: Mapping[frozenset[str], Model] = {
 
 
 class SessionState:
-    """A session's list; equal to another one if the digests, and what may be left out, are.
+    """A session's list, its last element first; equal to another one if nothing tells them apart.
 
     Attributes:
-        markers: the list.
-        digests: the digest of each of its prefixes.
-        starts: where a list that was compacted may begin.
+        above: the list without its last element; None if it is empty.
+        starts: where a list that was compacted may begin, with the digest of what is before.
     """
 
-    __slots__ = ("digests", "markers", "starts")
+    __slots__ = ("above", "digest", "length", "marker", "starts")
 
     def __init__(
         self,
-        markers: tuple[str, ...] = (),
-        digests: tuple[int, ...] = (0,),
-        starts: frozenset[int] = frozenset((0,)),
+        above: SessionState | None = None,
+        marker: str = "",
+        digest: int = 0,
+        starts: frozenset[tuple[int, int]] = frozenset(((0, 0),)),
     ) -> None:
-        self.markers, self.digests, self.starts = markers, digests, starts
+        self.above, self.marker, self.digest, self.starts = above, marker, digest, starts
+        self.length: int = 0 if above is None else above.length + 1
 
     def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, SessionState)
-            and self.digests[-1] == other.digests[-1]
-            and len(self.markers) == len(other.markers)
-            and self.starts == other.starts
+        return isinstance(other, SessionState) and (
+            (self.digest, self.length, self.starts) == (other.digest, other.length, other.starts)
         )
 
     def __hash__(self) -> int:
-        return hash((self.digests[-1], self.starts))
+        return hash((self.digest, self.starts))
 
-    def added(self, markers: Sequence[str]) -> SessionState:
+    def added(self, markers: Iterable[str]) -> SessionState:
         """Return the list with these markers behind it."""
-        digests = list(self.digests)
+        state = self
         for marker in markers:
-            digests.append(digest_of((marker,), digests[-1]))
-        return SessionState((*self.markers, *markers), tuple(digests), self.starts)
+            state = SessionState(state, marker, digest_of((marker,), state.digest), self.starts)
+        return state
 
-    def until(self, length: int) -> SessionState:
-        """Return the first ``length`` of the list."""
-        starts = frozenset(start for start in self.starts if start <= length)
-        return SessionState(self.markers[:length], self.digests[: length + 1], starts)
+    def before(self, marker: str) -> SessionState | None:
+        """Return what stands before a marker; None if it is not there."""
+        at: SessionState | None = self
+        while at is not None and at.marker != marker:
+            at = at.above
+        if at is None or at.above is None:
+            return None
+        starts = frozenset(start for start in self.starts if start[0] < at.length)
+        return SessionState(at.above.above, at.above.marker, at.above.digest, starts)
+
+    def end(self, length: int) -> tuple[list[str], int] | None:
+        """Return the last elements, and the digest of those before; None if there are too few."""
+        markers: list[str] = []
+        at = self
+        while len(markers) < length:
+            if at.above is None:
+                return None
+            markers.append(at.marker)
+            at = at.above
+        return markers[::-1], at.digest
 
     def shows(self, read: Read) -> bool:
         """Whether a turn can be shown this."""
-        length = len(self.markers)
-        if read.is_suffix:
-            starts = {length - read.position} if read.position <= length else set()
+        if not read.is_suffix and not any(n + read.position == self.length for n, _ in self.starts):
+            return False
+        last = self.end(len(read.tail)) if read.digest is None and read.tail else None
+        if last is not None and last[0] != list(read.tail):
+            return False
+        if not read.is_suffix:
+            before = [digest for n, digest in self.starts if n + read.position == self.length]
         else:
-            starts = {start for start in self.starts if length - start == read.position}
-        return any(
-            read.digest in (None, window_digest(self.digests, start, length)) for start in starts
-        )
+            shown = self.end(read.position) if read.position >= 0 else None
+            before = [] if shown is None else [shown[1]]
+        power = pow(MULTIPLIER, max(read.position, 0), 2**64)
+        own = [(self.digest - digest * power) % 2**64 for digest in before]
+        return bool(own) and (read.digest is None or read.digest in own)
 
     def lists(self, markers: Sequence[str], *, is_suffix: bool) -> bool:
         """Whether a read can list these markers."""
-        start = len(self.markers) - len(markers)
-        return (
-            (is_suffix or start in self.starts)
-            and start >= 0
-            and self.markers[start:] == tuple(markers)
-        )
+        start = self.length - len(markers)
+        if not is_suffix and all(start != n for n, _ in self.starts):
+            return False
+        last = self.end(len(markers))
+        return last is not None and last[0] == list(markers)
 
 
 class _Step(NamedTuple):
@@ -322,27 +340,33 @@ class _Step(NamedTuple):
     invoke_ns: float
     complete_ns: float
     markers: tuple[str, ...] = ()
-    read: Read | None = None
+    reads: tuple[Read, ...] = ()
     spoken_of: str = ""
     is_suffix: bool = False
 
 
 def _session_step(state: SessionState, step: _Step) -> tuple[bool, SessionState]:
     if step.f == "turn":
-        base = state
-        if step.spoken_of:  # an edit
-            if step.spoken_of not in state.markers:
-                return False, state
-            base = state.until(state.markers.index(step.spoken_of))
-        is_allowed = step.read is None or base.shows(step.read)
-        return is_allowed, base.added(step.markers)
+        base = state.before(step.spoken_of) if step.spoken_of else state  # an edit
+        if base is None:
+            return False, state
+        return all(map(base.shows, step.reads)), base.added(step.markers)
     if step.f == "read":
         return state.lists(step.markers, is_suffix=step.is_suffix), state
-    if step.f == "compact":
-        places = [at + 1 for at, marker in enumerate(state.markers) if marker == step.spoken_of]
-        return True, SessionState(state.markers, state.digests, state.starts.union(places))
+    if step.f in ("compact", "forked"):
+        base = state.before(step.spoken_of)
+        if step.f == "forked":  # by another session, which took over up to there
+            if base is None:
+                return False, state
+            upto = base.added((step.spoken_of,))
+            upto.starts = frozenset(start for start in state.starts if start[0] <= upto.length)
+            return upto.lists(step.markers, is_suffix=step.is_suffix), state
+        if base is None:
+            return True, state
+        start = base.length + 1, digest_of((step.spoken_of,), base.digest)
+        return True, SessionState(state.above, state.marker, state.digest, state.starts | {start})
     if step.f == "fork":
-        return not state.markers, SessionState().added(step.markers)
+        return state.length == 0, SessionState().added(step.markers)
     return True, SessionState()  # deleted, or reset
 
 
@@ -352,6 +376,8 @@ SESSION = Model("session", SessionState(), _session_step)
 def session_outcome(
     history: Case | list[Operation],
     *,
+    forked: Operation | None = None,
+    order: Sequence[str] | None = None,
     limit_steps: float = math.inf,
     budget_s: float = BUDGET_S,
 ) -> Outcome:
@@ -359,13 +385,22 @@ def session_outcome(
 
     Refused operations are left out. What is in a list though it was refused, or never sent, counts
     as a turn at any time: that it is there is for other rules to name.
+
+    Args:
+        forked: a fork by another session, which took over ``order``; None if it was not shown.
     """
     if isinstance(history, Case):
         case = history
     else:
         listed = list(history)
         case = case_of(listed[0].key, listed)
-    return search(SESSION, list(_steps(case)), budget_s=budget_s, limit_steps=limit_steps)
+    steps = list(_steps(case))
+    if forked is not None:
+        upto = forked.details.upto
+        times = forked.invoke_ns, forked.complete_ns
+        took = tuple(order or ())
+        steps.append(_Step("forked", "ok", *times, took, spoken_of=upto, is_suffix=order is None))
+    return search(SESSION, steps, budget_s=budget_s, limit_steps=limit_steps)
 
 
 def _steps(case: Case) -> Iterator[_Step]:
@@ -380,7 +415,7 @@ def _steps(case: Case) -> Iterator[_Step]:
         if turn.marker not in merged:
             yield _Step(
                 "turn", turn.type, turn.invoke_ns, turn.complete_ns, (turn.marker,),
-                turn.read, turn.details.replaces,
+                () if turn.read is None else (turn.read,), turn.details.replaces,
             )  # fmt: skip
     for group, members in grouped.items():
         yield _together(case, group, members)
@@ -405,24 +440,22 @@ def _steps(case: Case) -> Iterator[_Step]:
 def _together(case: Case, group: Sequence[str], members: Sequence[Operation]) -> _Step:
     """Return the one step that prompts are which were answered together."""
     all_of = [case.turns[marker] for marker in group if marker in case.turns]
-    first = next((m for m in members if m.read is not None), None)
-    read = first.read if first is not None else None
-    if first is not None and read is not None:
+    reads: list[Read] = []
+    for member in members:
+        read = member.read
         # A member's view was restated as if the prompts had come one by one.
-        ahead = list(group[: group.index(first.marker)])
-        tail = list(read.tail)
-        position, digest = read.position, read.digest
+        ahead = group[: group.index(member.marker)] if member.marker in group else ()
+        if read is None or (read.is_suffix and read.position < len(ahead)):
+            continue
         for marker in reversed(ahead):
-            if tail and tail[-1] == marker:
-                tail.pop()
-            position -= 1
-            digest = None if digest is None else undone(digest, marker)
-        read = read._replace(position=position, digest=digest, tail=tuple(tail))
+            digest = None if read.digest is None else undone(read.digest, marker)
+            read = read._replace(position=read.position - 1, digest=digest)
+        reads.append(read)
     return _Step(
         "turn",
         "ok",
         max(turn.invoke_ns for turn in all_of),
         min(turn.complete_ns if turn.type == "ok" else math.inf for turn in all_of),
         tuple(group),
-        read,
+        tuple(reads),
     )
