@@ -1666,6 +1666,152 @@ SPECS = {
         """,
         {},
     ),
+    "a burst whose members tell their positions": Spec(
+        """
+        ada:1  |--a--|                                     -> a
+        ada:1    |--b------|                               at 1  merged b,c
+        ada:1     |--c-----|                               at 2  merged b,c
+        ada:1                |-=-|                         -> a b c
+        """,
+        {},
+    ),
+    "a burst whose members tell one position": Spec(
+        """
+        ada:1  |--a--|                                     -> a
+        ada:1    |--b------|                               at 1  merged b,c
+        ada:1     |--c-----|                               at 1  merged b,c
+        ada:1                |-=-|                         -> a b c
+        """,
+        {"lost update": 1},
+    ),
+    "a burst after a compaction, one member of which was shown another session": Spec(
+        """
+        ada:1  |--a--|                                     -> a
+        ada:1          |-compact:a-|
+        ada:1                        |--b------|           -> b c  merged b,c
+        ada:1                         |--c-----|           at 3    merged b,c
+        ada:1                                     |-=-|    -> b c
+        """,
+        {"fork": 1},
+    ),
+    "a burst after a compaction": Spec(
+        """
+        ada:1  |--a--|                                     -> a
+        ada:1          |-compact:a-|
+        ada:1                        |--b------|           -> b c  merged b,c
+        ada:1                         |--c-----|           at 1    merged b,c
+        ada:1                                     |-=-|    -> b c
+        """,
+        {},
+    ),
+    "a prompt that is given to a turn which had ended": Spec(
+        """
+        ada:1  |--a--|                                     -> a
+        ada:1    |--b--|                                   -> a b
+        ada:1              |--c--|                         into b
+        ada:1                      |-=-|                   -> a b c
+        """,
+        {"future read": 1},
+    ),
+    "a prompt that is given to a turn which was sent later": Spec(
+        """
+        ada:1  |--a--|                                     -> a
+        ada:1    |--b--|                                   -> a b  into c
+        ada:1              |--c--|
+        ada:1                      |-=-|                   -> a b c
+        """,
+        {"future read": 1},
+    ),
+    "an interleaved turn after a reset": Spec(
+        """
+        ada:1  |--a--|                                     -> a
+        ada:1          |-reset-|
+        ada:1                    |--b------|               -> b c
+        ada:1                     |--c-----|
+        ada:1                                |-=-|         -> b c
+        """,
+        {"interleaved turn": 1},
+    ),
+    "a window of a session that is never read": Spec(
+        """
+        ada:1  |--a--|                                     -> a
+        ada:1    |--b--|
+        ada:1             |--c--|                          -> b c  suffix
+        """,
+        {},
+        status="unknown",
+    ),
+    "a window that shows a turn before it was sent": Spec(
+        """
+        ada:1  |--a--|                                     -> a
+        ada:1    |--b--|                                   -> d b  suffix
+        ada:1             |--d--|
+        """,
+        {"future read": 1},
+    ),
+    "a turn that was shown another twice": Spec(
+        """
+        ada:1  |--a--|                                     -> a
+        ada:1    |--b--|                                   -> a a b
+        ada:1             |-=-|                            -> a b
+        """,
+        {"duplicate": 1, "fork": 1},
+    ),
+    "a fork of a compacted session": Spec(
+        """
+        ada:1  |--a--|                                     -> a
+        ada:1    |--b--|                                   -> a b
+        ada:1           |-compact:a-|
+        ada:2                         |-fork:ada/1@b-|
+        ada:2                                          |--c--|          -> b c
+        ada:1                                                  |-=-|    -> b
+        ada:2                                                  |-=-|    -> b c
+        """,
+        {},
+    ),
+    "a fork before its source was compacted": Spec(
+        """
+        ada:1  |--a--|                                     -> a
+        ada:1    |--b--|                                   -> a b
+        ada:2           |-fork:ada/1@b-|
+        ada:1                            |-compact:a-|
+        ada:2                                          |--c--|          -> a b c
+        ada:1                                                  |-=-|    -> b
+        ada:2                                                  |-=-|    -> a b c
+        """,
+        {},
+    ),
+    "a fork with a turn that its source had replaced": Spec(
+        """
+        ada:1  |--a--|                                     -> a
+        ada:1    |--b--|                                   -> a b
+        ada:1           |-c<a-|                            -> c
+        ada:2                   |-fork:ada/1@c-|
+        ada:1                                    |-=-|     -> c
+        ada:2                                    |-=-|     -> a c
+        """,
+        {"broken fork": 1},
+    ),
+    "a fork of a turn that was refused": Spec(
+        """
+        ada:1  |--a--|                                     -> a
+        ada:1    |--b--x
+        ada:1    |--c--|                                   -> a c
+        ada:2           |-fork:ada/1@b-|
+        ada:1                            |-=-|             -> a c
+        """,
+        {"broken fork": 1},
+    ),
+    "a fork that was made before its last turn was sent": Spec(
+        """
+        ada:1  |--a--|                                     -> a
+        ada:1    |--c--|                                   -> a c
+        ada:2           |-fork:ada/1@b-|
+        ada:1                            |--b--|           -> a c b
+        ada:1                                    |-=-|     -> a c b
+        """,
+        {"broken fork": 1},
+    ),
     # ---- evidence that people can write
     "only positions": Spec(
         """

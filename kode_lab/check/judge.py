@@ -661,6 +661,7 @@ def _case_in(
     held = _case_in(source, by_session, (*visited, key))
     upto = fork.details.upto
     orders = [list(held.order[: held.place[upto] + 1])] if upto in held.place else []
+    shown: set[str] = set()
     if not orders or is_declared(held):
         # No one list shows the source up to there. What the fork shows of it is believed, if that
         # explains all; after a compaction it may have taken over less.
@@ -675,8 +676,8 @@ def _case_in(
     cases = [
         case_of(key, session, _inherited(fork, order))._replace(source=held) for order in orders
     ]
-    explained = (case for case in cases if len(cases) == 1 or unexplained(case) is None)
-    return next(explained, cases[0])
+    whole = [case for case in cases[1:] and cases if shown <= case.turns.keys()]
+    return next((case for case in whole if unexplained(case) is None), cases[0])
 
 
 def _inherited(fork: Operation, order: Sequence[str]) -> list[Operation]:

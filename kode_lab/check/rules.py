@@ -39,6 +39,8 @@ __all__ = ["RULES", "Rule", "Undecided", "declared", "followers", "is_declared",
 Rule = Callable[[Case, Sequence[float]], Iterator[Anomaly]]
 # How many steps the search may take for one session with declarations: about a second.
 SEARCH_LIMIT_STEPS = 200_000
+# Of a list, a witness holds at most so many turns.
+WITNESS_TURNS = 8
 
 
 def is_declared(case: Case) -> bool:
@@ -99,7 +101,15 @@ def kept(case: Case, crashes: Sequence[float]) -> Iterator[Anomaly]:
             yield Anomaly("lost after acknowledgement", case.key, (turn, case.final), marker, facts)
         else:
             facts = _removal_hint(case, case.final.markers or ())
-            yield Anomaly("lost write", case.key, (turn, case.final), marker, facts)
+            # A list shows which of two turns was lost; of its end, the last turn must be known.
+            lists = case.reads[-1:] if case.final.f == "turn" else ()
+            last = (case.final.markers or ())[-1:] if case.final.is_suffix else ()
+            witness = _with_turns(case, (turn, case.final, *lists), last)
+            yield Anomaly("lost write", case.key, witness, marker, facts)
+    yield from _duplicates(case)
+
+
+def _duplicates(case: Case) -> Iterator[Anomaly]:
     told: set[str] = set()
     shown_to = [t for t in case.turns.values() if t.type == "ok" and t.read is not None]
     for read in (*reversed(case.reads), *shown_to):
@@ -231,7 +241,9 @@ def _misplaced(case: Case, turn: Operation, at: int | None) -> Iterator[Anomaly]
         facts["stands"] = list(case.order[max(0, position - len(turn.read.tail)) : position])
         if at is not None and _is_window(case, turn, at):
             facts["hint"] = 'read: {"suffix": true}, if the service shows its model a window'
-        if at is not None or position <= len(case.order) or case.is_before_final(turn):
+        if turn.read.is_suffix and at is None:
+            pass  # it was shown what was sent only later
+        elif at is not None or position <= len(case.order) or case.is_before_final(turn):
             yield Anomaly("fork", case.key, _parting(case, turn), turn.marker, facts)
         else:
             yield from _unconnected(case, turn)
@@ -338,7 +350,9 @@ def _wrong_reads(case: Case) -> Iterator[Anomaly]:
                 witness = tuple(dict.fromkeys((read, missed, case.reads[-1])))
                 yield Anomaly("stale read", case.key, witness, missed.marker)
             elif newest is not None and ended_ns < read.invoke_ns:
-                yield Anomaly("stale read", case.key, (read, newest), case.order[length])
+                missed = case.order[length]
+                witness = _with_turns(case, (read, newest), [missed])
+                yield Anomaly("stale read", case.key, witness, missed)
         first = min(reads, key=lambda read: read.complete_ns)
         if first.complete_ns < ended_ns:
             ended_ns, newest = first.complete_ns, first
@@ -350,14 +364,25 @@ def _diverging(case: Case, read: Operation, shown: list[str]) -> Iterator[Anomal
     if shown[: len(case.order)] != case.order:
         facts = {"saw": shown[-8:], "stands": list(case.order[: len(shown)][-8:])}
         facts |= _removal_hint(case, shown)
-        yield Anomaly("fork", case.key, (read, final), "", facts)
+        both = zip(shown, case.order, strict=False)
+        apart = next((pair for pair in both if pair[0] != pair[1]), ())
+        yield Anomaly("fork", case.key, _with_turns(case, (read, final), apart), "", facts)
         return
     # The final list only lacks the end of this one. What was acknowledged, ``kept`` tells.
     for marker in gone:
         turn = case.turns.get(marker)
         if turn is None or turn.type != "ok" or not case.is_before_final(turn):
-            yield Anomaly("stale read", case.key, (final, read), marker)
+            witness = _with_turns(case, (final, read), [marker])
+            yield Anomaly("stale read", case.key, witness, marker)
             return
+
+
+def _with_turns(
+    case: Case, witness: tuple[Operation, ...], markers: Iterable[str]
+) -> tuple[Operation, ...]:
+    """Return a witness with the turns of which its lists tell: alone it must prove the same."""
+    turns = (case.turns[marker] for marker in markers if marker in case.turns)
+    return tuple(dict.fromkeys((*witness, *turns)))
 
 
 def _removal_hint(case: Case, shown: Sequence[str]) -> dict[str, Any]:
@@ -421,13 +446,15 @@ def declared(case: Case, crashes: Sequence[float]) -> Iterator[Anomaly]:
     if wrong is None or crossed:
         return
     if wrong.f == "fork":
-        witness = tuple(dict.fromkeys(one for one in (wrong, case.final) if one is not None))
+        witness = (wrong, *case.reads[-1:])
+        listed = [*(witness[-1].markers or ())[-WITNESS_TURNS:], wrong.details.upto]
+        witness = _with_turns(case.source or case, witness, listed)
         yield Anomaly("broken fork", case.key, witness, wrong.details.upto)
         return
     found = [*_resurrected(case), *_of_last_epoch(case, crashes)]
     yield from found
     if not found:
-        witness = (*case.declared[-1:], *([] if case.final is None else [case.final]))
+        witness = (*case.declared[-1:], *case.reads[-1:])
         witness = witness or tuple(case.turns.values())[-1:]
         yield Anomaly("fork", case.key, witness, "", {"saw": "a list that no order explains"})
 
@@ -518,8 +545,14 @@ def _of_last_epoch(case: Case, crashes: Sequence[float]) -> Iterator[Anomaly]:
             if anomaly.name == "garbage read" and anomaly.element in case.turns:
                 continue  # a turn that is removed, which another rule names
             accused = anomaly.witness[0]
-            is_inherited = isinstance(accused, Operation) and accused.details.source is not None
-            yield anomaly._replace(name="broken fork") if is_inherited else anomaly
+            if isinstance(accused, Operation) and accused.details.source is not None:
+                source = case.source.turns if case.source is not None else {}
+                taken = [source[m] for m in (anomaly.element,) if m in source]
+                forks = [one for one in case.declared if one.f == "fork"]
+                witness = (*forks[:1], *anomaly.witness[1:], *taken)
+                yield anomaly._replace(name="broken fork", witness=witness)
+            else:
+                yield anomaly
 
 
 def _must_stay(case: Case, turn: Operation, excusing: Sequence[Operation]) -> bool:

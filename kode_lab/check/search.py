@@ -346,28 +346,23 @@ class _Step(NamedTuple):
 
 
 def _session_step(state: SessionState, step: _Step) -> tuple[bool, SessionState]:
-    if step.f == "turn":
-        base = state.before(step.spoken_of) if step.spoken_of else state  # an edit
-        if base is None:
-            return False, state
-        return all(map(base.shows, step.reads)), base.added(step.markers)
+    # What stands before the marker that the step speaks of; the whole list if it speaks of none.
+    base = state.before(step.spoken_of) if step.spoken_of else state
     if step.f == "read":
         return state.lists(step.markers, is_suffix=step.is_suffix), state
-    if step.f in ("compact", "forked"):
-        base = state.before(step.spoken_of)
-        if step.f == "forked":  # by another session, which took over up to there
-            if base is None:
-                return False, state
-            upto = base.added((step.spoken_of,))
-            upto.starts = frozenset(start for start in state.starts if start[0] <= upto.length)
-            return upto.lists(step.markers, is_suffix=step.is_suffix), state
-        if base is None:
-            return True, state
-        start = base.length + 1, digest_of((step.spoken_of,), base.digest)
-        return True, SessionState(state.above, state.marker, state.digest, state.starts | {start})
-    if step.f == "fork":
-        return state.length == 0, SessionState().added(step.markers)
-    return True, SessionState()  # deleted, or reset
+    if step.f in ("delete", "reset", "fork"):
+        return step.f != "fork" or state.length == 0, SessionState().added(step.markers)
+    if base is None:  # what was never there can be compacted, but not replaced or forked
+        return step.f == "compact", state
+    if step.f == "turn":
+        return all(map(base.shows, step.reads)), base.added(step.markers)
+    upto = base.added((step.spoken_of,))
+    if step.f == "compact":
+        starts = state.starts | {(upto.length, upto.digest)}
+        return True, SessionState(state.above, state.marker, state.digest, starts)
+    # Another session took over the list up to there.
+    upto.starts = frozenset(start for start in state.starts if start[0] <= upto.length)
+    return upto.lists(step.markers, is_suffix=step.is_suffix), state
 
 
 SESSION = Model("session", SessionState(), _session_step)
