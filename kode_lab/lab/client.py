@@ -198,9 +198,7 @@ class Client:
         return error
 
 
-def _witnessed(
-    turn: WitnessedTurn, declares: Declaration, *, has_config: bool
-) -> dict[str, Any]:
+def _witnessed(turn: WitnessedTurn, declares: Declaration, *, has_config: bool) -> dict[str, Any]:
     """Return what the model's side knows of a turn: when it was asked, and what its tools did.
 
     Args:

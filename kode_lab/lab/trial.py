@@ -26,7 +26,7 @@ from kode_lab.claude.in_process import InProcessClaude
 from kode_lab.claude.profile import Profile
 from kode_lab.history.span import Trace
 from kode_lab.lab.client import Client as TurnClient
-from kode_lab.lab.client import Witnessed
+from kode_lab.lab.client import Witness
 from kode_lab.lab.exports import export
 from kode_lab.lab.live import Progress, Row
 from kode_lab.lab.records import Run, RunRecorder
@@ -198,7 +198,7 @@ async def ask_script(
 @asynccontextmanager
 async def foreign(
     target: Target | str, scenario: Scenario, log: Path
-) -> AsyncIterator[tuple[Target, Callable[[str], Witnessed | None]]]:
+) -> AsyncIterator[tuple[Target, Witness]]:
     """Start a target with the simulated model as its model."""
     profile = scenario.profile.at(scenario.profile.speed * scenario.speed)
     async with SimulatedClaude(profile) as simulated:
@@ -224,7 +224,7 @@ async def in_process(
     model_name: str = "",
     is_streamed: bool = False,
     tools: Sequence[str] = (),
-) -> AsyncIterator[tuple[ScriptedTarget, Callable[[str], Witnessed | None] | None]]:
+) -> AsyncIterator[tuple[ScriptedTarget, Witness | None]]:
     """Open our own sessions below ``path`` with a model, and the simulated model's witness.
 
     Args:
@@ -235,7 +235,7 @@ async def in_process(
     profile = scenario.profile.at(scenario.profile.speed * scenario.speed)
     script = scenario.script()
     async with AsyncExitStack() as stack:
-        witness: Callable[[str], Witnessed | None] | None = None
+        witness: Witness | None = None
         model: Model = InProcessClaude(profile)
         if real is not None:
             model = real

@@ -14,7 +14,7 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -24,11 +24,12 @@ from typing import Any, NamedTuple
 from kode_lab.claude import Claude, Plan, Profile
 from kode_lab.claude.wording import intent_of
 from kode_lab.errors import InvalidScenario
-from kode_lab.history.operation import Read, marker_of
+from kode_lab.history.operation import marker_of
 from kode_lab.history.span import Span
 from kode_lab.key import SessionKey
 from kode_lab.lab import Handle, start
 from kode_lab.lab.client import Client as TurnClient
+from kode_lab.lab.client import Witness
 from kode_lab.lab.exports import chrome_trace, export
 from kode_lab.lab.live import Card, Pace, Progress, Row, card_for
 from kode_lab.lab.records import RESULTS, Run, RunRecorder
@@ -553,7 +554,7 @@ async def _opened(
     real: Claude | None,
     recorder: RunRecorder,
     rows: Mapping[str, Row],
-) -> AsyncIterator[tuple[Target, Callable[[str], Read | None] | None]]:
+) -> AsyncIterator[tuple[Target, Witness | None]]:
     """Open what is asked: our manager with its model, or the service that the caller names."""
     if plan.target:
         async with foreign(plan.target, scenario, directory / "target.log") as opened:
