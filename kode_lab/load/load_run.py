@@ -451,18 +451,46 @@ def _finish(environment: Any, **_: Any) -> None:
 
 
 def _add_options(parser: Any) -> None:
-    add = parser.add_argument_group("kode_lab").add_argument
+    group = parser.add_argument_group("kode_lab")
+    at_start = {"is_secret": False, "is_required": False, "is_multiple": False}
+
+    def add(name: str, *, is_in_form: bool = False, **given: Any) -> None:
+        option = group.add_argument(name, **given)
+        # Locust reads these from an option, and sets them only where no group is asked for.
+        vars(option).update(at_start, include_in_web_ui=is_in_form)
+
+    add(
+        "--rate",
+        type=float,
+        default=0.0,
+        is_in_form=True,
+        help="turns a second of each user (0: the load test's own)",
+    )
+    add(
+        "--closed-loop",
+        action="store_true",
+        is_in_form=True,
+        help="wait for each answer before the next turn",
+    )
+    add("--seed", type=int, default=0, is_in_form=True, help="of arrivals and choices")
+    add(
+        "--slo-p99-ms",
+        type=float,
+        default=0.0,
+        is_in_form=True,
+        help="exit with 4 when the 99th percentile is slower (0: no objective)",
+    )
+    add(
+        "--patience",
+        type=float,
+        default=60.0,
+        is_in_form=True,
+        help="seconds for turns under way at the end",
+    )
     add("--run-dir", default="", help="where the evidence goes (default: results/<utc>-<name>-…)")
-    add("--rate", type=float, default=0.0, help="turns a second of each user (0: its own)")
-    add("--closed-loop", action="store_true", help="wait for each answer before the next turn")
-    add("--seed", type=int, default=0, help="of arrivals and choices")
-    add("--patience", type=float, default=60.0, help="seconds for turns under way at the end")
-    add("--slo-p99-ms", type=float, default=0.0, help="exit with 4 when turns are slower")
     add("--server-pid", default="", help="file with the server's pid: to kill it, or to watch it")
     add("--model-url", default="", help="the simulated model, where faults can be armed")
-    add(
-        "--target", default="", help="what is asked instead of --host: mine.toml, a.py:chat, a name"
-    )
+    add("--target", default="", help="asked instead of --host: mine.toml, a.py:chat, a name")
     add("--target-gateway", default="", help="where that target was started already")
     add("--progress", action="store_true", help="tell every two seconds how it goes")
     add("--no-history", action="store_true", help="record nothing: measures what recording costs")

@@ -16,7 +16,7 @@ from kode_lab.load.recorder import HISTORY, LAG, LATE, quantile
 from kode_lab.load.server_watch import words_of
 from kode_lab.load.tail import Tail, percentiles_ms
 
-__all__ = ["FIGURES", "Judged", "heard", "judged", "save_figures", "told", "write_page"]
+__all__ = ["FIGURES", "VERDICT", "Judged", "heard", "judged", "save_figures", "told", "write_page"]
 
 FIGURES, VERDICT, SUMMARY = "load.json", "verdict.json", "summary.txt"
 # A process that used more of one core than this had no time left to be punctual.

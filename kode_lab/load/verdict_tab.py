@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import gevent
 from flask import Blueprint, Response, request
 
-from kode_lab.load.summary import heard
+from kode_lab.load.summary import VERDICT, heard
 from kode_lab.load.tail import percentiles_ms
 
 __all__ = ["add_tab"]
@@ -77,7 +78,7 @@ class _Tab:
         """Let the judge hear the history for as long as a test runs."""
         while True:
             run, began_s = self._environment.load_run, time.monotonic()
-            if run.state == "running":
+            if run.state == "running" and not run.inboxes:
                 self._heard = heard(run.recorder.run_dir)
                 self._heard_of = run.recorder.run_dir
             gevent.sleep(max(_PAUSE_S, _PAUSE_FACTOR * (time.monotonic() - began_s)))
@@ -88,7 +89,8 @@ class _Tab:
         tail = run.tail.look() if run.tail is not None else None
         status, headline = self._verdict(run)
         found: dict[str, Any] = {"state": run.state, "status": status, "headline": headline}
-        found |= {"run": run.recorder.run_dir.name if run.recorder is not None else ""}
+        found |= {"run": str(run.recorder.run_dir) if run.recorder is not None else ""}
+        found |= self._findings(run)
         if tail is None:
             empty: dict[str, Any] = {"counts": {}, "open": 0, "sessions": 0, "ms": {}}
             return found | empty | {"seconds": [], "faults": []}
@@ -110,6 +112,23 @@ class _Tab:
     def _verdict(self, run: Any) -> tuple[str, str]:
         if run.verdict is not None:
             return ("valid", "invalid", "unknown")[min(run.verdict.status, 2)], run.verdict.headline
+        if run.inboxes:
+            return "unknown", "UNKNOWN: turns from several machines are judged at the end"
         if run.recorder is None or self._heard_of != run.recorder.run_dir or not self._heard:
             return "unknown", "UNKNOWN: not heard yet"
         return self._heard["status"], self._heard["headline"]
+
+    def _findings(self, run: Any) -> dict[str, Any]:
+        """Return what came of each guarantee, and the smallest proof of what was broken."""
+        told: dict[str, Any] = {}
+        if run.recorder is not None and run.verdict is not None:
+            with suppress(OSError, ValueError):
+                told = json.loads((run.recorder.run_dir / VERDICT).read_bytes())
+        elif run.recorder is not None and self._heard_of == run.recorder.run_dir:
+            told = self._heard
+        names = ("code", "name", "status", "reason")
+        rows = [[one[name] for name in names] for one in told.get("guarantees", ())]
+        proof = [
+            f"{one['name']}:\n" + "\n".join(one["because"]) for one in told.get("anomalies", ())
+        ]
+        return {"guarantees": rows, "proof": proof[0] if proof else ""}
