@@ -367,6 +367,55 @@ def test_how_much_is_asked_is_told_in_turns_requests_or_conversations(load, clie
         assert value in told if isinstance(told, range) else value == told, found
 
 
+def trace(tmp_path, *rows):
+    path = tmp_path / "trace.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return read_report(path).tests[0].turns
+
+
+def test_a_mooncake_trace_is_a_report_of_turns(tmp_path):
+    one, two, three = trace(
+        tmp_path,
+        {"timestamp": 27_000, "input_length": 655, "output_length": 50, "hash_ids": [0, 1]},
+        {"session_id": "s", "timestamp": 27_105, "input_tokens": 1800, "output_tokens": 25},
+        {"session_id": "s", "delay": 2_000, "output_length": 100,
+         "messages": [{"role": "user", "content": "How are you?"}]},
+    )  # fmt: skip
+    assert (one.arrived.at_s, one.model, one.input_tokens) == (0, 1.5, 655)
+    assert (two.arrived.at_s, two.output_tokens, two.user) == (0.105, 25, three.user)
+    assert (three.think, three.prompt, three.arrived) == (2, "How are you?", None)
+    talk = {"session_id": "s", "turns": [{"text": "Hi"}, {"text": "And?", "delay": 500}]}
+    assert [turn.think for turn in trace(tmp_path, talk)] == [None, 0.5]
+
+
+def test_the_requests_of_a_coding_agent_are_turns_with_tools_and_sub_agents(tmp_path):
+    inner = [{"t": 0, "type": "n", "out": 10, "api_time": 1}, {"t": 3, "out": 5, "api_time": 2}]
+    steps = [
+        {"t": 0, "type": "n", "in": 900, "out": 10, "api_time": 2, "stop": "tool_use"},
+        {"t": 2.5, "type": "s", "in": 1000, "out": 20, "api_time": 3},
+        {"t": 5.5, "type": "subagent", "subagent_type": "Explore", "requests": inner},
+        {"t": 12, "type": "n", "in": 1200, "out": 30, "api_time": 1, "stop": "end_turn"},
+        {"t": 60, "type": "n", "in": 1300, "out": 40, "api_time": 2},
+    ]
+    first, second = trace(tmp_path, {"id": "trace_1", "requests": steps})
+    assert (first.calls, first.input_tokens, first.output_tokens) == ((2, 3, 1), 3100, 60)
+    assert [(tool.name, tool.took_s) for tool in first.tools] == [("tool", 0.5), ("Explore", 5)]
+    assert first.tools[1].calls == (1, 2)
+    assert (second.arrived.at_s, second.calls) == (60, (2,))
+
+
+def test_what_a_benchmark_exported_is_a_report_with_its_own_times(tmp_path):
+    row = {"metadata": {"session_num": 3, "request_start_ns": 5 * 10**9, "turn_index": 0},
+           "metrics": {"request_latency": {"value": 812.5, "unit": "ms"},
+                       "time_to_first_token": {"value": 52, "unit": "ms"},
+                       "output_sequence_length": {"value": 128, "unit": "tokens"}}}  # fmt: skip
+    (turn,) = trace(tmp_path, row)
+    assert (turn.user, turn.took, turn.first_token) == ("user-3", 0.8125, 0.052)
+    assert turn.output_tokens == 128
+    with pytest.raises(InvalidScenario, match="lacks a field"):
+        trace(tmp_path, {"metadata": {}, "metrics": {}})
+
+
 def test_a_phase_has_its_own_prompts_and_a_user_goes_on_after_its_last_turn():
     phases = [
         {"name": level, "for": "3 s", "users": users,

@@ -40,6 +40,7 @@ from kode_lab.key import SessionKey, is_unicode
 from kode_lab.lab.distribution import Varying
 from kode_lab.lab.scenario import AGENT, Fault, Phase, Prompt, Share, Value, problem_of
 from kode_lab.lab.times import Seconds, When, Within
+from kode_lab.reports.request_traces import turns_in
 
 __all__ = [
     "FORMAT",
@@ -511,7 +512,7 @@ def _problem(error: ValidationError, given_names: Mapping[str, str]) -> str:
 
 
 def read_report(path: Path) -> Report:
-    """Return the report of a TOML, JSON, JSONL or CSV file.
+    """Return the report of a TOML, JSON, JSONL or CSV file, or of a trace of model requests.
 
     Raises:
         InvalidScenario: it cannot be read; says which field or line.
@@ -529,9 +530,13 @@ def read_report(path: Path) -> Report:
             case ".csv":
                 fields = {"turns": _csv_turns(text)}
             case ".jsonl":
-                fields = {"turns": [json.loads(line) for line in text.splitlines() if line.strip()]}
+                rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+                fields = {"turns": turns_in(rows) or rows}
             case _:
                 fields = json.loads(text)
+                told = fields if isinstance(fields, list) else [fields]
+                if (turns := turns_in(told)) is not None:
+                    fields = {"turns": turns}
     except (ValueError, RecursionError) as error:
         kind = path.suffix[1:].upper() if path.suffix in (".toml", ".csv", ".jsonl") else "JSON"
         raise InvalidScenario(f"report {path.name} is not {kind}: {error!s:.120}") from None
