@@ -1,18 +1,16 @@
-"""The client of the Messages API that all agents of a process share: ``anthropic.AsyncAnthropic``.
+"""The client of the Messages API that all agents of a process share.
 
-It owns the connection pool, the time-outs, the retries and the translation of the SDK's errors.
-It takes a ``Request`` and returns a ``Reply``, and must not know sessions, tools or stores.
+It owns the connections, the time-outs, the retries and the translation of errors. It takes a
+``Request`` and returns a ``Reply``, and must not know sessions, tools or stores.
 
-A client per session would cost 29 ms and 876 kB. The SDK's own retries are off, because they are
-invisible; ours are reported to ``on_attempt``. Bodies are written and read here as JSON: the SDK
-takes 12 ms of CPU a call for a conversation of 1,001 messages, its ``post`` with ready bytes 1.5;
-and content blocks are kept as they arrived, so that what is stored is what was said.
+Requests are those of ``anthropic.AsyncAnthropic``, header by header, and go out through
+``http.client``: a call costs a tenth of the SDK's CPU, and content blocks are kept as they arrived,
+so that what is stored is what was said. The SDK itself is imported, and asked, where the way is not
+plain: through a proxy, with headers from the environment, after a redirect. Its retries are off,
+because they are invisible; ours are reported to ``on_attempt``.
 
-Measured at 1,000 calls in flight: the SDK's default transport takes 3.4 to 8.8 ms of CPU a call,
-the aiohttp one 0.8 to 1.0; the default pool looks through all its connections for every request.
-
-Source: anthropic 2.12, read: it is built on httpx2, sends its key as ``Authorization: Bearer`` and
-API version 2026-10-21, which knows no temperature.
+Source: anthropic 2.14, read: it sends its key as ``Authorization: Bearer`` and API version
+2026-10-21, which knows no temperature.
 """
 
 from __future__ import annotations
@@ -20,11 +18,17 @@ from __future__ import annotations
 import asyncio
 import copy
 import os
+import platform
 import random
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import cache
+from importlib import metadata
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
+from urllib.request import getproxies
 
 import orjson
 
@@ -38,6 +42,7 @@ from kode_lab.errors import (
     ModelRefused,
     ModelUnavailable,
 )
+from kode_lab.http.client import BrokenResponse, HttpClient, NoResponse, Response, events_in
 from kode_lab.message import Reply, Request
 
 if TYPE_CHECKING:
@@ -58,13 +63,13 @@ _SPREAD_LIMIT_S = 8.0
 # Where a prefix for the service's prompt cache ends: after the system prompt (tools come before
 # it), and after the last message. All before stays byte-equal from one request to the next.
 _CACHE_MARK = {"type": "ephemeral"}
+_VERSION = "2026-10-21"
 # The last API version that accepts a temperature.
 _VERSION_WITH_TEMPERATURE = "2023-06-01"
-# We drop idle connections before the server does: a POST that meets a closing connection fails,
-# and aiohttp does not repeat it.
-_KEEPALIVE_S = 15.0
-_CONNECT_S = 10.0
+_REAL_API = "https://api.anthropic.com"
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
+# Tools of so many agents are kept as JSON.
+_TOOLS_KEPT_LIMIT = 64
 
 
 class Attempt(NamedTuple):
@@ -147,25 +152,36 @@ class Claude:
         self._retries = retries
         self._on_attempt = on_attempt
         self._random = random.Random(seed)
-        self._client: anthropic.AsyncAnthropic | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._url = ""
+        self._http: HttpClient | None = None
+        self._sdk: anthropic.AsyncAnthropic | None = None
+        self._address = base_url or os.environ.get("ANTHROPIC_BASE_URL") or _REAL_API
+        self._tools: dict[int, tuple[Any, orjson.Fragment]] = {}
         self._calls = self._attempts = self._in_flight = self._peak = 0
+        self._is_open = False
+        parts = urlsplit(self._address)
+        self._path = f"{parts.path.rstrip('/')}/v1"
+        port = f":{parts.port}" if parts.port else ""
+        host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+        lines = {**_headers_of_sdk(timeout_s), "authorization": f"Bearer {api_key}"}
+        if any(ord(sign) < 32 or ord(sign) > 126 for sign in f"{self._address}{api_key}"):
+            raise InvalidScenario("the address and the key may hold printable ASCII only")
+        coding = "identity" if parts.hostname in _LOOPBACK else "gzip, deflate"
+        lines |= {"host": f"{host}{port}", "accept-encoding": coding}
+        self._head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
 
     async def __aenter__(self) -> Self:
-        # Seconds of CPU the first time; the loop goes on meanwhile.
-        anthropic = await asyncio.to_thread(_sdk)
         self._loop = asyncio.get_running_loop()
-        self._client = anthropic.AsyncAnthropic(
-            api_key=self._api_key,
-            base_url=self.base_url,
-            max_retries=0,
-            open_telemetry=False,
-            timeout=_timeout(self._timeout_s),
-            http_client=_transport(self.base_url, self._concurrency, self._timeout_s),
-        )
-        # Complete, so that the SDK does not build it for each call.
-        self._url = f"{str(self._client.base_url).rstrip('/')}/v1/messages"
+        parts = urlsplit(self._address)
+        if _is_plain(parts):
+            is_secure = parts.scheme == "https"
+            self._http = HttpClient(
+                parts.hostname or "",
+                parts.port or (443 if is_secure else 80),
+                is_secure=is_secure,
+                concurrency=self._concurrency,
+            )
+        self._is_open = True
         return self
 
     async def __aexit__(
@@ -174,9 +190,13 @@ class Claude:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        client, self._client = self._client, None
-        if client is not None:
-            await client.close()
+        self._is_open = False
+        http, self._http = self._http, None
+        if http is not None:
+            http.close()
+        sdk, self._sdk = self._sdk, None
+        if sdk is not None:
+            await sdk.close()
 
     async def __call__(
         self, request: Request, on_text: Callable[[str], None] | None = None
@@ -189,7 +209,7 @@ class Claude:
             ModelGarbage: what it answered is not a reply.
             CallerError: not inside ``async with``, or on another event loop.
         """
-        client = self._opened()
+        self._check_open()
         timeout_s = min(self._timeout_s, request.timeout_s or self._timeout_s)
         self._calls += 1
         self._in_flight += 1
@@ -198,7 +218,7 @@ class Claude:
             left_s = timeout_s if request.time_left_s is None else request.time_left_s
             end_s = asyncio.get_running_loop().time() + min(timeout_s, left_s)
             async with asyncio.timeout(timeout_s):
-                return await self._persist(client, request, on_text, end_s)
+                return await self._persist(request, on_text, end_s)
         except TimeoutError:
             raise ModelUnavailable(
                 f"no whole answer within timeout_s={timeout_s:g} from {self._where}: "
@@ -215,14 +235,14 @@ class Claude:
         Raises:
             ModelRefused, ModelUnavailable: as a call would.
         """
-        client = self._opened()
-        anthropic = _sdk()
+        self._check_open()
 
         async def ask() -> None:
+            answer = await self._answer("GET", "/models?limit=1", b"")
             try:
-                await client.models.list(limit=1)
-            except anthropic.APIError as error:
-                raise failure_of(error, self._where) from error
+                await self._checked(answer)
+            finally:
+                await answer.aclose()
 
         await asyncio.gather(*(ask() for _ in range(min(connections, self._concurrency))))
 
@@ -230,35 +250,31 @@ class Claude:
         """Return the counts of calls, of attempts, and of calls under way now and at most."""
         return Statistics(self._calls, self._attempts, self._in_flight, self._peak)
 
-    def _opened(self) -> anthropic.AsyncAnthropic:
-        if self._client is None:
+    def _check_open(self) -> None:
+        if not self._is_open:
             raise CallerError("this Claude is not open: call it inside `async with Claude(...)`")
         if self._loop is not asyncio.get_running_loop():
             raise CallerError(
                 "this Claude was opened on another event loop: open one in the loop that uses it"
             )
-        return self._client
 
     @property
     def _where(self) -> str:
         return self.base_url or "the Messages API"
 
     async def _persist(
-        self,
-        client: anthropic.AsyncAnthropic,
-        request: Request,
-        on_text: Callable[[str], None] | None,
-        end_s: float,
+        self, request: Request, on_text: Callable[[str], None] | None, end_s: float
     ) -> Reply:
         """Ask, and ask again where that may help, fits into the time, and repeats no text."""
-        body = _body_of(request, is_stream=on_text is not None)
-        options = _options_of(request)
+        tools = self._tools_of(request.tools)
+        body = _body_of(request, is_stream=on_text is not None, tools=tools)
+        version = _VERSION if request.temperature is None else _VERSION_WITH_TEMPERATURE
         for number in range(self._retries + 1):
             assembly = None if on_text is None else Assembly(on_text)
             start_ns = time.monotonic_ns()
             self._attempts += 1
             try:
-                reply = await self._ask(client, body, options, assembly)
+                reply = await self._ask(body, version, assembly)
             except ModelUnavailable as error:
                 is_last = number == self._retries or (assembly is not None and assembly.has_text)
                 left_s = end_s - asyncio.get_running_loop().time()
@@ -287,46 +303,25 @@ class Claude:
                 return reply
         raise AssertionError("every pass of the loop returns, raises or continues")
 
-    async def _ask(
-        self,
-        client: anthropic.AsyncAnthropic,
-        body: bytes,
-        options: Any,
-        assembly: Assembly | None,
-    ) -> Reply:
+    async def _ask(self, body: bytes, version: str, assembly: Assembly | None) -> Reply:
         """Send one request and return its reply."""
-        anthropic = _sdk()
-        import httpx2  # noqa: PLC0415 - comes with anthropic, loaded with it
-
-        request_id = "unknown"
+        answer = await self._answer("POST", "/messages", body, version, is_stream=bool(assembly))
+        request_id = answer.headers.get("request-id", "unknown")
         try:
-            response = await client.post(
-                self._url,
-                cast_to=httpx2.Response,
-                content=body,
-                options=options,
-                stream=assembly is not None,
-                stream_cls=anthropic.AsyncStream[Any],
-            )
-            request_id = response.headers.get("request-id", request_id)
+            data = await self._checked(answer, is_stream=assembly is not None)
             if assembly is None:
-                return reply_of(orjson.loads(response.content))
-            try:
-                async for event in anthropic.AsyncStream.raw_events(response):
-                    if event.event == "error":
-                        raise streamed_failure_of(event.data, request_id, self._where)
-                    if event.event is not None:
-                        assembly.take(orjson.loads(event.data))
-            finally:
-                await response.aclose()
-        except anthropic.APIError as error:
-            raise failure_of(error, self._where) from error
-        except httpx2.HTTPError as error:
+                return reply_of(orjson.loads(data))
+            async for name, event in events_in(answer):
+                if name == "error":
+                    raise streamed_failure_of(event, request_id, self._where)
+                if name:
+                    assembly.take(orjson.loads(event))
+        except BrokenResponse as error:
             raise ModelUnavailable(
-                f"the answer from {self._where} broke off (request {request_id}): {error!r}; "
+                f"the answer from {self._where} broke off (request {request_id}): {error}; "
                 "send again"
             ) from error
-        except (orjson.JSONDecodeError, UnicodeDecodeError) as error:
+        except orjson.JSONDecodeError as error:
             raise ModelGarbage(
                 f"{self._where} answered something that is not JSON (request {request_id}): "
                 f"{error}; check which service listens at that address"
@@ -336,12 +331,122 @@ class Claude:
                 f"{self._where} answered something that is not a reply (request {request_id}): "
                 f"{error}"
             ) from None
+        finally:
+            await answer.aclose()
         if not assembly.is_complete:
             raise ModelUnavailable(
                 f"the stream from {self._where} ended before message_stop (request {request_id}); "
                 "send again"
             )
         return assembly.reply()
+
+    async def _answer(
+        self,
+        method: str,
+        path: str,
+        body: bytes,
+        version: str = _VERSION,
+        *,
+        is_stream: bool = False,
+    ) -> Response | _SdkResponse:
+        """Return the answer to one request, once its head is here; close it.
+
+        Raises:
+            ModelUnavailable: there is none.
+        """
+        try:
+            if self._http is None:
+                return await self._asked_by_sdk(method, path, body, version, is_stream=is_stream)
+            length = f"content-length: {len(body)}\r\n" if method == "POST" else ""
+            head = (
+                f"{method} {self._path}{path} HTTP/1.1\r\n{self._head}"
+                f"anthropic-version: {version}\r\n{length}\r\n"
+            )
+            answer = await self._http.send(head.encode("ascii") + body)
+        except (NoResponse, BrokenResponse) as error:
+            raise ModelUnavailable(
+                f"no answer from {self._where}: {error}; "
+                "check the address and the network, then send again"
+            ) from error
+        if 300 <= answer.status < 400:
+            await answer.aclose()
+            return await self._asked_by_sdk(method, path, body, version, is_stream=is_stream)
+        return answer
+
+    async def _checked(self, answer: Response | _SdkResponse, *, is_stream: bool = False) -> bytes:
+        """Return the body of an answer that is not an error; of a stream nothing yet."""
+        if is_stream and answer.status < 400:
+            return b""
+        data = await answer.read()
+        if answer.status < 400:
+            return data
+        failure = failure_of(answer.status, answer.headers, data, self._where)
+        # A program that uses the SDK gets the SDK's own error as the cause.
+        raise failure from (
+            await self._sdk_error(answer, data) if "anthropic" in sys.modules else None
+        )
+
+    async def _sdk_client(self) -> anthropic.AsyncAnthropic:
+        if self._sdk is None:
+            # Seconds of CPU the first time; the loop goes on meanwhile.
+            await asyncio.to_thread(_sdk)
+            self._sdk = _sdk().AsyncAnthropic(
+                api_key=self._api_key,
+                base_url=self._address,
+                max_retries=0,
+                open_telemetry=False,
+                timeout=self._timeout_s,
+            )
+        return self._sdk
+
+    async def _asked_by_sdk(
+        self, method: str, path: str, body: bytes, version: str, *, is_stream: bool
+    ) -> _SdkResponse:
+        import httpx2  # noqa: PLC0415 - comes with anthropic
+
+        client = await self._sdk_client()
+        options: Any = {"headers": {"anthropic-version": version}}
+        url = f"{self._address.rstrip('/')}/v1{path}"
+        try:
+            if method == "GET":
+                response = await client.get(url, cast_to=httpx2.Response, options=options)
+            else:
+                response = await client.post(
+                    url,
+                    cast_to=httpx2.Response,
+                    content=body,
+                    options=options,
+                    stream=is_stream,
+                    stream_cls=_sdk().AsyncStream[Any],
+                )
+        except _sdk().APIStatusError as error:
+            response = error.response
+        except _sdk().APIError as error:
+            cause = error.__cause__ or error
+            raise NoResponse(f"{type(cause).__name__}: {cause}") from error
+        return _SdkResponse(response)
+
+    async def _sdk_error(self, answer: Response | _SdkResponse, data: bytes) -> Exception:
+        import httpx2  # noqa: PLC0415 - comes with anthropic
+
+        request = httpx2.Request("POST", f"{self._address.rstrip('/')}/v1/messages")
+        headers = {n: v for n, v in answer.headers.items() if n != "content-encoding"}
+        response = httpx2.Response(answer.status, headers=headers, content=data, request=request)
+        error: Exception = (await self._sdk_client())._make_status_error_from_response(response)  # noqa: SLF001
+        return error
+
+    def _tools_of(self, tools: Any) -> Any:
+        """Return tools as they are written; those of an agent's configuration are written once."""
+        known = self._tools.get(id(tools))
+        if known is not None:
+            return known[1]
+        if not isinstance(tools, tuple) or not all(type(t) is MappingProxyType for t in tools):
+            return tools
+        if len(self._tools) >= _TOOLS_KEPT_LIMIT:
+            self._tools.clear()
+        written = orjson.Fragment(orjson.dumps(tools, default=_plain))
+        self._tools[id(tools)] = tools, written  # kept, so that its id is no other's
+        return written
 
     def _pause_s(self, number: int, asked_s: float | None, left_s: float) -> float | None:
         """Return how long to wait before the next attempt; None if that does not fit."""
@@ -356,8 +461,71 @@ class Claude:
             self._on_attempt(attempt)
 
 
-def _body_of(request: Request, *, is_stream: bool) -> bytes:
-    """Return the JSON of ``POST /v1/messages``."""
+class _SdkResponse:
+    """An answer that came through the SDK, read as one of ``http.client`` is."""
+
+    def __init__(self, response: Any) -> None:
+        self._response = response
+        self.status = int(response.status_code)
+        self.headers: Mapping[str, str] = response.headers
+
+    async def read(self) -> bytes:
+        """Return the whole body."""
+        return b"".join([piece async for piece in self.pieces()])
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """Yield the body as it comes."""
+        import httpx2  # noqa: PLC0415 - comes with anthropic
+
+        try:
+            async for piece in self._response.aiter_bytes():
+                yield piece
+        except httpx2.HTTPError as error:
+            raise BrokenResponse(repr(error)) from error
+
+    async def aclose(self) -> None:
+        """Give the connection back."""
+        await self._response.aclose()
+
+
+def _is_plain(parts: SplitResult) -> bool:
+    """Whether requests to an address can be written without the SDK."""
+    is_local = parts.hostname in _LOOPBACK  # a proxy cannot reach the loopback of this machine
+    return (
+        parts.scheme in ("http", "https")
+        and bool(parts.hostname)
+        and not (parts.username or parts.query or parts.fragment)
+        and not os.environ.get("ANTHROPIC_CUSTOM_HEADERS")
+        and (is_local or not {"http", "https", "all"} & getproxies().keys())
+    )
+
+
+@cache
+def _headers_of_sdk(timeout_s: float) -> dict[str, str]:
+    """Return the headers that the SDK sends with each request."""
+    version = metadata.version("anthropic")
+    machine = platform.machine().lower()
+    system = platform.system()
+    return {
+        "accept": "application/json",
+        "content-type": "application/json",
+        "user-agent": f"AsyncAnthropic/Python {version}",
+        "x-stainless-lang": "python",
+        "x-stainless-package-version": version,
+        "x-stainless-os": {"Darwin": "MacOS"}.get(system, system),
+        "x-stainless-arch": {"x86_64": "x64", "amd64": "x64", "aarch64": "arm64"}.get(
+            machine, machine
+        ),
+        "x-stainless-runtime": platform.python_implementation(),
+        "x-stainless-runtime-version": platform.python_version(),
+        "x-stainless-async": "async:asyncio",
+        "x-stainless-retry-count": "0",
+        "x-stainless-read-timeout": str(float(timeout_s)),
+    }
+
+
+def _body_of(request: Request, *, is_stream: bool, tools: Any = None) -> bytes:
+    """Return the JSON of ``POST /v1/messages``; ``tools`` may be written already."""
     fields: dict[str, Any] = {
         "model": request.model,
         "max_tokens": request.max_tokens,
@@ -370,7 +538,7 @@ def _body_of(request: Request, *, is_stream: bool) -> bytes:
                 {"type": "text", "text": request.system, "cache_control": _CACHE_MARK}
             ]
     if request.tools:
-        fields["tools"] = request.tools
+        fields["tools"] = request.tools if tools is None else tools
     if request.temperature is not None:
         fields["temperature"] = request.temperature
     if is_stream:
@@ -396,12 +564,6 @@ def _messages_of(request: Request) -> Any:
     return messages if to_json is None else orjson.Fragment(to_json())
 
 
-def _options_of(request: Request) -> dict[str, Any]:
-    if request.temperature is None:
-        return {}
-    return {"headers": {"anthropic-version": _VERSION_WITH_TEMPERATURE}}
-
-
 def _plain(value: Any) -> Any:
     """Return read-only mappings and other sequences as the dicts and lists that orjson writes."""
     if isinstance(value, Mapping):
@@ -416,26 +578,3 @@ def _sdk() -> Any:
     import anthropic  # noqa: PLC0415 - costs seconds of CPU
 
     return anthropic
-
-
-def _transport(base_url: str | None, concurrency: int, timeout_s: float) -> Any:
-    """Return an HTTP client over aiohttp for ``concurrency`` requests at once."""
-    import httpx2  # noqa: PLC0415 - comes with anthropic
-
-    limits = httpx2.Limits(
-        max_connections=concurrency,
-        max_keepalive_connections=concurrency,
-        keepalive_expiry=_KEEPALIVE_S,
-    )
-    # A proxy from the environment cannot reach the loopback of this machine.
-    is_loopback = base_url is not None and urlsplit(base_url).hostname in _LOOPBACK
-    return _sdk().DefaultAioHttpClient(
-        limits=limits, timeout=_timeout(timeout_s), trust_env=not is_loopback
-    )
-
-
-def _timeout(timeout_s: float) -> Any:
-    """Return the SDK's time-outs: each phase may take the whole time, connecting less."""
-    import httpx2  # noqa: PLC0415 - comes with anthropic
-
-    return httpx2.Timeout(timeout_s, connect=min(_CONNECT_S, timeout_s))

@@ -1,4 +1,4 @@
-"""Translates an error of the Messages API, or of the network, into one of ours.
+"""Translates an error answer of the Messages API into one of our errors.
 
 It says what went wrong and what to do, decides which errors are worth another try, and reads when
 the service wants it. It must not send anything itself.
@@ -13,14 +13,11 @@ from __future__ import annotations
 import math
 import time
 from email.utils import mktime_tz, parsedate_tz
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 
 from kode_lab.errors import ModelRefused, ModelUnavailable, TurnFailed
-
-if TYPE_CHECKING:
-    import anthropic
 
 __all__ = ["RETRY_AFTER_LIMIT_S", "failure_of", "retry_after_s", "streamed_failure_of"]
 
@@ -50,41 +47,43 @@ _ADVICE = {
 }
 
 
-def failure_of(error: anthropic.APIError, where: str) -> TurnFailed:
-    """Return our error for one that the SDK raised; ``where`` names the service."""
-    response = getattr(error, "response", None)
-    if response is None:
-        # There is no answer. The cause has the reason; the SDK's own sentence has not.
-        cause = error.__cause__ or error
-        return ModelUnavailable(
-            f"no answer from {where}: {type(cause).__name__}: {cause}; "
-            "check the address and the network, then send again"
-        )
-    status = int(response.status_code)
-    request_id = response.headers.get("request-id", "unknown")
-    kind, said = _told(error.body)
-    what = f"{where} answered {status} {kind} (request {request_id}): {said or error.message}"
-    should_retry = {"true": True, "false": False}.get(response.headers.get("x-should-retry", ""))
+def failure_of(status: int, headers: Any, body: bytes, where: str) -> TurnFailed:
+    """Return our error for an answer with an error status.
+
+    Args:
+        headers: with ``get``, by lower-case name.
+        body: as it came.
+        where: names the service.
+    """
+    request_id = headers.get("request-id", "unknown")
+    kind, said = _told(_parsed(body))
+    said = said or f"{body[:200].decode(errors='replace').strip() or 'it says no more'}"
+    what = f"{where} answered {status} {kind} (request {request_id}): {said}"
+    should_retry = {"true": True, "false": False}.get(headers.get("x-should-retry", ""))
     if 400 <= status < 500 and status not in _NOT_NOW and not should_retry:
         return ModelRefused(f"{what}; {_ADVICE.get(status, _ADVICE[400])}")
     return ModelUnavailable(
         f"{what}; {_ADVICE.get(status, 'send again later')}",
-        retry_after_s=retry_after_s(response.headers),
+        retry_after_s=retry_after_s(headers),
         is_retryable=should_retry is not False,
     )
 
 
-def streamed_failure_of(data: str, request_id: str, where: str) -> TurnFailed:
+def streamed_failure_of(data: bytes, request_id: str, where: str) -> TurnFailed:
     """Return our error for an ``error`` event inside a stream."""
-    try:
-        body: Any = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        body = data
-    kind, said = _told(body)
-    what = f"{where} broke off its stream with {kind} (request {request_id}): {said or data:.200}"
+    kind, said = _told(_parsed(data))
+    said = said or data[:200].decode(errors="replace")
+    what = f"{where} broke off its stream with {kind} (request {request_id}): {said}"
     if kind in _WRONG_TYPES:
         return ModelRefused(f"{what}; {_ADVICE[400]}")
     return ModelUnavailable(f"{what}; send again later")
+
+
+def _parsed(data: bytes) -> Any:
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return None
 
 
 def _told(body: Any) -> tuple[str, str]:

@@ -1,5 +1,6 @@
-"""HTTP/1.1 for the two servers of this package: the session server and the simulated model API.
+"""HTTP/1.1: the session server, the simulated model API, and the way to a model.
 
+    client       connections to one service: model calls, requests between workers
     server       the listening socket, the open connections, the end in good order
     connection   one connection: parsing, limits, time-outs, pipelining
     exchange     one request and its answer: the receive and send of an ASGI call
