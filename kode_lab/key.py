@@ -82,6 +82,20 @@ class SessionKey(NamedTuple):
         """Return the key in the report's JSON, with every field."""
         return {"userId": self.user_id, "sessionId": self.session_id, "agentId": self.agent_id}
 
+    def child(self, agent_id: str) -> SessionKey:
+        """Return the key of the session in which this one's agent uses another agent.
+
+        It is ``parent/child``, where the parent is the session's id, with its agent's unless both
+        are the same: no two parents share a child.
+
+        Raises:
+            InvalidKey: an id cannot be used, or the two together are too long.
+        """
+        is_default = self.session_id == self.agent_id
+        parent = _escaped(self.session_id) if is_default else self.instance_id
+        child = _escaped(agent_id).replace("/", "%2f")
+        return SessionKey.of(self.user_id, agent_id, f"{parent}/{child}")
+
     @property
     def lock_name(self) -> str:
         """``userId:sessionId``, with ``%`` and ``:`` inside the ids escaped."""

@@ -14,6 +14,7 @@ from kode_lab.message import ToolResult
 from kode_lab.server import Limits
 from kode_lab.server.turns import EventLog
 from kode_lab.sessions import TurnEvent
+from kode_lab.sessions.ticket import PROMPT_LIMIT_BYTES
 
 
 def test_a_turn_is_answered_in_the_reports_words(tmp_path):
@@ -39,6 +40,30 @@ def test_a_turn_is_answered_in_the_reports_words(tmp_path):
             assert prompts(await house.history()) == ["note:1 milk"]
 
     run(scenario())
+
+
+def test_a_message_that_steers_is_answered_with_the_running_turn_s_reply(tmp_path):
+    async def scenario():
+        async with served(tmp_path) as house:
+            gate = house.gates["ask"]
+            gate.shut()
+            running = asyncio.create_task(house.stream("note:1 one", turnId="t1"))
+            await gate.reached.wait()
+            steering = asyncio.create_task(house.stream("two", turnId="t2", strategy="steer"))
+            await until(lambda: house.manager.statistics().turns == 2)
+            gate.open()
+            (_, first), (_, second) = await running, await steering
+            for events in (first, second):
+                assert ("steered", {"turnId": "t2", "into": "t1"}) in events
+            assert first[-1][1]["steered"] == ["t2"]
+            assert (second[-1][1]["into"], second[-1][1]["turnId"]) == ("t1", "t2")
+            assert second[-1][1]["text"] == first[-1][1]["text"]
+
+    run(scenario())
+
+
+def test_the_largest_prompt_fits_into_a_body():
+    assert Limits().connection.body_limit_bytes > PROMPT_LIMIT_BYTES + 1_000_000
 
 
 def test_a_session_without_an_id_has_the_agents_name(tmp_path):

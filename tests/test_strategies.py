@@ -343,7 +343,7 @@ def test_a_turn_that_is_already_being_saved_cannot_be_taken_back(tmp_path):
         async with managing(tmp_path, model, store={"durability": "power"}) as manager:
             first = asyncio.create_task(manager.turn(ADA, "first"))
             ticket = None
-            while ticket is None or not (ticket.session and ticket.session.is_committing):
+            while ticket is None or not (ticket.is_committing):
                 await asyncio.sleep(0)
                 ticket = next(iter(manager._in_line.get(ADA[:2], ())), None)
             second = await manager.turn(ADA, "second", strategy="rollback")

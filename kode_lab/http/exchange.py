@@ -51,7 +51,8 @@ class ConnectionLimits:
     """Limits of each connection; an error names the limit that caused it.
 
     Attributes:
-        body_limit_bytes: of a request; room for a million characters, escaped.
+        body_limit_bytes: of a request: as the Messages API; a prompt of content blocks, which may
+            have 30 MB, fits into it.
         head_limit_bytes: of a request's line and headers.
         head_timeout_s: for the head, from the connection or the head's first byte.
         body_timeout_s: for the body, from the end of the head.
@@ -61,7 +62,7 @@ class ConnectionLimits:
         discard_limit_bytes: of a body that was answered before its end; then the connection ends.
     """
 
-    body_limit_bytes: int = 8_000_000
+    body_limit_bytes: int = 32_000_000
     head_limit_bytes: int = 65_536
     head_timeout_s: float = 10.0
     body_timeout_s: float = 30.0

@@ -39,7 +39,8 @@ __all__ = [
     "turn_request",
 ]
 
-EVENTS = ("accepted", "started", "text", "tool_call", "tool_result", "done", "error")
+EVENTS = ("accepted", "started", "text", "tool_call", "tool_result", "approval_needed", "steered",
+          "done", "error")  # fmt: skip
 DEADLINE_LEAST_S = 1.0
 DEADLINE_LIMIT_S = 86_400.0
 
@@ -217,6 +218,12 @@ class ReplyJson(BaseModel):
     config_version: str
     is_replay: bool
     stop_reason: str
+    steered: Annotated[
+        list[str], Field(description="the turns whose prompts this one was given while it ran")
+    ] = []
+    into: Annotated[
+        str, Field(description="the running turn that this prompt was given to, whose reply it is")
+    ] = ""
 
 
 class ErrorJson(BaseModel):

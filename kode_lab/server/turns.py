@@ -10,6 +10,8 @@ unless it is being saved already.
     text        {"text": "…"}                      a piece of the model's words
     tool_call   {"id", "name", "input"}            a tool is about to run
     tool_result {"callId", "content", "isError"}   what it returned
+    approval_needed {"callId", "name", "input", "question"}   the turn rests until it is answered
+    steered     {"turnId", "into"}                 a prompt was given to the running turn ``into``
     done        the reply, as JSON returns it      the turn is saved
     error       the problem, as JSON returns it    there is no reply
 
@@ -102,6 +104,11 @@ class EventLog:
             self.add(
                 kind, {"callId": data.call_id, "content": data.content, "isError": data.is_error}
             )
+        elif kind == "approval_needed":
+            about = {"name": data.call.name, "input": data.call.input, "question": data.question}
+            self.add(kind, {"callId": data.call_id, **about})
+        elif kind == "steered":
+            self.add(kind, {"turnId": data.turn_id, "into": data.into})
         else:
             self.add(kind, {"turnId": self.request.turn_id})
         self._wake()
@@ -403,7 +410,7 @@ async def _answer(request: TurnRequest, outcome: TurnReply | Problem, send: Send
 
 def reply_json(key: SessionKey, reply: TurnReply) -> dict[str, Any]:
     """Return the answer to an acknowledged turn."""
-    return {
+    answer = {
         **key.to_json(),
         "turnId": reply.turn_id,
         "text": reply.text,
@@ -418,3 +425,6 @@ def reply_json(key: SessionKey, reply: TurnReply) -> dict[str, Any]:
         "isReplay": reply.is_replay,
         "stopReason": reply.stop_reason,
     }
+    if reply.steered:
+        answer["steered"] = reply.steered
+    return answer | {"into": reply.into} if reply.into else answer

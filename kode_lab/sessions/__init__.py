@@ -17,10 +17,9 @@ from kode_lab.sessions.agent import AgentConfig, AgentShelf, ContextPolicy
 from kode_lab.sessions.files.store import JsonStore
 from kode_lab.sessions.manager import SessionManager
 from kode_lab.sessions.postgres.store import PostgresStore
-from kode_lab.sessions.session import TurnEvent
 from kode_lab.sessions.store import Lease, Store
+from kode_lab.sessions.ticket import TurnEvent, TurnReply
 from kode_lab.sessions.tool import Pending, Tool, Toolbox, ToolContext
-from kode_lab.sessions.turn_reply import TurnReply
 
 __all__ = [
     "AgentConfig",

@@ -18,7 +18,7 @@ import os
 import re
 import time
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -26,6 +26,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, cast, get_args
 
 from kode_lab.errors import CallerError, InvalidConfig, InvalidTool, UnknownAgent, UnknownTool
 from kode_lab.key import SessionKey
+from kode_lab.sessions.own_tools import memory_tools, sub_agent
 from kode_lab.sessions.tool import Tool, Toolbox, tools_of
 
 __all__ = [
@@ -41,8 +42,9 @@ __all__ = [
     "shelf_of",
 ]
 
-# What a turn does when its session is busy: wait, fail, or take the running turn's place.
-Strategy: TypeAlias = Literal["enqueue", "reject", "interrupt", "rollback"]
+# What a turn does when its session is busy: wait, fail, take the running turn's place, or give its
+# prompt to the running turn.
+Strategy: TypeAlias = Literal["enqueue", "reject", "interrupt", "rollback", "steer"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 CONFIG_LIMIT_BYTES = 1_000_000
 TOOLS_LIMIT = 128
@@ -77,12 +79,11 @@ class ContextPolicy(NamedTuple):
 class AgentConfig:
     """Everything that the sessions of an agent share; deeply immutable.
 
-    Attributes:
+    Args:
         agent_id: the agent's name; ``SessionKey.agent_id`` of its sessions.
         model: name of the model, as the Messages API takes it.
         system: the system prompt.
-        tools: what the agent may use, in the given order.
-        tool_specs: the tools as the Messages API takes them.
+        tools: a toolbox (all its tools), or a list of tools and functions.
         max_tokens: limit of one reply.
         temperature: of sampling, or None for the model's own.
         step_limit: model calls in one turn.
@@ -90,9 +91,19 @@ class AgentConfig:
         queue_limit: turns that may wait for one session.
         tool_timeout_s: for one tool call.
         strategy: one of ``STRATEGIES``, for turns that do not choose.
-        context: how much of the history the model receives.
+        context: how much of the history the model receives; ``"all"`` is everything.
         cache: whether to mark the prompt's stable prefix for the API's prompt cache.
-        version: short hash of the configuration.
+        agents: other agents that it may use as tools, each in a child session.
+        memory: whether it has the tools ``remember``, ``recall`` and ``forget`` for what the
+            sessions of a user share.
+        version: names this configuration in replies and records; None derives it from the rest.
+
+    Attributes:
+        tool_specs: the tools as the Messages API takes them.
+
+    Raises:
+        InvalidConfig: a value is of the wrong kind or out of its range; names the field.
+        InvalidKey: ``agent_id`` cannot be used.
     """
 
     agent_id: str
@@ -109,6 +120,8 @@ class AgentConfig:
     strategy: Strategy
     context: ContextPolicy
     cache: bool
+    agents: tuple[str, ...]
+    memory: bool
     version: str
 
     def __init__(
@@ -127,53 +140,23 @@ class AgentConfig:
         strategy: Strategy = "enqueue",
         context: ContextPolicy | Literal["all"] = "all",
         cache: bool = False,
+        agents: Sequence[str] = (),
+        memory: bool = False,
         version: str | None = None,
     ) -> None:
-        """Check the values and build the configuration.
-
-        Args:
-            agent_id: the agent's name.
-            model: name of the model.
-            system: the system prompt.
-            tools: a toolbox (all its tools), or a list of tools and functions.
-            max_tokens: limit of one reply.
-            temperature: of sampling, or None for the model's own.
-            step_limit: model calls in one turn.
-            deadline_s: from the start of a turn to its reply.
-            queue_limit: turns that may wait for one session.
-            tool_timeout_s: for one tool call.
-            strategy: one of ``STRATEGIES``, for turns that do not choose.
-            context: how much of the history the model receives; ``"all"`` is everything.
-            cache: whether to mark the prompt's stable prefix for the API's prompt cache.
-            version: names this configuration in replies and records; None derives it.
-
-        Raises:
-            InvalidConfig: a value is of the wrong kind or out of its range; names the field.
-            InvalidKey: ``agent_id`` cannot be used.
-        """
+        given = locals().copy()
         SessionKey.of("user", agent_id)
         where = f"agent {agent_id!r:.80}"
+        fields: dict[str, Any] = {name: given[name] for name in _FIELDS}
+        for name, value in fields.items():
+            _check_field(where, name, value)
         try:
-            found = tools_of(tools)
+            own = [*map(sub_agent, agents), *(memory_tools() if memory else ())]
+            found = tools_of((*tools_of(tools), *own))
         except InvalidTool as error:
             raise InvalidConfig(f"{where}: {error}") from None
         if len(found) > TOOLS_LIMIT:
             raise InvalidConfig(f"{where}: {len(found)} tools, TOOLS_LIMIT={TOOLS_LIMIT}: use less")
-        fields: dict[str, Any] = {
-            "model": model,
-            "system": system,
-            "max_tokens": max_tokens,
-            "temperature": temperature,
-            "step_limit": step_limit,
-            "deadline_s": deadline_s,
-            "queue_limit": queue_limit,
-            "tool_timeout_s": tool_timeout_s,
-            "strategy": strategy,
-            "context": context,
-            "cache": cache,
-        }
-        for name, value in fields.items():
-            _check_field(where, name, value)
         specs = tuple(tool.spec for tool in found)
         if version is not None and not (version.isprintable() and 0 < len(version) <= 100):
             raise InvalidConfig(f"{where}: version is {version!r:.80}: use 1 to 100 characters")
@@ -182,7 +165,7 @@ class AgentConfig:
             version = _version(facts.encode(errors="replace"))
         fields["context"] = ContextPolicy() if isinstance(context, str) else context
         fields |= {"agent_id": agent_id, "tools": found, "tool_specs": specs, "version": version}
-        for name, value in fields.items():
+        for name, value in (fields | {"agents": tuple(agents)}).items():
             object.__setattr__(self, name, value)
 
     def tool(self, name: str) -> Tool | None:
@@ -427,7 +410,12 @@ def config_of(
     names: list[str] = []
     for name, value in given.items():
         if name == "tools":
-            names = _tool_names(where, value)
+            if not _are_names(value):
+                raise InvalidConfig(
+                    f"{where}: tools is {value!r:.80}: list different names of tools"
+                    f" (TOOLS_LIMIT={TOOLS_LIMIT})"
+                )
+            names = value
             continue
         if name not in _FIELDS:
             raise InvalidConfig(f"{where}: there is no field {name!r:.80}{_nearest(name)}")
@@ -436,20 +424,6 @@ def config_of(
         _check_field(where, name, given[name])
     given["tools"] = [_tool(name, toolbox, where) for name in names]
     return AgentConfig(agent_id, version=_version(content), **given)
-
-
-def _tool_names(where: str, value: Any) -> list[str]:
-    if (
-        isinstance(value, list)
-        and len(value) <= TOOLS_LIMIT
-        and all(isinstance(name, str) for name in value)
-        and len(set(value)) == len(value)
-    ):
-        return value
-    raise InvalidConfig(
-        f"{where}: tools is {value!r:.80}: list different names of tools"
-        f" (TOOLS_LIMIT={TOOLS_LIMIT})"
-    )
 
 
 def _tool(name: str, toolbox: Toolbox, where: str) -> Tool:
@@ -515,6 +489,16 @@ def _is_policy(value: Any) -> bool:
     )
 
 
+def _are_names(value: Any) -> bool:
+    return (
+        isinstance(value, list | tuple)
+        and len(value) <= TOOLS_LIMIT
+        and all(isinstance(name, str) and name for name in value)
+        and len(set(value)) == len(value)
+    )
+
+
+_FLAG = _Field("use true or false", lambda value: isinstance(value, bool))
 _FIELDS: Mapping[str, _Field] = {
     "model": _text(1, 200),
     "system": _text(0, 500_000),
@@ -530,7 +514,9 @@ _FIELDS: Mapping[str, _Field] = {
         "with keep_turns from 0 to 1000",
         _is_policy,
     ),
-    "cache": _Field("use true or false", lambda value: isinstance(value, bool)),
+    "cache": _FLAG,
+    "agents": _Field("list different names of agents", _are_names),
+    "memory": _FLAG,
 }
 
 

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
+from hashlib import blake2b
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
 
@@ -27,33 +29,39 @@ from kode_lab.errors import (
     Draining,
     InvalidPrompt,
     InvalidScenario,
+    KodeLabError,
     SelfDeadlock,
     SessionBusy,
     Superseded,
     TurnFailed,
+    TurnPending,
     UnknownCall,
     WaitingRoomFull,
 )
 from kode_lab.history.span import Span, Trace
 from kode_lab.key import SessionKey
-from kode_lab.message import Content, Message, Model, user
+from kode_lab.message import Content, Message, Model, ToolResult, tool_results, user
 from kode_lab.sessions.agent import AgentConfig, Agents, Strategy, shelf_of
 from kode_lab.sessions.files.store import JsonStore
 from kode_lab.sessions.lock import LockStatistics
 from kode_lab.sessions.open_turn import Finished, OpenTurn
 from kode_lab.sessions.residents import Agent, Residents
-from kode_lab.sessions.session import Session, TurnEvent, checked_model
-from kode_lab.sessions.store import Lease, Lookable, Rewindable, Store
+from kode_lab.sessions.session import Session, checked_model
+from kode_lab.sessions.store import Amendable, Lease, Lookable, Rewindable, Store
 from kode_lab.sessions.ticket import (
-    TURN_ID_LIMIT_CHARS,
     Ticket,
+    TurnEvent,
+    TurnReply,
     checked_deadline,
     checked_turn_id,
 )
-from kode_lab.sessions.tool import Blocked, LoopLag
-from kode_lab.sessions.turn_reply import TurnReply, reply_of
+from kode_lab.sessions.tool import Blocked, LoopLag, Pending, ToolContext
 
-__all__ = ["Agents", "ManagerStatistics", "SessionManager", "TurnEvent", "TurnReply"]
+__all__ = ["NESTING_LIMIT", "Agents", "ManagerStatistics", "SessionManager"]
+
+_LOG = logging.getLogger("kode_lab.sessions")
+# Agents that ask each other: each level holds a session and a place in the queue.
+NESTING_LIMIT = 5
 
 # A hold that took longer than this had to wait, for another task or another process.
 _INSTANT_NS = 1_000_000
@@ -157,7 +165,8 @@ class SessionManager:
             turn_id: names the turn: sent again, it returns the saved reply, or continues where a
                 crash or an error stopped it.
             strategy: when the session is busy: ``enqueue``, ``reject``, ``interrupt`` (the others
-                end, what they did stays), ``rollback`` (what they did is forgotten).
+                end, what they did stays), ``rollback`` (what they did is forgotten), ``steer`` (the
+                running turn is given the prompt at its next step, and its reply answers both).
             deadline_s: from now to the reply, waiting included.
             on_event: called with each event of the turn; must not block.
 
@@ -167,7 +176,7 @@ class SessionManager:
             TurnFailed: there is no reply; the same ``turn_id`` continues from what was done.
             StoreError: the session's storage cannot be used.
         """
-        if self._is_closing:
+        if self._is_closing and not _RUNS_FOR.get():  # a turn in flight may need another agent
             raise Draining(f"{key}: the manager is closing: send the turn to another one")
         config = self._agents.current(key.agent_id)
         ticket = Ticket(key, prompt, turn_id, strategy, config, on_event)
@@ -179,10 +188,11 @@ class SessionManager:
         # A turn that is sent again waits for its first sending: it is one turn.
         others = [t for t in line if t.turn_id != ticket.turn_id] if ticket.takes_place else ()
         line[ticket] = None
+        reply = None
         try:
             for other in others:
                 other.supersede(ticket.strategy)
-            return await self._hold(ticket)
+            reply = await self._hold(ticket)
         except asyncio.CancelledError:
             if ticket.ran_out():
                 raise DeadlineExceeded(
@@ -196,12 +206,15 @@ class SessionManager:
             timer.cancel()
             ticket.ran_out()  # it may have ended in another way all the same
             ticket.gave_way()
+            if ticket.notes or ticket.given:
+                ticket.hand_over(reply)
             self._nested.pop(ticket, None)
             ticket.task = None  # which holds the error, whose traceback holds the ticket
             del line[ticket]
             if not line:
                 del self._in_line[key[:2]]
             self._one_ended.set()
+        return reply
 
     def withdraw(self, key: SessionKey, task: asyncio.Task[TurnReply]) -> None:
         """Roll back the turn that ``task`` awaits, as a later turn with ``rollback`` would.
@@ -296,8 +309,7 @@ class SessionManager:
             Superseded: a later turn closed this one first.
         """
         self._refuse_if_closing(key, "nothing was approved")
-        if not isinstance(answer, str) or not 0 < len(answer) <= TURN_ID_LIMIT_CHARS:
-            raise InvalidPrompt(f"answer must be text of 1 to {TURN_ID_LIMIT_CHARS=} characters")
+        checked_turn_id(answer, "answer")
         async with self._holding(key, wait_s) as lease:
             agent = await self._agent(lease)
             turn_id, prompt = await self._approved(lease, agent, call_id, answer)
@@ -311,26 +323,63 @@ class SessionManager:
     ) -> tuple[str, Content]:
         """Save an answer, and return the id and the prompt of its turn."""
         turn = agent.open
-        for ended in reversed(agent.finished.values()):
+        known: list[Finished | OpenTurn] = [*reversed(agent.finished.values())]
+        if turn is not None:
+            known.append(turn)
+        for ended in known:
             given = ended.facts.get("approvals", {}).get(call_id)
-            if given is not None:
-                _check_answer(agent.key, call_id, given, answer)
-                prompt = agent.conversation.messages(ended.first, ended.first + 1)[0]["content"]
-                return ended.turn_id, prompt
-        if turn is None or all(call.id != call_id for call in turn.calls):
-            given = None if turn is None else turn.facts.get("approvals", {}).get(call_id)
-            if turn is None or given is None:
-                raise UnknownCall(
-                    f"{agent.key}: no tool call {call_id!r:.60} waits here: its turn ended, or a "
-                    "later turn closed it"
+            if given is None:
+                continue
+            if given != answer:
+                raise AlreadyAnswered(
+                    f"{agent.key}: call {call_id!r:.60} was answered {given!r:.60} already, and "
+                    "that counts"
                 )
-        approvals = turn.facts.get("approvals", {})
-        if call_id in approvals:
-            _check_answer(agent.key, call_id, approvals[call_id], answer)
-        else:
-            entry = turn.remember(approvals={**approvals, call_id: answer})
-            await self._store.journal(lease, turn, entry)
+            if isinstance(ended, Finished):
+                return ended.turn_id, agent.prompt(ended, ended.turn_id)
+            return ended.turn_id, ended.messages[0]["content"]
+        # A tool that asks several times in one call has a question "callId:id" for each.
+        if turn is None or not any(f"{call_id}:".startswith(f"{c.id}:") for c in turn.calls):
+            raise UnknownCall(
+                f"{agent.key}: no tool call {call_id!r:.60} waits here: its turn ended, or a later "
+                "turn closed it"
+            )
+        entry = turn.remember(approvals={**turn.facts.get("approvals", {}), call_id: answer})
+        await self._store.journal(lease, turn, entry)
         return turn.turn_id, turn.messages[0]["content"]
+
+    async def ask_agent(self, context: ToolContext, agent_id: str, prompt: str) -> str | Pending:
+        """Take a turn of another agent for a tool call, in a child session of the call's session.
+
+        Use ``ToolContext.ask``. A repeated call continues the turn, or returns its saved reply.
+
+        Raises:
+            SelfDeadlock: agents ask each other more than ``NESTING_LIMIT`` deep.
+            KodeLabError: as ``turn``.
+        """
+        if len(_RUNS_FOR.get()) > NESTING_LIMIT:
+            raise SelfDeadlock(
+                f"{context.key}: agents ask each other {NESTING_LIMIT=} deep: let one of them "
+                "answer by itself"
+            )
+        key = context.key.child(agent_id)
+        turn_id = blake2b(context.idempotency_key.encode(), digest_size=16).hexdigest()
+        try:
+            return (await self.turn(key, prompt, turn_id=turn_id)).text
+        except TurnPending as pending:
+            waiting = pending.questions
+        while answered := [call_id for call_id in waiting if call_id in context.answers]:
+            try:
+                return (await self.approve(key, answered[0], context.answers[answered[0]])).text
+            except TurnPending as pending:
+                waiting = pending.questions
+        call_id, question = next(iter(waiting.items()))
+        return Pending(f"{agent_id}: {question}", call_id)
+
+    @property
+    def store(self) -> Store:
+        """Where the sessions are."""
+        return self._store
 
     async def delete(
         self, key: SessionKey, *, wait_s: float | None = None, stop: bool = False
@@ -402,9 +451,12 @@ class SessionManager:
                 self._residents.keep(agent)
                 return tuple(done.facts["rewound"])
             count = _count_at(agent, to_turn)
-            gone = [f.turn_id for f in agent.finished.values() if _is_after(f, count)]
+            removed: list[Finished | OpenTurn] = [
+                turn for turn in agent.finished.values() if _is_after(turn, count)
+            ]
             if agent.open is not None:
-                gone.append(agent.open.turn_id)
+                removed.append(agent.open)
+            gone = [one for t in removed for one in (t.turn_id, *t.facts.get("steered", ()))]
             await store.rewind(lease, count, rewind_id, gone)
             return tuple(gone)  # the agent is not kept: the next turn loads what is there now
 
@@ -505,6 +557,53 @@ class SessionManager:
         if self._is_closing:
             raise Draining(f"{key}: the manager is closing: {so_far}")
 
+    def _steerable(self, ticket: Ticket) -> Ticket | None:
+        """Return the running turn that can be given this prompt, or None."""
+        for other in self._in_line[ticket.key[:2]]:
+            known = {other.turn_id, *(one.turn_id for one in (*other.notes, *other.given))}
+            if (
+                other.is_running
+                and other.key == ticket.key
+                and other.superseded_by is None
+                and not other.is_committing
+                and ticket.turn_id not in known
+            ):
+                return other
+        return None
+
+    def _came_late(self, key: SessionKey, result: ToolResult) -> None:
+        """Take the result of a tool that ended after its turn was ended, or broken off."""
+        # Not in the context of the turn: it would seem to wait for itself.
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(self._take_late(key, result), context=Context())
+        self._others.add(task)
+        task.add_done_callback(self._others.discard)
+
+    async def _take_late(self, key: SessionKey, result: ToolResult) -> None:
+        """Put a late result in the place of the words that its outcome is unknown."""
+        store = self._store
+        try:
+            async with self._holding(key, None) as lease:
+                agent = await self._agent(lease)
+                turn = agent.open
+                sealed = [c for c in agent.unknown_calls() if c.call_id == result.call_id]
+                if turn is not None and result.call_id in {call.id for call in turn.calls}:
+                    turn.add_result(result)
+                    await store.journal(lease, turn, turn.result_entry(result))
+                elif sealed and isinstance(store, Amendable):
+                    at = sealed[-1].at
+                    (message,) = agent.conversation.messages(at, at + 1)
+                    (new,) = tool_results([result])["content"]
+                    blocks = [
+                        new if block.get("tool_use_id") == result.call_id else block
+                        for block in message["content"]
+                    ]
+                    await store.amend(lease, at, {**message, "content": blocks})
+                    return  # the agent is not kept: the next turn loads what is there now
+                self._residents.keep(agent)
+        except KodeLabError as error:
+            _LOG.info("%s: the late result of %s was not saved: %s", key, result.call_id, error)
+
     def _rewindable(self, key: SessionKey) -> Rewindable:
         if not isinstance(self._store, Rewindable):
             raise CallerError(
@@ -571,6 +670,12 @@ class SessionManager:
     async def _hold(self, ticket: Ticket) -> TurnReply:
         """Wait for the session, and take the turn under its lease."""
         key = ticket.key
+        if (
+            ticket.strategy == "steer"
+            and (running := self._steerable(ticket)) is not None
+            and (reply := await ticket.steer(running)) is not None
+        ):
+            return reply
         start_ns = time.monotonic_ns()
         ahead = len(self._in_line[key[:2]]) - 1
         try:
@@ -602,34 +707,29 @@ class SessionManager:
     async def _take(self, lease: Lease, ticket: Ticket) -> TurnReply:
         """Take the turn with the session's agent, and decide what of a failed one is kept."""
         agent = await self._agent(lease, ticket)
-        saved = agent.finished.get(ticket.turn_id)
+        saved = agent.turn(ticket.turn_id)
         if saved is not None:
             self._residents.keep(agent)
             if not saved.is_rewound:
-                _check_prompt(ticket, agent.conversation.messages(saved.first, saved.first + 1)[0])
-            return reply_of(agent, saved, is_replay=True)
+                _check_prompt(ticket, agent.prompt(saved, ticket.turn_id))
+            return agent.reply(saved, ticket.turn_id, is_replay=True)
         turn = await self._open(lease, agent, ticket)
-        session = ticket.session = Session(
+        session = Session(
             lease,
             self._store,
             agent,
             turn,
-            ticket.config,
+            ticket,
             self._model,
             self._trace,
-            ticket.on_event,
+            host=self,
             lag=self._lag,
-            end_s=ticket.end_s,
+            on_late=self._came_late,
         )
         try:
-            while not session.is_answered:
-                if session.calls:
-                    await session.use()
-                else:
-                    await session.ask()
-            await session.commit()
+            finished = await session.run()
         except (TurnFailed, asyncio.CancelledError) as error:
-            if ticket.superseded_by is not None and not session.is_committing:
+            if ticket.superseded_by is not None and not ticket.is_committing:
                 await self._give_way(lease, agent, turn, ticket)
                 raise asyncio.CancelledError from error  # whatever the model made of it
             if isinstance(error, TurnFailed):
@@ -637,8 +737,7 @@ class SessionManager:
                 self._residents.keep(agent)
             raise
         self._residents.keep(agent)
-        assert session.finished is not None
-        return reply_of(agent, session.finished, is_replay=False)
+        return agent.reply(finished, ticket.turn_id, is_replay=False)
 
     async def _agent(self, lease: Lease, ticket: Ticket | None = None) -> Agent:
         """Return the session's agent: the resident if it may be used, else one made now."""
@@ -655,7 +754,11 @@ class SessionManager:
         """Return the open turn if it is the one asked for, else a new turn."""
         left = agent.open
         if left is not None and left.turn_id == ticket.turn_id:
-            _check_prompt(ticket, left.messages[0])
+            _check_prompt(ticket, left.messages[0]["content"])
+            return left
+        if left is not None and ticket.turn_id in left.facts.get("steered", ()):
+            at, start, end = left.facts["steered"][ticket.turn_id]
+            _check_prompt(ticket, left.messages[at]["content"][start:end])
             return left
         if left is not None:
             entries = [] if left.is_answered else left.seal(_BROKEN_OFF)
@@ -685,19 +788,12 @@ class SessionManager:
             self._trace(Span(ticket.key, ticket.turn_id, step, start_ns, end_ns, attributes, error))
 
 
-def _check_prompt(ticket: Ticket, taken: Message) -> None:
+def _check_prompt(ticket: Ticket, taken: object) -> None:
     """Refuse the id of another prompt's turn, because its reply would answer that prompt."""
-    if taken != user(ticket.prompt):
+    if taken != user(ticket.prompt)["content"]:
         raise InvalidPrompt(
             f"{ticket.key}: turnId {ticket.turn_id!r:.60} belongs to another prompt: send that "
             "prompt again, or use an id of its own for this one"
-        )
-
-
-def _check_answer(key: SessionKey, call_id: str, given: str, answer: str) -> None:
-    if given != answer:
-        raise AlreadyAnswered(
-            f"{key}: call {call_id!r:.60} was answered {given!r:.60} already, and that counts"
         )
 
 
@@ -710,7 +806,9 @@ def _count_at(agent: Agent, turn: str | int) -> int:
             raise InvalidPrompt(f"{agent.key}: turn {turn!r:.60} {why}")
         return found.last + 1
     messages = agent.conversation.messages()
-    starts = [at for at, message in enumerate(messages) if _is_prompt(message)]
+    # A prompt that was given to a running turn begins none.
+    within = {at for f in agent.steered.values() for at in range(f.first + 1, f.last + 1)}
+    starts = [at for at, m in enumerate(messages) if _is_prompt(m) and at not in within]
     if isinstance(turn, bool) or not isinstance(turn, int) or not 0 <= turn <= len(starts):
         raise InvalidPrompt(
             f"{agent.key}: turn {turn!r:.60} is not valid: pass the id of a turn in the "

@@ -10,22 +10,46 @@ lost 50 to 87 per cent of the acknowledged turns.
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
+from kode_lab.errors import Superseded
 from kode_lab.key import SessionKey
-from kode_lab.message import Message, tool_calls_of
+from kode_lab.message import Block, Message, Reply, tool_calls_of
 from kode_lab.sessions.conversation import Conversation
-from kode_lab.sessions.open_turn import Finished, OpenTurn
+from kode_lab.sessions.open_turn import OUTCOME_UNKNOWN, Finished, OpenTurn
 from kode_lab.sessions.store import Lease, Stored
+from kode_lab.sessions.ticket import TurnReply
 
-__all__ = ["Agent", "Residents"]
+__all__ = ["Agent", "Residents", "UnknownCall"]
 
 # The agent itself, its containers while they are empty, and its place among the residents.
 _AGENT_BYTES = 700
+_NONE: Mapping[str, Any] = {}
+
+
+class UnknownCall(NamedTuple):
+    """A call whose turn was ended before its result was known.
+
+    Attributes:
+        at: index of the message that says so.
+        turn_id: its turn.
+        what: the tool's name and input, as JSON with sorted names.
+    """
+
+    at: int
+    turn_id: str
+    call_id: str
+    what: str
+
+    @staticmethod
+    def what_of(name: str, given: Any) -> str:
+        """Return the tool's name and input in a form that can be compared."""
+        return json.dumps([name, given], sort_keys=True)
 
 
 class Agent:
@@ -38,6 +62,8 @@ class Agent:
         open: a turn left unfinished, or None.
         thinking: the turns that hold a model's thinking, by that model.
         summary: the newest summary of older turns, or None.
+        steered: the turns that prompts were given to while they ran, by the ids of the prompts.
+        sealed: the turns in the conversation that were ended from outside.
     """
 
     __slots__ = (
@@ -50,6 +76,8 @@ class Agent:
         "kept_bytes",
         "key",
         "open",
+        "sealed",
+        "steered",
         "summary",
         "thinking",
     )
@@ -67,6 +95,8 @@ class Agent:
         self._call_ids: set[str] | None = None
         self.thinking: dict[str, list[Finished]] = {}
         self.summary: dict[str, Any] | None = None
+        self.steered: Mapping[str, Finished] = _NONE  # shared: most sessions never need one
+        self.sealed: tuple[Finished, ...] = ()
         for finished in self.finished.values():
             self._index_facts(finished)
         self._turns_bytes = sum(map(_bytes_of, stored.finished.values()))
@@ -99,10 +129,93 @@ class Agent:
         self._turns_bytes += _bytes_of(finished)
         self.open = None
 
+    def turn(self, turn_id: str) -> Finished | None:
+        """Return the turn of that id, or that to which a prompt of that id was given."""
+        found = self.finished.get(turn_id)
+        return self.steered.get(turn_id) if found is None and self.steered else found
+
+    def prompt(self, finished: Finished, turn_id: str) -> list[Block] | str:
+        """Return what was said under that id: the turn's prompt, or one that it was given."""
+        at, start, end = finished.facts.get("steered", {}).get(turn_id, (0, 0, None))
+        first = finished.first + at
+        content: list[Block] | str = self.conversation.messages(first, first + 1)[0]["content"]
+        return content[start:end]
+
+    def reply(self, finished: Finished, turn_id: str, *, is_replay: bool) -> TurnReply:
+        """Return the reply of a turn that is in the conversation.
+
+        One that just ended and one that ended long ago are read the same way, so a turn that is
+        sent again returns what it returned the first time.
+
+        Raises:
+            Superseded: it was interrupted, stopped or rewound: there is no reply.
+        """
+        if finished.is_rewound:
+            raise Superseded(
+                f"{self.key}: turn {turn_id!r} was removed by a rewind, and its tools may "
+                "have acted: send it with a new turnId"
+            )
+        if finished.is_sealed:
+            raise Superseded(
+                f"{self.key}: turn {turn_id!r} was interrupted and closed; "
+                "what it did stays in the conversation: send it with a new turnId"
+            )
+        facts = finished.facts
+        stop_reason, steered = facts.get("stop_reason", "end_turn"), tuple(facts.get("steered", ()))
+        messages = self.conversation.messages(finished.first, finished.last + 1)
+        calls = [
+            call
+            for message in messages
+            if message["role"] == "assistant" and isinstance(message["content"], list)
+            for call in tool_calls_of(message["content"])
+        ]
+        text = Reply(tuple(messages[-1]["content"]), stop_reason).text
+        is_own = turn_id == finished.turn_id
+        return TurnReply(
+            turn_id,
+            text,
+            tuple(calls),
+            finished.usage,
+            finished.version,
+            is_replay,
+            stop_reason,
+            steered if is_own else (),
+            "" if is_own else finished.turn_id,
+        )
+
+    def unknown_calls(self) -> list[UnknownCall]:
+        """Return the calls of sealed turns whose outcome is still not known.
+
+        A call with the same input that was given a result later settles it.
+        """
+        found: list[UnknownCall] = []
+        if not self.sealed:
+            return found
+        whats: dict[str, str] = {}
+        first = self.sealed[0].first
+        for at, message in enumerate(self.conversation.messages(first), first):
+            for block in message["content"] if isinstance(message["content"], list) else ():
+                if block["type"] == "tool_use":
+                    whats[block["id"]] = UnknownCall.what_of(block["name"], block["input"])
+                elif block["type"] == "tool_result" and block["tool_use_id"] in whats:
+                    call_id = block["tool_use_id"]
+                    if block.get("content") == OUTCOME_UNKNOWN:
+                        turn_id = next(
+                            (t.turn_id for t in self.sealed if t.first <= at <= t.last), ""
+                        )
+                        found.append(UnknownCall(at, turn_id, call_id, whats[call_id]))
+                    elif not block.get("is_error"):
+                        found = [one for one in found if one.what != whats[call_id]]
+        return found
+
     def _index_facts(self, finished: Finished) -> None:
         facts = finished.facts
+        if finished.is_sealed and not finished.is_rewound:
+            self.sealed += (finished,)
         if not facts or finished.is_rewound:
             return
+        if "steered" in facts:
+            self.steered = {**self.steered, **dict.fromkeys(facts["steered"], finished)}
         if "thinking_by" in facts:
             self.thinking.setdefault(facts["thinking_by"], []).append(finished)
         self.summary = facts.get("summary", self.summary)

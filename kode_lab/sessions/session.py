@@ -2,8 +2,8 @@
 
 A ``Session`` exists only while its lease is held; it is the one argument through which a turn
 reaches the model, the tools and the store. Each step is journalled before the next one starts, and
-leaves one span. This module must not decide what comes next (``turn``), when a session is held
-(``manager``), or how anything is stored (``store``).
+leaves one span. This module must not know when a session is held (``manager``) or how anything is
+stored (``store``).
 
 What the model receives is built here from the record: the agent's context policy applies, and
 thinking that another model signed is left out. The record itself is always whole.
@@ -20,11 +20,13 @@ import json
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from itertools import groupby, islice
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
 from kode_lab.errors import CallerError, ModelGarbage, ModelRefused, StepLimitReached, TurnPending
 from kode_lab.history.span import Span, Trace
+from kode_lab.key import SessionKey
 from kode_lab.message import (
     CUT_OFF,
     Block,
@@ -41,14 +43,15 @@ from kode_lab.message import (
     user,
     without_thinking,
 )
-from kode_lab.sessions.agent import AgentConfig, ContextPolicy
+from kode_lab.sessions.agent import ContextPolicy
 from kode_lab.sessions.conversation import Shown, encode
 from kode_lab.sessions.open_turn import Finished, OpenTurn
-from kode_lab.sessions.residents import Agent
+from kode_lab.sessions.residents import Agent, UnknownCall
 from kode_lab.sessions.store import Lease, Store
-from kode_lab.sessions.tool import LoopLag, Pending, ToolContext, use
+from kode_lab.sessions.ticket import ApprovalNeeded, Steered, Ticket, TurnEvent
+from kode_lab.sessions.tool import Host, LoopLag, Pending, ToolContext, use
 
-__all__ = ["Session", "TurnEvent", "checked_model"]
+__all__ = ["Session", "checked_model"]
 
 # As much of a tool's result as a picture or a table can show.
 _SHOWN_CHARS = 200
@@ -97,41 +100,17 @@ def checked_model(model: object) -> Model:
     return cast("Model", model)
 
 
-class TurnEvent(NamedTuple):
-    """An event of a running turn.
-
-    Attributes:
-        data: None for ``started``, the piece for ``text``, the ``ToolCall``, the ``ToolResult``.
-    """
-
-    kind: Literal["started", "text", "tool_call", "tool_result"]
-    data: Any = None
-
-
 class Session:
     """One held session and its open turn.
 
     Attributes:
-        finished: how the turn ended, once it is in the conversation.
-        is_committing: the turn is being appended, or was: it can no longer be taken back.
+        turn: the open turn.
     """
 
     __slots__ = (
-        "_agent",
-        "_config",
-        "_end_s",
-        "_lag",
-        "_last_steps",
-        "_lease",
-        "_model",
-        "_on_event",
-        "_questions",
-        "_store",
-        "_trace",
-        "_turn",
-        "finished",
-        "is_committing",
-    )
+        "_agent", "_config", "_earlier", "_host", "_lag", "_last_steps", "_lease", "_model",
+        "_on_late", "_questions", "_store", "_ticket", "_trace", "turn",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -139,48 +118,74 @@ class Session:
         store: Store,
         agent: Agent,
         turn: OpenTurn,
-        config: AgentConfig,
+        ticket: Ticket,
         model: Model,
         trace: Trace | None,
-        on_event: Callable[[TurnEvent], None] | None,
         *,
-        lag: LoopLag | None = None,
-        end_s: float | None = None,
+        host: Host,
+        lag: LoopLag,
+        on_late: Callable[[SessionKey, ToolResult], None],
     ) -> None:
-        """Set it up; ``end_s`` is when the turn's time ends, in the loop's time."""
+        """Set it up; ``on_late`` is called with the result of a tool that ends after its turn."""
         self._lease = lease
         self._store = store
         self._agent = agent
-        self._turn = turn
-        self._config = config
+        self.turn = turn
+        self._ticket = ticket
+        self._config = ticket.config
         self._model = model
         self._trace = trace
-        self._on_event = on_event
-        self._lag = LoopLag() if lag is None else lag
-        self._end_s = end_s
+        self._host = host
+        self._lag = lag
+        self._on_late = on_late
         self._questions: dict[str, str] = {}
+        self._earlier: list[UnknownCall] | None = None
         self._last_steps: list[dict[str, Any]] = []
-        self.finished: Finished | None = None
-        self.is_committing = False
 
-    @property
-    def is_answered(self) -> bool:
-        """Whether the model has given its final reply."""
-        return self._turn.is_answered
+    async def run(self) -> Finished:
+        """Ask the model and use its tools until it has answered; then append the turn.
 
-    @property
-    def calls(self) -> tuple[ToolCall, ...]:
-        """The tool calls that have no result yet."""
-        return self._turn.calls
-
-    async def ask(self) -> None:
-        """Ask the model with the conversation, and journal its reply.
+        A prompt that was given to the turn meanwhile is said before the next question.
 
         Raises:
             StepLimitReached: the agent's ``step_limit`` of model calls is used up.
             ModelRefused, ModelUnavailable, ModelGarbage: there is no reply.
+            TurnPending: a tool waits for an approval; the results of the others are journalled.
+            StaleLease: the session was held by another since; nothing was appended.
+            StoreUnwritable: the disk refused.
         """
-        config, turn = self._config, self._turn
+        turn, ticket = self.turn, self._ticket
+        while True:
+            if turn.calls:
+                await self._use()
+            elif ticket.notes and self._can_be_steered():
+                await self._take_notes()
+            elif turn.is_answered:
+                return await self._commit()
+            else:
+                await self._ask()
+
+    def _can_be_steered(self) -> bool:
+        # Not before the first reply: until then the prompt is the turn's identity.
+        turn = self.turn
+        return 0 < turn.steps < self._config.step_limit and not turn.is_paused
+
+    async def _take_notes(self) -> None:
+        """Say the prompts that came while the turn ran, and tell both sides."""
+        turn, ticket = self.turn, self._ticket
+        notes, ticket.notes = ticket.notes, []
+        ticket.given += notes
+        # Were it answered already, its last reply would now be followed by something.
+        entries, self._last_steps = self._last_steps, []
+        entries += [turn.add_prompt(one.turn_id, user(one.prompt)["content"]) for one in notes]
+        for entry in entries:
+            await self._store.journal(self._lease, turn, entry)
+        for one in notes:
+            self._tell("steered", Steered(one.turn_id, turn.turn_id))
+
+    async def _ask(self) -> None:
+        """Ask the model with the conversation, and journal its reply."""
+        config, turn = self._config, self.turn
         if turn.steps >= config.step_limit:
             raise StepLimitReached(
                 f"{self._lease.key}: the model still "
@@ -204,16 +209,13 @@ class Session:
         self._span("ask", start_ns, self._with_lag(attributes, lag_s))
         await self._keep_reply(reply)
 
-    async def use(self) -> None:
+    async def _use(self) -> None:
         """Use the tools that the last reply asked for, and journal each result.
 
         They run together, except tools that run alone: these split the calls into groups, and the
         groups run in the order of the reply.
-
-        Raises:
-            TurnPending: a tool waits for an approval; the results of the others are journalled.
         """
-        for is_alone, group in groupby(self._turn.calls, self._is_alone):
+        for is_alone, group in groupby(self.turn.calls, self._is_alone):
             calls = tuple(group)
             for together in ((call,) for call in calls) if is_alone else (calls,):
                 await self._use_together(together)
@@ -222,31 +224,27 @@ class Session:
                         f"call {id_!r} asks {q!r}" for id_, q in self._questions.items()
                     )
                     raise TurnPending(
-                        f"{self._lease.key}: turn {self._turn.turn_id!r} waits for an approval: "
+                        f"{self._lease.key}: turn {self.turn.turn_id!r} waits for an approval: "
                         f"{asked:.500}; approve(key, callId, answer) continues it",
                         questions=self._questions,
                     )
 
-    async def commit(self) -> None:
-        """Append the turn to the conversation, all or nothing; then it is acknowledged.
-
-        Raises:
-            StaleLease: the session was held by another since; nothing was appended.
-            StoreUnwritable: the disk refused.
-        """
+    async def _commit(self) -> Finished:
+        """Append the turn to the conversation, all or nothing; then it is acknowledged."""
         start_ns = time.monotonic_ns()
-        self.is_committing = True
+        self._ticket.is_committing = True
         try:
-            self.finished = await self._store.append(self._lease, self._turn, self._last_steps)
+            ended = await self._store.append(self._lease, self.turn, self._last_steps)
         except BaseException as error:
             self._span("commit", start_ns, {}, error)
             raise
-        self._agent.took(self._turn, self.finished)
-        self._span("commit", start_ns, {"kode_lab.messages": len(self._turn.messages)})
+        self._agent.took(self.turn, ended)
+        self._span("commit", start_ns, {"kode_lab.messages": len(self.turn.messages)})
+        return ended
 
     def _conversation(self) -> Shown:
         """Return the messages that the model receives."""
-        agent, turn, model = self._agent, self._turn, self._config.model
+        agent, turn, model = self._agent, self.turn, self._config.model
         summary = self._summary()
         if summary is None:
             head, start = [], _window_start(self._config.context, agent, turn)
@@ -273,7 +271,7 @@ class Session:
         """Return what stands for the older turns: ``upto``, their end, and ``text``."""
         if self._config.context.compact_above_tokens is None:
             return None
-        found: dict[str, Any] | None = self._turn.facts.get("summary", self._agent.summary)
+        found: dict[str, Any] | None = self.turn.facts.get("summary", self._agent.summary)
         return found
 
     async def _compact(self, limit_tokens: int) -> None:
@@ -282,7 +280,7 @@ class Session:
         The summary is saved with the turn's first reply. If that is lost in a crash, the model is
         asked again, and nothing else is lost: the record has all turns.
         """
-        agent, turn, before = self._agent, self._turn, self._summary()
+        agent, turn, before = self._agent, self.turn, self._summary()
         start = 0 if before is None else before["upto"]
         kept = ContextPolicy(window_turns=self._config.context.keep_turns)
         upto = _window_start(kept, agent, turn)
@@ -322,7 +320,8 @@ class Session:
 
     async def _asked(self, messages: Sequence[Message], *, is_summary: bool = False) -> Reply:
         config = self._config
-        left_s = None if self._end_s is None else self._end_s - asyncio.get_running_loop().time()
+        end_s = self._ticket.end_s
+        left_s = None if end_s is None else end_s - asyncio.get_running_loop().time()
         request = Request(
             config.model,
             config.system,
@@ -333,7 +332,8 @@ class Session:
             time_left_s=left_s,
             cache=config.cache,
         )
-        is_streamed = self._on_event is not None and not is_summary
+        is_heard = self._ticket.on_event is not None or bool(self._ticket.given)
+        is_streamed = is_heard and not is_summary
         answer: object = self._model(request, self._on_text if is_streamed else None)
         if not isinstance(answer, Awaitable):
             raise ModelGarbage(
@@ -359,7 +359,7 @@ class Session:
             raise failed.exceptions[0] from None
 
     async def _keep_reply(self, reply: Reply) -> None:
-        turn, stop_reason = self._turn, reply.stop_reason
+        turn, stop_reason = self.turn, reply.stop_reason
         # The Messages API does not accept blank text in a request.
         said = [b for b in reply.content if b["type"] != "text" or b["text"].strip()]
         if stop_reason == "refusal":  # what it asked for before it refused may not be whole
@@ -392,11 +392,8 @@ class Session:
         await self._store.journal(self._lease, turn, entry)
 
     async def _use_one(self, call: ToolCall) -> None:
-        key, turn, config = self._lease.key, self._turn, self._config
-        # Clients may use the same turn ids in every session, and models the same call ids.
-        once = encode([*key, turn.turn_id, call.id]).decode()
-        approval = turn.facts.get("approvals", {}).get(call.id)
-        context = ToolContext(key, turn.turn_id, call.id, once, approval)
+        turn, config = self.turn, self._config
+        context = await self._context(call)
         turn.begun.add(call.id)
         self._tell("tool_call", call)
         start_ns = time.monotonic_ns()
@@ -410,25 +407,55 @@ class Session:
                 config.tool_timeout_s,
                 known=config.tool_names,
                 lag=self._lag,
+                on_late=partial(self._on_late, self._lease.key),
             )
         except BaseException as error:
             self._span("tool", start_ns, attributes, error)
             raise
         if isinstance(result, Pending):
             turn.begun.discard(call.id)  # it has not acted
-            self._questions[call.id] = result.question
+            answered_by = f"{call.id}:{result.id}" if result.id else call.id
+            self._questions[answered_by] = result.question
             attributes["kode_lab.tool.pending"] = result.question[:_SHOWN_CHARS]
             self._span("tool", start_ns, self._with_lag(attributes, lag_s))
+            self._tell("approval_needed", ApprovalNeeded(answered_by, call, result.question))
             return
         attributes["kode_lab.tool.result"] = result.content[:_SHOWN_CHARS]
         attributes["kode_lab.tool.is_error"] = result.is_error
         self._span("tool", start_ns, self._with_lag(attributes, lag_s))
-        await self._keep_result(result)
+        turn.add_result(result)
+        await self._store.journal(self._lease, turn, turn.result_entry(result))
         self._tell("tool_result", result)
 
-    async def _keep_result(self, result: ToolResult) -> None:
-        self._turn.add_result(result)
-        await self._store.journal(self._lease, self._turn, self._turn.result_entry(result))
+    async def _context(self, call: ToolCall) -> ToolContext:
+        """Return what the tool is told of its call.
+
+        A call that repeats one whose outcome is unknown gets that one's idempotency key, which is
+        remembered with the turn: the outcome may become known before the call is repeated.
+        """
+        key, turn = self._lease.key, self.turn
+        earlier_turn, earlier_call = turn.facts.get("earlier", {}).get(call.id, ("", ""))
+        if not earlier_call and self._agent.sealed:
+            if self._earlier is None:
+                self._earlier = self._agent.unknown_calls()
+            what = UnknownCall.what_of(call.name, call.input)
+            for one in self._earlier:
+                if one.what == what and one.turn_id:
+                    earlier_turn, earlier_call = one.turn_id, one.call_id
+                    earlier = {**turn.facts.get("earlier", {}), call.id: [one.turn_id, one.call_id]}
+                    await self._store.journal(self._lease, turn, turn.remember(earlier=earlier))
+                    break
+        # Clients may use the same turn ids in every session, and models the same call ids.
+        once = encode([*key, earlier_turn or turn.turn_id, earlier_call or call.id]).decode()
+        if not turn.facts and not earlier_call:
+            return ToolContext(key, turn.turn_id, call.id, once, host=self._host)
+        approvals: dict[str, str] = turn.facts.get("approvals", {})
+        start = f"{call.id}:"
+        answers = {n[len(start) :]: a for n, a in approvals.items() if n.startswith(start)}
+        approval = approvals.get(call.id)
+        return ToolContext(
+            key, turn.turn_id, call.id, once, approval, earlier_call, answers, self._host
+        )
 
     def _with_lag(self, attributes: dict[str, Any], before_s: float) -> dict[str, Any]:
         """Add the time for which tools blocked the loop, so that it is not taken for the step's."""
@@ -438,9 +465,17 @@ class Session:
     def _on_text(self, piece: str) -> None:
         self._tell("text", piece)
 
-    def _tell(self, kind: Literal["text", "tool_call", "tool_result"], data: object) -> None:
-        if self._on_event is not None:
-            self._on_event(TurnEvent(kind, data))
+    def _tell(
+        self,
+        kind: Literal["text", "tool_call", "tool_result", "approval_needed", "steered"],
+        data: object,
+    ) -> None:
+        """Tell the caller of the turn, and those whose prompts it was given."""
+        if self._ticket.on_event is not None:
+            self._ticket.on_event(TurnEvent(kind, data))
+        for one in self._ticket.given:
+            if one.on_event is not None and one.outcome is not None and not one.outcome.done():
+                one.on_event(TurnEvent(kind, data))
 
     def _span(
         self,
@@ -453,7 +488,7 @@ class Session:
             name = None if error is None else type(error).__name__
             end_ns = time.monotonic_ns()
             self._trace(
-                Span(self._lease.key, self._turn.turn_id, step, start_ns, end_ns, attributes, name)
+                Span(self._lease.key, self.turn.turn_id, step, start_ns, end_ns, attributes, name)
             )
 
 

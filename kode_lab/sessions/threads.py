@@ -125,12 +125,18 @@ class Threads:
         self._hung = 0
 
     async def run(
-        self, work: Callable[[], T], timeout_s: float, *, owner: Hashable | None = None
+        self,
+        work: Callable[[], T],
+        timeout_s: float,
+        *,
+        owner: Hashable | None = None,
+        on_late: Callable[[T], None] | None = None,
     ) -> T:
         """Return the result of ``work``, or raise its exception.
 
         A result that exists when the time ends is returned. A cancelled caller leaves at once;
-        work that has begun then runs to its own end. Work without an ``owner`` may use all threads.
+        work that has begun then runs to its own end, and ``on_late`` is called with its result.
+        Work without an ``owner`` may use all threads.
 
         Raises:
             TimeoutError: it did not begin, or did not end, within ``timeout_s``; the message says
@@ -148,6 +154,10 @@ class Threads:
                 if job.state == "waiting":
                     with self._lock, contextlib.suppress(RuntimeError):
                         self._grow()
+        except asyncio.CancelledError:
+            if on_late is not None and job.state != "waiting":
+                job.ended.add_done_callback(lambda _: job.error or on_late(job.result))
+            raise
         finally:
             state = self._leave(job)
         if state == "waiting":

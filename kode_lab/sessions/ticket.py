@@ -1,4 +1,4 @@
-"""One turn on its way through the manager: what was asked, and whether it was told to end.
+"""One turn on its way: what was asked, what is answered, and whether it was told to end.
 
 A ticket exists from admission to the end of the call, waiting included; its ``Session`` exists only
 while the lease is held. What a caller passes is checked here.
@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import orjson
 
-from kode_lab.errors import InvalidPrompt
+from kode_lab.errors import InvalidPrompt, Superseded
 from kode_lab.key import SessionKey
-from kode_lab.message import Block, Content
+from kode_lab.message import Block, Content, ToolCall, Usage
 from kode_lab.sessions.agent import STRATEGIES, AgentConfig, Strategy
-from kode_lab.sessions.session import Session, TurnEvent
 
 __all__ = [
     "DEADLINE_LIMIT_S",
@@ -25,7 +25,11 @@ __all__ = [
     "PROMPT_LIMIT_BYTES",
     "PROMPT_LIMIT_CHARS",
     "TURN_ID_LIMIT_CHARS",
+    "ApprovalNeeded",
+    "Steered",
     "Ticket",
+    "TurnEvent",
+    "TurnReply",
     "checked_deadline",
     "checked_turn_id",
 ]
@@ -40,6 +44,59 @@ NOT_OF_A_USER = ("tool_use", "tool_result", "thinking", "redacted_thinking", "se
                  "mcp_tool_use", "compaction")  # fmt: skip
 
 
+class ApprovalNeeded(NamedTuple):
+    """A tool call that waits for an approval; ``approve`` takes its ``call_id``."""
+
+    call_id: str
+    call: ToolCall
+    question: str
+
+
+class Steered(NamedTuple):
+    """A prompt, by its turn id, that was given to the running turn ``into``."""
+
+    turn_id: str
+    into: str
+
+
+class TurnEvent(NamedTuple):
+    """An event of a running turn.
+
+    Attributes:
+        data: None for ``started``, the piece for ``text``, the ``ToolCall``, the ``ToolResult``,
+            the ``ApprovalNeeded``, or for ``steered`` the ``Steered``, which both turns are told.
+    """
+
+    kind: Literal["started", "text", "tool_call", "tool_result", "approval_needed", "steered"]
+    data: Any = None
+
+
+class TurnReply(NamedTuple):
+    """The reply of an acknowledged turn.
+
+    Attributes:
+        text: the text of the final reply.
+        tool_calls: all tool calls of the turn, in order.
+        usage: tokens of all its model calls.
+        config_version: of the configuration that it began with.
+        is_replay: it had finished before, and this is its saved reply.
+        stop_reason: why the final reply ended: ``end_turn``, or why it is not whole
+            (``max_tokens``, ``refusal``, ``model_context_window_exceeded``, ...).
+        steered: the ids of the prompts that were given to the turn while it ran.
+        into: the running turn that this prompt was given to, whose reply this is; else "".
+    """
+
+    turn_id: str
+    text: str
+    tool_calls: tuple[ToolCall, ...]
+    usage: Usage
+    config_version: str
+    is_replay: bool
+    stop_reason: str = "end_turn"
+    steered: tuple[str, ...] = ()
+    into: str = ""
+
+
 class Ticket:
     """One turn of one session, from its admission to its end.
 
@@ -48,34 +105,24 @@ class Ticket:
         config: the agent's configuration, looked at again when the turn begins.
         end_s: when its time ends, in the loop's time.
         task: the task that waits for the reply.
-        session: what the turn works with once it holds the session.
         superseded_by: how it was told to end, ``interrupt`` or ``rollback``; None if it was not.
         is_stopped: it was told so by ``stop``, not by a later turn.
         is_running: it holds the session.
+        is_committing: it is being appended, or was: it can no longer be taken back.
         is_asked_away: its task was cancelled for that reason.
         is_expired: its time was up, and its task was cancelled for that.
+        notes: turns whose prompts are to be given to this one at its next step.
+        given: those that were; each waits for this turn's reply in its ``outcome``.
 
     Raises:
         InvalidPrompt: the prompt, the turn id or the strategy cannot be used.
     """
 
     __slots__ = (
-        "_cancels",
-        "config",
-        "end_s",
-        "is_asked_away",
-        "is_expired",
-        "is_running",
-        "is_stopped",
-        "key",
-        "on_event",
-        "prompt",
-        "session",
-        "strategy",
-        "superseded_by",
-        "task",
-        "turn_id",
-    )
+        "_cancels", "config", "end_s", "given", "is_asked_away", "is_committing", "is_expired",
+        "is_running", "is_stopped", "key", "notes", "on_event", "outcome", "prompt", "strategy",
+        "superseded_by", "task", "turn_id",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -98,9 +145,12 @@ class Ticket:
         self.config = config
         self.on_event = on_event
         self.task = asyncio.current_task()
-        self.session: Session | None = None
         self.superseded_by: str | None = None
-        self.is_asked_away = self.is_expired = self.is_stopped = self.is_running = False
+        self.is_asked_away = self.is_expired = self.is_stopped = False
+        self.is_running = self.is_committing = False
+        self.notes: list[Ticket] = []
+        self.given: list[Ticket] = []
+        self.outcome: asyncio.Future[TurnReply | None] | None = None
         self._cancels = 0 if self.task is None else self.task.cancelling()
 
     @property
@@ -133,26 +183,56 @@ class Ticket:
 
     def ran_out(self) -> bool:
         """Take back the cancellation at the end of its time; return whether it was the only one."""
-        if self.task is None or not self.is_expired:
-            return False
-        self.is_expired = False
-        return self.task.uncancel() <= self._cancels
+        was_expired, self.is_expired = self.is_expired, False
+        return was_expired and self.task is not None and self.task.uncancel() <= self._cancels
 
     def gave_way(self) -> bool:
         """Take back the cancellation for a later turn; return whether it was the only one."""
-        if self.task is None or not self.is_asked_away:
-            return False
-        self.is_asked_away = False
-        return self.task.uncancel() <= self._cancels
+        was_asked, self.is_asked_away = self.is_asked_away, False
+        return was_asked and self.task is not None and self.task.uncancel() <= self._cancels
 
     def supersede(self, strategy: str, *, is_stop: bool = False) -> None:
         """End this turn for a later one or on request, unless it is being appended already."""
-        is_late = self.session is not None and self.session.is_committing
-        if self.superseded_by is None and self.task is not None and not is_late:
+        if self.superseded_by is None and self.task is not None and not self.is_committing:
             self.superseded_by = strategy
             self.is_stopped = is_stop
             self.is_asked_away = True
             self.task.cancel()
+
+    async def steer(self, running: Ticket) -> TurnReply | None:
+        """Give the prompt to a running turn, and return the reply to both.
+
+        None: the turn ended before it took the prompt, or failed; this one then continues alone.
+
+        Raises:
+            Superseded: the running turn was ended with this prompt in it.
+        """
+        self.outcome = asyncio.get_running_loop().create_future()
+        running.notes.append(self)
+        try:
+            return await self.outcome
+        finally:
+            if self in running.notes:
+                running.notes.remove(self)
+
+    def hand_over(self, reply: TurnReply | None) -> None:
+        """End the waiting of the turns whose prompts were, or should have been, given to this."""
+        for one in (*self.notes, *self.given):
+            if one.outcome is None or one.outcome.done():
+                continue
+            if one not in self.given or (reply is None and self.superseded_by is None):
+                one.outcome.set_result(None)
+            elif reply is None:
+                one.outcome.set_exception(
+                    Superseded(
+                        f"{self.key}: turn {self.turn_id!r:.60}, which was given this prompt, was "
+                        f"ended ({self.superseded_by})"
+                    )
+                )
+            else:
+                one.outcome.set_result(
+                    reply._replace(turn_id=one.turn_id, steered=(), into=reply.turn_id)
+                )
 
 
 def _checked_prompt(prompt: object) -> Content:
@@ -205,15 +285,15 @@ def _checked_blocks(blocks: Sequence[object]) -> list[Block]:
     return copy
 
 
-def checked_turn_id(turn_id: object) -> str:
-    """Return the id of a turn, or of a rewind.
+def checked_turn_id(turn_id: object, name: str = "turnId") -> str:
+    """Return the id of a turn or of a rewind, or an answer to an approval.
 
     Raises:
         InvalidPrompt: it is not text of 1 to ``TURN_ID_LIMIT_CHARS`` characters.
     """
     if not isinstance(turn_id, str) or not 0 < len(turn_id) <= TURN_ID_LIMIT_CHARS:
-        raise InvalidPrompt(f"turnId must be text of 1 to {TURN_ID_LIMIT_CHARS=} characters")
-    _check_unicode("turnId", turn_id)
+        raise InvalidPrompt(f"{name} must be text of 1 to {TURN_ID_LIMIT_CHARS=} characters")
+    _check_unicode(name, turn_id)
     return turn_id
 
 

@@ -8,7 +8,8 @@ neither sees nor fills it, so no argument of the model can name another session.
 too long become sentences for the model, because a tool's failure must not end a session. Only
 cancellation is passed on.
 
-This module must not know stores, locks or models. It imports ``pydantic`` inside functions only.
+This module must not know locks, models or the manager, except as ``Host``. It imports ``pydantic``
+inside functions only.
 
 Source: the shared tool registration of the concurrency report; schemas as
 https://docs.anthropic.com/en/docs/agents-and-tools/tool-use/implement-tool-use describes them.
@@ -24,13 +25,15 @@ import re
 import time
 import types
 from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints, overload
+from typing import Any, NamedTuple, Protocol, TypeVar, get_args, get_type_hints, overload
 
-from kode_lab.errors import InvalidTool, Refused
+from kode_lab.errors import CallerError, InvalidTool, Refused
 from kode_lab.key import SessionKey
 from kode_lab.message import ToolCall, ToolResult
+from kode_lab.sessions.memory import Memory
+from kode_lab.sessions.store import MemoryStore
 from kode_lab.sessions.threads import THREAD_LIMIT, Threads
 
 __all__ = [
@@ -39,11 +42,13 @@ __all__ = [
     "ERROR_LIMIT_CHARS",
     "RESULT_LIMIT_CHARS",
     "Blocked",
+    "Host",
     "LoopLag",
     "Pending",
     "Tool",
     "ToolContext",
     "Toolbox",
+    "tool_of",
     "tools_of",
     "use",
 ]
@@ -58,8 +63,23 @@ CANCEL_GRACE_S = 0.5
 BLOCKING_S = 0.1
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _LOG = logging.getLogger(__name__)
+# For functions that are tools of one agent only, without a toolbox.
+_THREADS = Threads()
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Host(Protocol):
+    """What a tool's context needs of the manager."""
+
+    @property
+    def store(self) -> object:
+        """Where the sessions are."""
+        ...
+
+    async def ask_agent(self, context: ToolContext, agent_id: str, prompt: str) -> str | Pending:
+        """Take a turn of another agent for a tool call."""
+        ...
 
 
 class ToolContext(NamedTuple):
@@ -71,8 +91,12 @@ class ToolContext(NamedTuple):
         call_id: the id of this call in the conversation.
         idempotency_key: the same whenever this call is repeated, and different from that of every
             other call of any session. A tool stores it with its effect, so that a repeated call
-            has no second effect.
+            has no second effect. Where ``earlier_call`` is not empty, it is that call's key.
         approval: the answer to the ``Pending`` that this call returned before, or None.
+        earlier_call: the id of a call of this tool with the same input, whose turn was ended before
+            the outcome was known: it may have acted. "" if there is none.
+        answers: the answers to each ``Pending`` that had an ``id``, by that id.
+        host: the manager, for ``ask`` and ``memory``.
     """
 
     key: SessionKey
@@ -80,6 +104,34 @@ class ToolContext(NamedTuple):
     call_id: str
     idempotency_key: str
     approval: str | None = None
+    earlier_call: str = ""
+    answers: Mapping[str, str] = types.MappingProxyType({})
+    host: Host | None = None
+
+    async def ask(self, agent_id: str, prompt: str) -> str | Pending:
+        """Return what another agent answers, in a child session that belongs to this one.
+
+        Its turn happens once, however often this call is repeated, and is cancelled with it. A tool
+        must return a ``Pending`` as it is: a tool of the other agent waits for an approval.
+        """
+        if self.host is None:
+            raise CallerError("this tool runs without a SessionManager: there is no agent to ask")
+        return await self.host.ask_agent(self, agent_id, prompt)
+
+    @property
+    def memory(self) -> Memory:
+        """The memory that all sessions of this user share.
+
+        Raises:
+            CallerError: the store keeps no memories.
+        """
+        store = None if self.host is None else self.host.store
+        if not isinstance(store, MemoryStore):
+            raise CallerError(
+                f"a {type(store).__name__} keeps no memories: it lacks the methods of "
+                "kode_lab.sessions.store.MemoryStore"
+            )
+        return Memory(store, self.key.user_id)
 
 
 class Pending(NamedTuple):
@@ -87,9 +139,15 @@ class Pending(NamedTuple):
 
     The turn then rests in its journal, without a thread or a task. ``SessionManager.approve``
     continues it: the tool is called again, with the answer in its context.
+
+    Attributes:
+        question: what the person is asked.
+        id: for a tool that may ask several times in one call; "" for one question a call. The
+            answer is then given to ``callId:id``, and comes in ``ToolContext.answers``.
     """
 
     question: str
+    id: str = ""
 
 
 class Blocked(NamedTuple):
@@ -144,6 +202,7 @@ class Tool:
         check: returns the keyword arguments, or raises ``ValueError`` with a sentence.
         threads: where it runs if it is not async.
         is_alone: no other call of the same reply runs beside it.
+        limit_s: how long a call may take; None for the agent's ``tool_timeout_s``.
     """
 
     name: str
@@ -155,6 +214,7 @@ class Tool:
     check: Callable[[Mapping[str, Any]], dict[str, Any]]
     threads: Threads
     is_alone: bool = False
+    limit_s: float | None = None
 
     @property
     def spec(self) -> Mapping[str, Any]:
@@ -179,9 +239,13 @@ class Toolbox:
     def tool(self, function: F, /) -> F: ...
 
     @overload
-    def tool(self, /, *, alone: bool = False) -> Callable[[F], F]: ...
+    def tool(
+        self, /, *, alone: bool = False, timeout_s: float | None = None
+    ) -> Callable[[F], F]: ...
 
-    def tool(self, function: Any = None, /, *, alone: bool = False) -> Any:
+    def tool(
+        self, function: Any = None, /, *, alone: bool = False, timeout_s: float | None = None
+    ) -> Any:
         """Register the function under its own name and return it unchanged.
 
         Use it as ``@toolbox.tool`` or ``@toolbox.tool(alone=True)``. Every parameter must be
@@ -190,20 +254,24 @@ class Toolbox:
         context. A plain function runs in a thread, an ``async`` one in the event loop.
 
         Args:
-            function: what becomes a tool.
+            function: what becomes a tool; a ``Tool`` is taken as it is.
             alone: calls of one reply normally run at the same time. A call of this tool starts
                 when the calls before it have ended, and the calls after it start when it has
                 ended: for tools that change what other tools read.
+            timeout_s: how long a call may take, if not as long as the agent's configuration says.
 
         Raises:
             InvalidTool: the name is taken or not allowed, or the signature has no JSON schema.
         """
         if function is None:
-            return partial(self._register, alone=alone)
-        return self._register(function, alone=alone)
+            return partial(self._register, alone=alone, timeout_s=timeout_s)
+        return self._register(function, alone=alone, timeout_s=timeout_s)
 
-    def _register(self, function: F, *, alone: bool) -> F:
-        tool = _tool(function, self.threads, alone=alone)
+    def _register(self, function: Any, *, alone: bool, timeout_s: float | None) -> Any:
+        if isinstance(function, Tool):
+            tool = function
+        else:
+            tool = replace(tool_of(function, self.threads), is_alone=alone, limit_s=timeout_s)
         if tool.name in self._tools:
             raise InvalidTool(f"there is a tool {tool.name!r} already: rename this function")
         self._tools[tool.name] = tool
@@ -225,10 +293,6 @@ class Toolbox:
         return len(self._tools)
 
 
-# For functions that are tools of one agent only, without a toolbox.
-_THREADS = Threads()
-
-
 def tools_of(given: object) -> tuple[Tool, ...]:
     """Return the tools that a toolbox or an iterable of tools and functions holds.
 
@@ -241,7 +305,7 @@ def tools_of(given: object) -> tuple[Tool, ...]:
         )
     tools: dict[str, Tool] = {}
     for part in given:
-        tool = part if isinstance(part, Tool) else _tool(part, _THREADS)
+        tool = part if isinstance(part, Tool) else tool_of(part)
         if tool.name in tools:
             raise InvalidTool(f"two tools are called {tool.name!r}: rename one of them")
         tools[tool.name] = tool
@@ -256,6 +320,7 @@ async def use(
     *,
     known: Sequence[str] = (),
     lag: LoopLag | None = None,
+    on_late: Callable[[ToolResult], None] | None = None,
 ) -> ToolResult | Pending:
     """Return the result of one tool call, whatever the tool does, or ``Pending`` if it says so.
 
@@ -267,6 +332,7 @@ async def use(
             cannot be: it runs to its end, and only the idempotency key guards its effect.
         known: the names that the model is told when there is no such tool.
         lag: counts the time for which an async tool blocks the event loop.
+        on_late: is called with the result of a call that ends after its caller was cancelled.
 
     Raises:
         asyncio.CancelledError: the caller was cancelled; an async tool was cancelled with it.
@@ -280,13 +346,23 @@ async def use(
         return ToolResult(call.id, f"{tool.name} was not run: {error}", True)
     if tool.context_name:
         arguments[tool.context_name] = context
+    if tool.limit_s is not None:
+        timeout_s = tool.limit_s
+
+    def came_late(content: str | Pending, is_error: bool) -> None:
+        if on_late is not None and isinstance(content, str):
+            on_late(ToolResult(call.id, content, is_error))
+
     content: str | Pending
     try:
         if tool.is_async:
-            content, is_error = await _in_task(tool, arguments, timeout_s, lag)
+            content, is_error = await _in_task(tool, arguments, timeout_s, lag, came_late)
         else:
             content, is_error = await tool.threads.run(
-                lambda: _run(tool, arguments), timeout_s, owner=context.key[:2]
+                lambda: _run(tool, arguments),
+                timeout_s,
+                owner=context.key[:2],
+                on_late=lambda result: came_late(*result),
             )
     except (TimeoutError, Refused) as error:  # of the threads: a tool's own are caught in _run
         content, is_error = f"{tool.name}: {error}.", True
@@ -347,15 +423,27 @@ _left_behind: set[asyncio.Task[tuple[str | Pending, bool]]] = set()
 
 
 async def _in_task(
-    tool: Tool, arguments: dict[str, Any], timeout_s: float, lag: LoopLag | None
+    tool: Tool,
+    arguments: dict[str, Any],
+    timeout_s: float,
+    lag: LoopLag | None,
+    came_late: Callable[[str | Pending, bool], None],
 ) -> tuple[str | Pending, bool]:
     """Run an async tool in its own task, so that one that ignores cancellation blocks no session.
 
     ``asyncio.timeout`` would wait for such a tool without end.
     """
     task = asyncio.create_task(_await(tool, arguments, lag), name=f"tool {tool.name}")
+
+    def late(ended: asyncio.Task[tuple[str | Pending, bool]]) -> None:
+        if not ended.cancelled():
+            came_late(*ended.result())
+
     try:
         await asyncio.wait((task,), timeout=timeout_s)
+    except asyncio.CancelledError:
+        task.add_done_callback(late)
+        raise
     finally:
         is_late = not task.done()
         if is_late:
@@ -400,8 +488,12 @@ def _failure(tool: Tool, error: BaseException) -> str:
     return f"{tool.name} failed: {type(error).__name__}{': ' if text else ''}{text}"
 
 
-def _tool(function: Any, threads: Threads, *, alone: bool = False) -> Tool:
-    """Return the tool that a function becomes."""
+def tool_of(function: Any, threads: Threads = _THREADS) -> Tool:
+    """Return the tool that a function becomes.
+
+    Raises:
+        InvalidTool: its name is not allowed, or its signature has no JSON schema.
+    """
     name = getattr(function, "__name__", "")
     if not callable(function) or not _NAME.fullmatch(name):
         raise InvalidTool(
@@ -439,10 +531,8 @@ def _tool(function: Any, threads: Threads, *, alone: bool = False) -> Tool:
             accepted[parameter.name] = (hint, parameter)
     description, meanings = _described(function)
     schema, check = _checked(name, accepted, meanings)
-    is_async = inspect.iscoroutinefunction(function)
-    return Tool(
-        name, description, _frozen(schema), function, is_async, context_name, check, threads, alone
-    )
+    schema, is_async = _frozen(schema), inspect.iscoroutinefunction(function)
+    return Tool(name, description, schema, function, is_async, context_name, check, threads)
 
 
 def _mentions_context(hint: Any) -> bool:
