@@ -109,7 +109,7 @@ def looking(effort: float) -> list[Row]:
 def _looked_at(run: Run) -> Iterator[Row]:
     from kode_lab import pictures as figures  # noqa: PLC0415 - pandas and matplotlib
     from kode_lab.lab import tables  # noqa: PLC0415 - pandas and matplotlib
-    from kode_lab.pictures.timeline import timeline  # noqa: PLC0415
+    from kode_lab.lab.timeline import timeline  # noqa: PLC0415
     from kode_lab.reports.page import report  # noqa: PLC0415
 
     def all_tables() -> None:

@@ -2,28 +2,24 @@
 
 import asyncio
 import re
+from itertools import chain
 from pathlib import Path
 
-import nbformat
 import pytest
-from jupyter_client.manager import start_new_kernel
-from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
 
 from kode_lab.lab.records import Run
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 CELLS_LIMIT = 20
 
-
 # Beside the speed: less of everything.
 SMALLER = {
     "02-two-creates": "USERS = 10",
     "03-same-session": "SPEED = 5.0",  # the second click must meet the first
     "06-how-many": "SESSIONS = [4, 16, 64]",
-    "07-kill-9": "KILLS = 2",
-    "08-locust": "USERS, SECONDS, FAULT = 30, 4, ''",
-    "09-two-servers": "SPEED = 1.0",  # a pause must meet a turn
+    "07-kill-9": "KILLS = 1",
+    "08-locust": "USERS, SECONDS, FAULT = 20, 3, ''",
+    "09-two-servers": "SPEED, TIMES = 1.0, 1",  # a pause must meet a turn
 }
 
 
@@ -56,51 +52,40 @@ def problems_of(notebook):
     return found
 
 
-def executed(notebook, parameters, directory):
-    """Return the outputs of the notebook run to its end with other parameters."""
-    return asyncio.run(ran(notebook, parameters, directory))
+@pytest.fixture(scope="module")
+def kernels():
+    import kernels  # noqa: PLC0415 - nbformat takes seconds of CPU
 
-
-async def ran(notebook, parameters, directory):
-    """Run it to its end, its parameters set anew after their cell; stderr must stay clean."""
-    at = next(n for n, c in enumerate(notebook.cells) if "parameters" in c.metadata.get("tags", ()))
-    notebook.cells.insert(at + 1, nbformat.v4.new_code_cell(parameters))
-    resources = {"metadata": {"path": directory}}
-    client = NotebookClient(notebook, timeout=120, kernel_name="python3", resources=resources)
-    await client.async_execute()
-    outputs = [output for c in notebook.cells if c.cell_type == "code" for output in c.outputs]
-    assert [o.text for o in outputs if o.output_type == "stream" and o.name == "stderr"] == []
-    return outputs
+    return kernels
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_is_committed_clean_and_in_shape(path):
-    assert problems_of(nbformat.read(path, as_version=4)) == []
+def test_a_notebook_is_committed_clean_and_in_shape(path, kernels):
+    assert problems_of(kernels.opened(path)) == []
 
 
 @pytest.fixture(scope="module")
-def all_ran(tmp_path_factory):
-    """What came of every notebook, by its path; two run at a time, for a kernel mostly waits."""
-    two = asyncio.Semaphore(2)
+def all_ran(tmp_path_factory, kernels):
+    """What came of every notebook, by its path, from two kernels: a kernel mostly waits."""
 
-    async def run(path):
-        async with two:
-            here = tmp_path_factory.mktemp(path.stem)
-            notebook = nbformat.read(path, as_version=4)
-            return await ran(notebook, quick(here / "results", path.stem), here)
+    def job(path):
+        here = tmp_path_factory.mktemp(path.stem)
+        return kernels.opened(path), quick(here / "results", path.stem), here
 
     async def run_all():
-        return await asyncio.gather(*map(run, NOTEBOOKS), return_exceptions=True)
+        shares = NOTEBOOKS[::2], NOTEBOOKS[1::2]
+        ran = await asyncio.gather(*(kernels.in_one_kernel(map(job, share)) for share in shares))
+        return dict(zip(chain(*shares), chain(*ran), strict=True))
 
-    return dict(zip(NOTEBOOKS, asyncio.run(run_all()), strict=True))
+    return asyncio.run(run_all())
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs_to_its_end_with_clean_stderr(path, all_ran):
+def test_a_notebook_runs_to_its_end_with_clean_stderr(path, all_ran, kernels):
     outputs = all_ran[path]
-    if isinstance(outputs, CellExecutionError) and "PostgresMissing" in str(outputs):
+    if isinstance(outputs, kernels.CellExecutionError) and "PostgresMissing" in str(outputs):
         pytest.skip("needs PostgreSQL: there is none here")
-    if isinstance(outputs, BaseException):
+    if isinstance(outputs, Exception):
         raise outputs
     kinds = {kind for output in outputs for kind in output.get("data", {})}
     assert {"image/png", "text/html"} <= kinds
@@ -113,23 +98,13 @@ def test_there_are_notebooks_to_test():
     assert NOTEBOOKS[-1].stem == "template"
 
 
-def test_the_checks_see_a_notebook_that_is_out_of_shape():
-    cells = [nbformat.v4.new_code_cell("asyncio.run(main())") for _ in range(CELLS_LIMIT + 1)]
-    cells[0].outputs = [nbformat.v4.new_output("stream", name="stdout", text="1")]
-    found = " ".join(problems_of(nbformat.v4.new_notebook(cells=cells)))
+def test_the_checks_see_a_notebook_that_is_out_of_shape(kernels):
+    notebook = kernels.notebook_of(*["asyncio.run(main())"] * CELLS_LIMIT)
+    notebook.cells[0].outputs = [kernels.v4.new_output("stream", name="stdout", text="1")]
+    notebook.cells[0].metadata = {}
+    found = " ".join(problems_of(notebook))
     for word in ("outputs", "CELLS_LIMIT", "question", "parameters", "Now try", "assert", "await"):
         assert word in found
-
-
-def test_the_driver_sees_a_notebook_that_fails_or_complains(tmp_path):
-    def notebook(source):
-        parameters = nbformat.v4.new_code_cell("", metadata={"tags": ["parameters"]})
-        return nbformat.v4.new_notebook(cells=[parameters, nbformat.v4.new_code_cell(source)])
-
-    with pytest.raises(CellExecutionError, match="the reason"):
-        executed(notebook("raise ValueError('the reason')"), "", tmp_path)
-    with pytest.raises(AssertionError, match="careful"):
-        executed(notebook("import sys; print('careful', file=sys.stderr)"), "", tmp_path)
 
 
 WORK = """
@@ -144,11 +119,21 @@ start(work)
 """
 
 
-def test_a_forgotten_await_and_an_awaited_run_show_themselves_in_a_cell(tmp_path):
-    cells = [nbformat.v4.new_code_cell(source) for source in ("", WORK, "await start(work)")]
-    cells[0].metadata["tags"] = ["parameters"]
-    outputs = executed(nbformat.v4.new_notebook(cells=cells), "", tmp_path)
-    shown, result = (output["data"] for output in outputs)
+def test_the_driver_sees_errors_stderr_and_a_forgotten_await(tmp_path, kernels):
+    jobs = [
+        (kernels.notebook_of(*sources), "", tmp_path)
+        for sources in (
+            ("mine = 1", "raise ValueError('the reason')"),
+            ("import sys; print('careful', file=sys.stderr)",),
+            ("mine",),
+            (WORK, "await start(work)"),
+        )
+    ]
+    failed, noisy, cleared, forgotten = asyncio.run(kernels.in_one_kernel(jobs))
+    assert "the reason" in str(failed)
+    assert "careful" in str(noisy)
+    assert "NameError" in str(cleared)  # a notebook sees nothing of the one before it
+    shown, result = (output["data"] for output in forgotten)
     assert "<code>await</code>" in shown["text/html"]
     assert result["text/plain"] == "'came back'"
 
@@ -159,8 +144,8 @@ reproduction = await reproduce(results="results")
 """
 
 
-def test_interrupting_a_cell_stops_the_run_and_keeps_what_there_is(tmp_path):
-    manager, client = start_new_kernel(kernel_name="python3", cwd=str(tmp_path))
+def test_interrupting_a_cell_stops_the_run_and_keeps_what_there_is(tmp_path, kernels):
+    manager, client = kernels.start_new_kernel(kernel_name="python3", cwd=str(tmp_path))
     try:
         asked = client.execute(REPRODUCE)
         html = ""

@@ -17,7 +17,7 @@ from kode_lab.key import SessionKey
 from kode_lab.lab.comparison import compare
 from kode_lab.lab.records import Run, RunRecorder
 from kode_lab.lab.scenario import Scenario
-from kode_lab.pictures.timeline import timeline
+from kode_lab.lab.timeline import timeline
 from kode_lab.reports.page import claims_in, report
 from kode_lab.reports.record import recorded
 from kode_lab.reports.report import parsed

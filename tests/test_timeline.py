@@ -12,7 +12,7 @@ from synthetic_runs import ZERO_NS, Recording, a_crowd, the_report, turn
 
 from kode_lab.history.operation import Operation
 from kode_lab.key import SessionKey
-from kode_lab.pictures.timeline import STEP_NAMES, timeline
+from kode_lab.lab.timeline import STEP_NAMES, timeline
 
 ADA = SessionKey.of("ada", "a", "s1")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -19,8 +19,8 @@ from kode_lab.errors import InvalidRecord
 from kode_lab.history.span import Span
 from kode_lab.key import SessionKey
 from kode_lab.lab.records import Run
+from kode_lab.lab.timeline import timeline
 from kode_lab.lab.turn_view import TURN_COLUMNS, turn_row, turns_of
-from kode_lab.pictures.timeline import timeline
 
 __all__ = ["EXPORT_LIMIT_BYTES", "TIMELINE", "TURNS", "chrome_trace", "export"]
 
