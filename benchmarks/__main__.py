@@ -25,11 +25,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add("--json", action="store_true", help="print the rows as one JSON list")
     add("--save", action="store_true", help="write them to RESULTS/bench, as JSON and as a table")
+    add("--effort", type=float, default=1.0, help="do this share of the work; means little below 1")
     add("--results", type=Path, default=Path("results"), help="(default: results)")
     options = parser.parse_args(arguments)
     before, rows = machine(), []
     try:
-        for name, found in bench.bench(options.names):
+        for name, found in bench.bench(options.names, effort=options.effort):
             rows += found
             sys.stderr.write(f"{name}: {len(found)} rows\n")
     except InvalidScenario as error:

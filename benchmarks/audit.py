@@ -32,7 +32,7 @@ def audit(effort: float) -> list[Row]:
         row(f"proved wrongly in {logs:,} whole logs", false_whole, "findings", bar="value <= 0"),
         row(f"proved wrongly in {logs:,} damaged", false_damaged, "findings", bar="value <= 0"),
     ]
-    calls = share(2_000, effort, least=800)
+    calls = share(2_000, effort, least=400)
     short, long = (_cost_us(long_sessions(turns, calls // turns)) for turns in (50, 400))
     rows.append(row("a request in sessions of 50 turns", short[0], "us"))
     rows.append(

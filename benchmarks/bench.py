@@ -35,6 +35,7 @@ __all__ = [
     "Row",
     "as_json",
     "bench",
+    "named",
     "row",
     "save",
     "table",
@@ -129,6 +130,9 @@ def row(
 def bench(names: Sequence[str] = (), *, effort: float = 1.0) -> Iterator[tuple[str, list[Row]]]:
     """Return the rows of each bench as it ends, all benches if none is named.
 
+    Args:
+        effort: the share of the full work to do. Below 1 the figures mean little.
+
     Raises:
         InvalidScenario: there is no bench of that name.
     """
@@ -136,11 +140,11 @@ def bench(names: Sequence[str] = (), *, effort: float = 1.0) -> Iterator[tuple[s
         if name not in BENCHES:
             raise InvalidScenario(f"there is no bench {name!r:.40}: choose of {', '.join(BENCHES)}")
     for name in names or BENCHES:
-        yield name, [_told_by(name, found) for found in _in_child(name, effort)]
+        yield name, [named(found, name) for found in _in_child(name, effort)]
 
 
-def _told_by(name: str, found: Row) -> Row:
-    """Return the row under a name that stands by itself among those of other benches."""
+def named(found: Row, name: str) -> Row:
+    """Return the row under a name that is understood among the rows of other benches."""
     prefix = f"{name}: "
     return found if found.name.startswith(prefix) else found._replace(name=prefix + found.name)
 

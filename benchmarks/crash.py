@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from benchmarks.bench import Row, row
 from benchmarks.sampling import scratch, share
-from kode_lab.storms.crash import KILLS, STORES, CrashCount, crash_proof
+from kode_lab.storms.crash import KILLS, STORES, TURNS_A_LIFE, CrashCount, crash_proof
 
 __all__ = ["crash"]
 
 
 def crash(effort: float) -> list[Row]:
     """Return the rows of 300 kills for each store: ``python -m benchmarks crash``."""
-    kills = share(KILLS, effort, least=4)
+    kills = share(KILLS, effort, least=2)
     rows = []
     for store in STORES:
         with scratch() as directory:
-            count = crash_proof(kills, 1, directory, store=store)
+            count = crash_proof(
+                kills, 1, directory, store=store, turns_a_life=share(TURNS_A_LIFE, effort, least=10)
+            )
         rows += _rows(store, count, is_full=kills == KILLS)
     return rows
 

@@ -29,7 +29,7 @@ def imports(effort: float) -> list[Row]:
 
     async def main() -> dict[str, float]:
         sides = {name: lambda code=code: child(code) for name, code in _SIDES.items()}
-        return await interleaved(sides, share(11, effort, least=2))
+        return await interleaved(sides, share(11, effort, least=1))
 
     spent_s = asyncio.run(main())
     bare_s = spent_s["bare"]

@@ -88,7 +88,7 @@ async def _visits(directory: Path, effort: float) -> list[Row]:
     the two differ is whether the agent is in memory. Some blocks are visited once more at once: the
     cheapest turn there is, files open and everything warm.
     """
-    count = share(100_000, effort, least=2_000)
+    count = share(100_000, effort, least=1_000)
     residents = min(_RESIDENTS, count // 2)
     sessions = keys(count)
     store = JsonStore(directory / "store", open_sessions_limit=_OPEN_SESSIONS)

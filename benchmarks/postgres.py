@@ -64,7 +64,8 @@ def postgres(effort: float) -> list[Row]:
 
 async def _postgres(server: ThrowawayPostgres, effort: float) -> list[Row]:
     settle()
-    each, rounds = share(60, effort, least=3), share(7, effort, least=2)
+    each, rounds = share(60, effort, least=1), share(7, effort, least=2)
+    count = share(_SESSIONS, effort, least=8)
     old = share(_OLD, effort, least=2 * _YOUNG)
     store = await PostgresStore(server.dsn, schema=_SCHEMA).open()
     naive = _LeaseEachTurn(server.dsn)
@@ -83,17 +84,17 @@ async def _postgres(server: ThrowawayPostgres, effort: float) -> list[Row]:
 
             # Each way has sessions of its own: who is held without a turn is loaded by the next.
             sides = {
-                "whole": _Side(whole, 0, _YOUNG, each),
-                "whole, old": _Side(whole, 1, old, each),
-                "bare": _Side(bare, 2, _YOUNG, each),
-                "bare, old": _Side(bare, 3, old, each),
-                "naive": _Side(naive.take, 4, 1, max(each // 6, 1)),
+                "whole": _Side(whole, 0, count, _YOUNG, each),
+                "whole, old": _Side(whole, 1, count, old, each),
+                "bare": _Side(bare, 2, count, _YOUNG, each),
+                "bare, old": _Side(bare, 3, count, old, each),
+                "naive": _Side(naive.take, 4, count, 1, max(each // 6, 1)),
             }
             taken = await _in_turns(server.pid, sides, rounds)
             await naive.aclose()
     return [
         row(
-            f"postgres: a whole turn, {_SESSIONS} warm sessions, client and server",
+            f"postgres: a whole turn, {count} warm sessions, client and server",
             taken["whole"].both_us,
             "us",
             bar="value <= 150",
@@ -161,20 +162,21 @@ class _Side(NamedTuple):
 
     work: _Work
     place: int
+    count: int
     age: int
     turns: int
 
     @property
     def sessions(self) -> list[SessionKey]:
-        return keys(_SESSIONS, first=self.place * _SESSIONS)
+        return keys(self.count, first=self.place * _SESSIONS)
 
     async def spent(self, server_pid: int, turns: int) -> _Spent:
         """Return what so many turns of each session cost, all sessions at once."""
         start_s = time.process_time(), _server_cpu_s(server_pid)
         await asyncio.gather(*(self.work(key, turns) for key in self.sessions))
         end_s = time.process_time(), _server_cpu_s(server_pid)
-        count = turns * _SESSIONS
-        return _Spent(*((b - a) * 1e6 / count for a, b in zip(start_s, end_s, strict=True)))
+        taken = turns * self.count
+        return _Spent(*((b - a) * 1e6 / taken for a, b in zip(start_s, end_s, strict=True)))
 
 
 async def _in_turns(server_pid: int, sides: Mapping[str, _Side], rounds: int) -> dict[str, _Spent]:
@@ -279,7 +281,7 @@ def _workers(server: ThrowawayPostgres, effort: float) -> list[Row]:
 
 def _without_affinity(server: ThrowawayPostgres, effort: float) -> list[Row]:
     """Return what a turn costs where each one is at another worker than the one before."""
-    workers, turns = 4, share(20, effort, least=2)
+    workers, turns = share(4, effort, least=2), share(20, effort, least=2)
     start_s = _server_cpu_s(server.pid)
     took_s, cpu_s = asyncio.run(_together(server.dsn, [40_000] * workers, _SHARED, turns))
     count = workers * _SHARED * turns
@@ -293,7 +295,7 @@ def _without_affinity(server: ThrowawayPostgres, effort: float) -> list[Row]:
 
 def _rate(dsn: str, workers: int, effort: float) -> float:
     """Return the turns a second of all workers together."""
-    each, turns = _SESSIONS // workers, share(60, effort, least=3)
+    each, turns = share(_SESSIONS, effort, least=8) // workers, share(60, effort, least=3)
     firsts = [20_000 + number * each for number in range(workers)]
     took_s, _ = asyncio.run(_together(dsn, firsts, each, turns))
     return workers * each * turns / took_s

@@ -43,9 +43,6 @@ def small(name, **changes):
 PAUSE = small("pause", times=4, ttl_s=0.5, ttft_s=0.02, hot=3, hot_share=0.8)
 
 
-LATE = small("late", times=6, hot=2, hot_share=0.8, patience_s=0.05, workers=2)
-
-
 def ridden(storm, path, code=None):
     return asyncio.run(run_storm(storm, path, code=code))
 
@@ -66,27 +63,21 @@ def assert_well(outcome):
     assert told - gone <= {"", "StaleLease", "StoreUnreachable", "Superseded"}
 
 
-def test_without_a_fault_turns_come_in_one_order_for_all_workers(tmp_path):
-    outcome = ridden(small("calm", hot=1), tmp_path)
+def test_without_a_fault_turns_come_in_one_order_and_a_turn_sent_again_happens_once(tmp_path):
+    outcome = ridden(small("calm", hot=1, again_share=0.3), tmp_path)
     assert_well(outcome)
     assert outcome.stale == (0, 0, 0)
     evidence = outcome.verdict.evidence
-    assert evidence.acknowledged == evidence.turns == evidence.requests
+    assert evidence.acknowledged == evidence.turns
+    assert evidence.requests > 1.2 * evidence.turns
     verdict = check_path(outcome.run.path, overtaking_limit=OVERTAKING_LIMIT)
     assert verdict.status == "valid", verdict
 
 
-def test_a_turn_that_is_sent_again_after_its_answer_is_answered_alike_and_happens_once(tmp_path):
-    outcome = ridden(small("calm", again_share=0.3), tmp_path)
+def test_killed_workers_a_killed_database_and_cut_connections_lose_nothing(tmp_path):
+    outcome = ridden(small("kill", faults=("kill", "restart", "cut"), times=2), tmp_path)
     assert_well(outcome)
-    evidence = outcome.verdict.evidence
-    assert evidence.requests > 1.2 * evidence.turns
-
-
-def test_killed_workers_lose_nothing_and_others_take_their_sessions_at_once(tmp_path):
-    outcome = ridden(small("kill", times=6), tmp_path)
-    assert_well(outcome)
-    assert outcome.verdict.evidence.crashes == outcome.kills == 6
+    assert outcome.kills == 4
     # The TTL alone would take 30 s; how few milliseconds it takes is for a quiet machine to say.
     assert outcome.handovers_ms
     assert max(outcome.handovers_ms) < outcome.storm.ttl_s * 1000 / 2
@@ -99,22 +90,13 @@ def test_a_worker_stopped_past_its_time_writes_nothing_when_it_goes_on(tmp_path)
     assert outcome.stale.refused > 0
 
 
-def test_a_database_killed_under_load_loses_nothing_that_was_acknowledged(tmp_path):
-    outcome = ridden(small("restart", times=2), tmp_path)
-    assert_well(outcome)
-    assert outcome.kills == 2
-
-
-def test_connections_cut_in_the_middle_of_a_message_lose_and_double_nothing(tmp_path):
-    assert_well(ridden(small("cut", times=10), tmp_path))
-
-
 def test_a_database_that_answers_late_or_not_for_a_while_loses_nothing(tmp_path):
-    assert_well(ridden(small("slow", times=4, ttl_s=0.5), tmp_path))
+    assert_well(ridden(small("slow", times=2, ttl_s=0.5), tmp_path))
 
 
 def test_a_write_that_arrives_after_its_sender_gave_up_loses_and_doubles_nothing(tmp_path):
-    assert_well(ridden(LATE, tmp_path))
+    late = small("late", times=4, hot=2, hot_share=0.8, patience_s=0.05, workers=2)
+    assert_well(ridden(late, tmp_path))
 
 
 # ---- the store broken on purpose
@@ -235,6 +217,7 @@ MUTANTS = [
 _SEEDS = 4
 
 
+@pytest.mark.mutants
 @pytest.mark.parametrize("mutant", MUTANTS, ids=[mutant[0] for mutant in MUTANTS])
 def test_a_broken_store_is_convicted(mutant, tmp_path):
     _, module, was, now, storm, convicts = mutant

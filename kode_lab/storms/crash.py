@@ -42,13 +42,13 @@ from kode_lab.storms.crash_worker import (
 )
 from kode_lab.testing.postgres import ThrowawayPostgres
 
-__all__ = ["KILLS", "STORES", "CrashCount", "crash_proof"]
+__all__ = ["KILLS", "STORES", "TURNS_A_LIFE", "CrashCount", "crash_proof"]
 
 KILLS = 300
 StoreName: TypeAlias = Literal["process", "power", "postgres"]
 STORES: tuple[StoreName, ...] = get_args(StoreName)
 _SESSIONS = 8
-_TURNS_A_LIFE = 200
+TURNS_A_LIFE = 200
 # New sessions from time to time: looking at a conversation costs its length.
 _LIVES_A_SESSION = 10
 _GIVE_UP = 0.1
@@ -109,7 +109,7 @@ def crash_proof(
     directory: Path,
     *,
     store: StoreName = "process",
-    turns_a_life: int = _TURNS_A_LIFE,
+    turns_a_life: int = TURNS_A_LIFE,
     told: Callable[[CrashCount], None] | None = None,
 ) -> CrashCount:
     """Kill a working process so often, and return what was counted.
