@@ -162,20 +162,20 @@ class _Side(NamedTuple):
 
     work: _Work
     place: int
-    count: int
+    size: int
     age: int
     turns: int
 
     @property
     def sessions(self) -> list[SessionKey]:
-        return keys(self.count, first=self.place * _SESSIONS)
+        return keys(self.size, first=self.place * _SESSIONS)
 
     async def spent(self, server_pid: int, turns: int) -> _Spent:
         """Return what so many turns of each session cost, all sessions at once."""
         start_s = time.process_time(), _server_cpu_s(server_pid)
         await asyncio.gather(*(self.work(key, turns) for key in self.sessions))
         end_s = time.process_time(), _server_cpu_s(server_pid)
-        taken = turns * self.count
+        taken = turns * self.size
         return _Spent(*((b - a) * 1e6 / taken for a, b in zip(start_s, end_s, strict=True)))
 
 

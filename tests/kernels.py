@@ -42,7 +42,9 @@ async def in_one_kernel(jobs):
 async def _outcome(kernel, notebook, parameters, directory):
     at = next(n for n, c in enumerate(notebook.cells) if "parameters" in c.metadata.get("tags", ()))
     notebook.cells.insert(at + 1, v4.new_code_cell(parameters))
-    notebook.cells.insert(0, v4.new_code_cell(f"import gc; gc.freeze()\n%reset -f\n%cd -q {directory}"))
+    notebook.cells.insert(
+        0, v4.new_code_cell(f"import gc; gc.freeze()\n%reset -f\n%cd -q {directory}")
+    )
     client = NotebookClient(notebook, km=kernel, timeout=CELL_LIMIT_S)
     try:
         await client.async_execute()

@@ -81,6 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # After `| head`, flushing stdout at exit would complain.
         _discard_stdout()
         return _UNREAD
+    except SystemExit:
+        # rich has met the same: it discards stdout and exits with 1, which means violated here.
+        return _UNREAD
     except OSError as error:
         what = "" if error.filename is None else f"{error.filename}: "
         sys.stderr.write(f"kode-lab: {what}{error.strerror or error}\n")

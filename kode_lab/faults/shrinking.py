@@ -1,17 +1,19 @@
-"""The smallest play that still convicts: found by Hypothesis, replayed from what it prints.
+"""The smallest play that still convicts, found by trying small plays first.
 
 A small play is fewer sessions, clients and turns, and a list of delays (per cents of the longest,
-used in turn) in the place of a seed. Hypothesis shrinks all of them together; nothing is random
-any more in what it gives. It is the one place that imports Hypothesis.
+used in turn) in the place of a seed. Shapes are tried by their number of turns; of the first that
+convicts, the delays are made shorter and smaller while it still does.
+
+Source: enumerating by size is SmallCheck's (Runciman, Naylor, Lindblad 2008); making a list smaller
+is delta debugging (Zeller and Hildebrandt 2002), one element at a time.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
+from itertools import product
 from random import Random
-from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from kode_lab.check import Verdict
 from kode_lab.errors import InvalidScenario
@@ -22,7 +24,9 @@ from kode_lab.faults.stage import Stage
 
 __all__ = ["Small", "play_small", "shrink"]
 
-PLAYS_LIMIT = 300
+PLAYS_LIMIT = 600
+# Lists of delays that are tried with each shape, and their greatest length.
+_TRIES = 8
 _DELAYS_LIMIT = 12
 
 
@@ -53,62 +57,53 @@ def play_small(fault: Fault, small: Small) -> tuple[Played, Verdict]:
 
 
 def shrink(fault: Fault, seed: int = 0, *, plays_limit: int = PLAYS_LIMIT) -> Small:
-    """Return a small play of the fault that still convicts it: the smallest in so many plays.
+    """Return a small play of the fault that still convicts it.
+
+    Args:
+        seed: of the delays that are tried.
 
     Raises:
-        InvalidScenario: Hypothesis is not there, or found none within ``plays_limit`` plays.
+        InvalidScenario: none was found within ``plays_limit`` plays.
     """
-    try:
-        import hypothesis  # noqa: PLC0415 - a tool of the laboratory, not of the service
-        from hypothesis import configuration, strategies  # noqa: PLC0415
-    except ImportError:
-        raise InvalidScenario("shrinking needs Hypothesis: pip install hypothesis") from None
-    whole = fault.scenario
-    small = strategies.builds(
-        Small,
-        sessions=strategies.integers(1, len(whole.keys)),
-        clients=strategies.integers(1, whole.clients),
-        turns=strategies.integers(1, whole.turns),
-        delays=strategies.lists(
-            strategies.integers(0, 100), min_size=1, max_size=_DELAYS_LIMIT
-        ).map(tuple),
-    )
+    left = plays_limit
+    with Stage(fault.scenario, fault.parts) as stage:
 
-    known: dict[Small, bool] = {}
+        def is_convicted(small: Small) -> bool:
+            nonlocal left
+            if left <= 0:
+                return False
+            left -= 1
+            played = stage.play(small.delays, small.of(fault.scenario))
+            return fault.shows[0] in found_in(judged(fault, played))
 
-    def is_convicted(candidate: Small) -> bool:
-        if candidate not in known and len(known) < plays_limit:
-            played = stage.play(candidate.delays, candidate.of(whole))
-            known[candidate] = fault.shows[0] in found_in(judged(fault, played))
-        return known.get(candidate, False)
-
-    settings = hypothesis.settings(
-        max_examples=plays_limit,
-        database=None,
-        deadline=None,
-        suppress_health_check=list(hypothesis.HealthCheck),
-    )
-    try:
-        with Stage(whole, fault.parts) as stage, TemporaryDirectory(prefix="kode-") as home:
-            configuration.set_hypothesis_home_dir(home)  # it would litter where the user stands
-            return _found(hypothesis.find, small, is_convicted, settings, Random(seed))
-    except hypothesis.errors.NoSuchExample:
-        raise InvalidScenario(
-            f"{fault.name}: no small play convicts it within {plays_limit=} plays: "
-            "replay one of the seeds instead"
-        ) from None
-    finally:
-        configuration.set_hypothesis_home_dir(None)
-
-
-def _found(
-    find: Callable[..., Any],
-    small: Any,
-    is_convicted: Callable[[Small], bool],
-    settings: Any,
-    random: Random,
-) -> Small:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its advice is for test suites
-        found: Small = find(small, is_convicted, settings=settings, random=random)
+        found = next(filter(is_convicted, _by_size(fault.scenario, Random(seed))), None)
+        if found is None:
+            raise InvalidScenario(
+                f"{fault.name}: no small play convicts it within {plays_limit=} plays: "
+                "replay one of the seeds instead"
+            )
+        while smaller := next(filter(is_convicted, _with_smaller_delays(found)), None):
+            found = smaller
     return found
+
+
+def _by_size(whole: Scenario, random: Random) -> Iterator[Small]:
+    """Return plays of every shape, the one with the fewest turns first."""
+    ranges = (range(1, most + 1) for most in (len(whole.keys), whole.clients, whole.turns))
+    for sessions, clients, turns in sorted(product(*ranges), key=lambda n: (n[0] * n[1] * n[2], n)):
+        yield Small(sessions, clients, turns, (0,))
+        for _ in range(_TRIES - 1):
+            length = random.randint(1, _DELAYS_LIMIT)
+            delays = tuple(random.choice((0, random.randint(1, 100))) for _ in range(length))
+            yield Small(sessions, clients, turns, delays)
+
+
+def _with_smaller_delays(small: Small) -> Iterator[Small]:
+    """Return the play with one delay less, then with one delay smaller."""
+    delays = small.delays
+    for at in range(len(delays)):
+        if len(delays) > 1:
+            yield small._replace(delays=delays[:at] + delays[at + 1 :])
+    for at, delay in enumerate(delays):
+        for less in sorted({0, delay // 2} - {delay}):
+            yield small._replace(delays=(*delays[:at], less, *delays[at + 1 :]))
