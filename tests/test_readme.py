@@ -2,12 +2,11 @@
 
 import io
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 from rich.console import Console
 
+from kode_lab.cli import main
 from kode_lab.lab.records import Run
 from kode_lab.reports.claims import claims_of
 from kode_lab.reports.evidence import evidence_of
@@ -20,29 +19,23 @@ PROGRAMS = [body for language, body in BLOCKS if language == "python"]
 SHOWN = [body for language, body in BLOCKS if not language]
 
 
-def printed_by(program, cwd):
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program],
-        capture_output=True, text=True, check=True, cwd=cwd,
-    )  # fmt: skip
-    assert done.stderr == ""
-    return done.stdout
-
-
 def judged_reference():
     run = Run.load(ROOT / "results" / "reference")
     return run, [claim for evidence in evidence_of(run) for claim in claims_of(evidence)]
 
 
-def test_the_ten_lines_run_and_print_what_the_readme_says(tmp_path):
-    assert f"It prints `{printed_by(PROGRAMS[0], tmp_path).strip()}`" in README
+def test_the_ten_lines_run_and_print_what_the_readme_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    exec(PROGRAMS[0], {"__name__": "__main__"})
+    out, err = capsys.readouterr()
+    assert f"It prints `{out.strip()}`" in README
+    assert err == ""
 
 
-def test_the_run_that_fails_prints_the_witness_that_the_readme_shows(tmp_path):
-    command = [sys.executable, "-m", "kode_lab", "faults", "no-lock", "--shrink"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+def test_the_run_that_fails_prints_the_witness_that_the_readme_shows(capsys):
+    assert main(["faults", "no-lock", "--shrink"]) == 0
     (shown,) = (block for block in SHOWN if block.startswith("FAIL"))
-    assert set(shown.splitlines()) <= set(done.stdout.splitlines())
+    assert set(shown.splitlines()) <= set(capsys.readouterr().out.splitlines())
 
 
 def test_the_reference_run_holds_and_prints_the_readmes_table():

@@ -77,12 +77,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return UNUSABLE
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
-        # After `| head`, flushing stdout at exit would complain.
+    except (BrokenPipeError, SystemExit):
+        # After `| head`, flushing stdout at exit would complain. rich meets the same error, and
+        # exits with 1, which means violated here.
         _discard_stdout()
-        return _UNREAD
-    except SystemExit:
-        # rich has met the same: it discards stdout and exits with 1, which means violated here.
         return _UNREAD
     except OSError as error:
         what = "" if error.filename is None else f"{error.filename}: "

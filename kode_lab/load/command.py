@@ -26,7 +26,6 @@ from kode_lab.errors import InvalidScenario
 from kode_lab.lab.exports import export
 from kode_lab.lab.records import RunRecorder
 from kode_lab.load.ranges import problem_of
-from kode_lab.load.report import write_report
 from kode_lab.load.services import Service, start_target
 from kode_lab.targets.http_target import free_port
 
@@ -117,7 +116,11 @@ def run_load(options: Namespace) -> int:
             recorder.close()
     run = recorder.finish(status, exit_status=code)
     export(run)
-    pictures = 0 if options.no_pictures else write_report(run)
+    pictures = 0
+    if not options.no_pictures:
+        from kode_lab.load.report import write_report  # noqa: PLC0415 - matplotlib
+
+        pictures = write_report(run)
     where = f"run {run.path}" + (f", report.html with {pictures} pictures" if pictures else "")
     sys.stderr.write(f"kode-lab: {where}\n")
     sys.stderr.flush()
