@@ -39,7 +39,7 @@ from kode_lab.faults.world import World
 from kode_lab.key import SessionKey
 from kode_lab.sessions import JsonStore
 
-TWIN_SEEDS = 2
+TWIN_SEEDS = 1
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
@@ -123,7 +123,7 @@ def test_a_twin_that_is_not_valid_is_an_objection():
 
 
 def test_right_plays_under_all_hard_conditions_raise_no_false_alarm():
-    runs = 3 * len(honest.HARD_CONDITIONS)
+    runs = 2 * len(honest.HARD_CONDITIONS)
     found = honest.honest_runs(runs)
     assert found.objections == {}
     assert found.statuses["valid"] > 0.8 * runs

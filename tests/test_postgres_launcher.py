@@ -84,8 +84,10 @@ def open_place():
 
 
 @needs_postgres
-def test_it_answers_by_its_socket_and_by_tcp_only_when_asked_and_leaves_nothing():
+def test_two_servers_answer_by_socket_and_by_tcp_only_when_asked_and_leave_nothing():
     with ThrowawayPostgres() as silent, ThrowawayPostgres(port=0) as open_one:
+        for server in (silent, open_one):  # the same name is free in each
+            asked(server.dsn, "CREATE TABLE mine (a int)")
         assert asked(silent.dsn, "SHOW listen_addresses") == ""
         assert asked(open_one.tcp_dsn(), "SELECT 1") == 1
         assert asked(open_one.dsn, "SHOW fsync") == "on"
@@ -101,30 +103,14 @@ def test_it_answers_by_its_socket_and_by_tcp_only_when_asked_and_leaves_nothing(
 
 
 @needs_postgres
-def test_two_servers_stand_side_by_side_and_know_nothing_of_each_other():
-    async def scenario():
-        async with ThrowawayPostgres() as one, ThrowawayPostgres() as other:
-            assert one.data != other.data
-            for server in (one, other):  # the same name is free in each
-                connection = await asyncpg.connect(server.dsn)
-                await connection.execute("CREATE TABLE mine (a int)")
-                await connection.close()
-
-    asyncio.run(scenario())
-
-
-@needs_postgres
-def test_settings_are_postgres_own():
-    with ThrowawayPostgres(settings={"fsync": "off", "work_mem": "1MB"}) as server:
+def test_its_settings_are_postgres_own_and_no_other_user_can_look_in():
+    server = ThrowawayPostgres(settings={"fsync": "off", "work_mem": "1MB"})
+    starter = threading.Thread(target=server.start)  # it outlives the thread that started it
+    starter.start()
+    starter.join()
+    try:
         assert asked(server.dsn, "SHOW fsync") == "off"
         assert asked(server.dsn, "SHOW work_mem") == "1MB"
-    with pytest.raises(StoreUnreachable, match=r"did not start.*no_such_setting"):
-        ThrowawayPostgres(settings={"no_such_setting": "1"}).start()
-
-
-@needs_postgres
-def test_it_never_runs_as_root_and_nobody_else_can_look_in():
-    with ThrowawayPostgres() as server:
         status = Path(f"/proc/{server.pid}/status").read_text()
         uids = {int(uid) for line in status.splitlines() if line[:4] == "Uid:"
                 for uid in line.split()[1:]}  # fmt: skip
@@ -133,6 +119,10 @@ def test_it_never_runs_as_root_and_nobody_else_can_look_in():
         assert 0 not in uids
         for place in (server.data.parent, server.data):
             assert place.stat().st_mode & 0o077 == 0
+    finally:
+        server.stop()
+    with pytest.raises(StoreUnreachable, match=r"did not start.*no_such_setting"):
+        ThrowawayPostgres(settings={"no_such_setting": "1"}).start()
 
 
 @needs_postgres
@@ -189,18 +179,6 @@ def test_a_port_that_is_none_is_refused_before_anything_is_made(open_place, caps
     assert (out, err.count("\n")) == ("", 1)
     assert f"port {port} is not valid: choose 1 to 65535" in err
     assert not data.exists()
-
-
-@needs_postgres
-def test_it_outlives_the_thread_that_started_it():
-    server = ThrowawayPostgres()
-    starter = threading.Thread(target=server.start)
-    starter.start()
-    starter.join()
-    try:
-        assert asked(server.dsn, "SELECT 1") == 1
-    finally:
-        server.stop()
 
 
 @needs_postgres
