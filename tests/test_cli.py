@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -278,8 +279,7 @@ def test_a_reader_that_leaves_early_is_no_error(tmp_path, monkeypatch):
     reader = threading.Thread(target=read_a_line)
     reader.start()
     monkeypatch.chdir(tmp_path)
-    with os.fdopen(writes, "w") as stdout:
-        monkeypatch.setattr(sys, "stdout", stdout)
+    with os.fdopen(writes, "w") as stdout, redirect_stdout(stdout):
         assert main(["reproduce", "--speed", "50"]) == 141  # as a shell says of SIGPIPE
     reader.join()
     assert Run.load("latest", tmp_path / "results").status == "complete"
