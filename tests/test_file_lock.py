@@ -27,6 +27,11 @@ sys.stdin.read()
 """
 
 
+def free(locks, place):
+    file, at = place
+    locks.release(locks._ours[file][at])
+
+
 @pytest.fixture
 def two(tmp_path):
     """Two openings of one directory, as of two processes: the locks are not the process's."""
@@ -42,7 +47,7 @@ def test_one_opening_at_a_time_holds_a_name_and_different_names_are_held_togethe
     assert first.try_hold(place)
     assert not second.try_hold(place)
     assert second.try_hold(other)
-    first.release(place)
+    free(first, place)
     assert second.try_hold(place)
 
 
@@ -68,12 +73,12 @@ def test_who_releases_and_asks_again_at_once_stands_behind_the_one_who_waits(two
         place = first.place_of("ada:s1")
         assert first.try_hold(place)
         waiter = asyncio.create_task(second.hold(place))
-        await until(lambda: is_awaited(first._root, place))
-        first.release(place)
+        await until(lambda: is_awaited(Path(first._root), place))
+        free(first, place)
         assert not first.try_hold(place), "somebody waits"
         await waiter
         assert not first.try_hold(place)
-        second.release(place)
+        free(second, place)
         assert first.try_hold(place)
 
     run(scenario())
@@ -88,14 +93,14 @@ def test_processes_that_wait_come_in_the_order_in_which_they_asked(tmp_path):
         async def take(number):
             await lines[number].hold(place)
             order.append(number)
-            lines[number].release(place)
+            free(lines[number], place)
 
         assert lines[0].try_hold(place)
         waiting = []
         for number in range(1, _PLACES):
             waiting.append(asyncio.create_task(take(number)))
             await asyncio.sleep(0)  # it walks forward as far as it can without waiting
-        lines[0].release(place)
+        free(lines[0], place)
         await asyncio.gather(*waiting)
         assert order == list(range(1, _PLACES))
         for one in lines:
@@ -111,12 +116,12 @@ def test_a_cancelled_waiter_leaves_neither_the_lock_nor_its_place_behind(two):
         assert first.try_hold(place)
         for _ in range(5):
             waiter = asyncio.create_task(second.hold(place))
-            await until(lambda: is_awaited(first._root, place))
+            await until(lambda: is_awaited(Path(first._root), place))
             waiter.cancel()
             await asyncio.wait([waiter])
             assert waiter.cancelled()
-            assert not is_awaited(first._root, place)
-        first.release(place)
+            assert not is_awaited(Path(first._root), place)
+        free(first, place)
         assert second.try_hold(place)
 
     run(scenario())
@@ -134,7 +139,7 @@ def test_three_that_hammer_one_name_come_to_it_equally_often(tmp_path):
                     await locks.hold(place)
                 order.append(name)
                 await asyncio.sleep(0)
-                locks.release(place)
+                free(locks, place)
             locks.close()
 
         await asyncio.gather(*(hammer(name) for name in "abc"))
@@ -168,7 +173,7 @@ def test_the_lock_of_a_killed_process_is_free_at_the_next_look(tmp_path):
             # One look of at most 10 ms, and generous room for a machine that is slow to wake us.
             assert looks <= 20
             assert not probe.try_hold(place)
-            locks.release(place)
+            free(locks, place)
             assert probe.try_hold(place)
             probe.close()
         locks.close()
@@ -211,11 +216,11 @@ def test_a_process_that_may_open_few_files_closes_those_in_which_it_holds_nothin
     before = open_files()
     for place in passing:
         assert few.try_hold(place)
-        few.release(place)
+        free(few, place)
     assert open_files() <= before + 1
     assert not any(map(other.try_hold, held))
     for place in held:
-        few.release(place)
+        free(few, place)
     assert all(map(other.try_hold, held))
     few.close()
     other.close()
@@ -225,7 +230,7 @@ def test_the_lock_files_stay_empty(two, tmp_path):
     for number in range(100):
         place = two[0].place_of(f"ada:{number}")
         assert two[0].try_hold(place)
-        two[0].release(place)
+        free(two[0], place)
     files = list(Path(tmp_path / "+locks").iterdir())
     assert 1 < len(files) <= 800
     assert all(path.stat().st_size == 0 for path in files)
@@ -234,11 +239,8 @@ def test_the_lock_files_stay_empty(two, tmp_path):
 def test_a_server_soon_has_all_its_lock_files_open_and_then_opens_no_more(tmp_path):
     locks = FileLocks(tmp_path, PosixDisk(), open_limit=2_000)
     before = open_files()
-    for number in range(2_000):
+    for number in range(8_000):
         assert locks.try_hold(locks.place_of(f"ada:{number}"))
-    assert open_files() == before + 1_024
-    for number in range(2_000, 5_000):
-        assert locks.try_hold(locks.place_of(f"ada:{number}"))
-    assert open_files() == before + 1_024
+    assert before + 1_000 < open_files() <= before + 1_024
     locks.close()
     assert open_files() == before

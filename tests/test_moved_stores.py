@@ -148,11 +148,11 @@ def test_a_waiting_process_notices_that_its_lock_file_was_removed(tmp_path):
     async def scenario():
         holder, waiter = (FileLocks(tmp_path / "l", PosixDisk()) for _ in range(2))
         place = holder.place_of("ada:s1")
-        assert holder.try_hold(place)
+        lock = holder.try_hold(place)
         waiting = asyncio.create_task(waiter.hold(place))
         await asyncio.sleep(0)
         shutil.rmtree(tmp_path / "l")
-        holder.release(place)
+        holder.release(lock)
         with pytest.raises(StoreMoved):
             await waiting
         holder.close()

@@ -823,8 +823,8 @@ MUTANTS = [
         "a cut header is a new session",
         owner,
         "files/session_files",
-        "if self.place.messages_size():",
-        "if 0:",
+        "elif size:",
+        "elif 0:",
     ),
     # fence and residents
     Mutant(
@@ -836,14 +836,18 @@ MUTANTS = [
     ),
     Mutant("residents without limit", residents, "residents", "len(agents) <= self._limit", "True"),
     Mutant(
-        "no fence at the writes", overtaken, "files/store", "if newest != lease.fence:", "if False:"
+        "no fence at the writes",
+        overtaken,
+        "files/store",
+        "if newest != files.fence_limit or files.fence != lease.fence:",
+        "if False:",
     ),
     Mutant(
         "a fence that does not grow",
         overtaken,
         "files/session_files",
-        "self.fence = fence + 1",
-        "self.fence = fence",
+        "self.fence += 1",
+        "pass",
     ),
     # several processes
     Mutant(
@@ -867,7 +871,29 @@ MUTANTS = [
         "except BaseException:\n            _unlock(fd, at)",
         "except BaseException:\n            pass",
     ),
+    Mutant(
+        "a lock that is kept from those who ask",
+        residents,
+        "files/file_lock",
+        "if self._idle.pop(lock, _GONE) is None:\n                    self._give(lock)",
+        "if False:\n                    pass",
+        hangs=True,
+    ),
     # durable turns
+    Mutant(
+        "messages before the line that announces them",
+        kills,
+        "files/store",
+        "[done, messages]",
+        "[messages, done]",
+    ),
+    Mutant(
+        "a turn without its messages is known",
+        kills,
+        "files/session_files",
+        "is not None and size < end:",
+        "is not None and False:",
+    ),
     Mutant(
         "messages before the journal",
         kills,
@@ -902,15 +928,15 @@ MUTANTS = [
         "an append without its journal is kept",
         kills,
         "files/session_files",
-        "(is_open or whole is None)",
+        "(is_ours or whole is None)",
         "whole is None",
     ),
     Mutant(
         "a torn closing bracket is damage",
         kills,
         "files/session_files",
-        "size >= body_bytes and",
-        "size > end_bytes and",
+        "if len(data) < body_bytes:",
+        "if len(data) <= end_bytes:",
     ),
     Mutant(
         "an open turn is not taken up",
@@ -1022,8 +1048,8 @@ MUTANTS = [
         "files closed while their step went down",
         journal,
         "files/store",
-        "if self._power is not None and not self._open.is_whole(lease.key):",
-        "if False:",
+        "self._keep_open(held.files)",
+        "pass",
     ),
     Mutant(
         "steps over each other",
@@ -1044,8 +1070,8 @@ MUTANTS = [
         "lock kept when the files cannot be held",
         files,
         "files/store",
-        "        except BaseException:\n            self._lock.release(slot)",
-        "        except BaseException:\n            pass",
+        "            self._lock.release(slot)\n            if",
+        "            if",
     ),
     Mutant(
         "a ticket is kept",
@@ -1189,12 +1215,12 @@ MUTANTS = [
     Mutant("new lock files", moved, "files/file_lock", '!= here["inode"]:', '== "":'),
     Mutant("new sessions elsewhere", moved, "files/file_lock", "self._guard()", "pass"),
     Mutant("a moved history", moved, "files/store", "self._occupancy.check()\n        if", "if"),
-    Mutant("saved elsewhere", moved, "files/store", "self._locks.check(held.place)", "pass"),
+    Mutant("saved elsewhere", moved, "files/store", "self._locks.check(held.lock.file)", "pass"),
     Mutant(
         "a rewind that was not cut",
         rewinds,
         "files/session_files",
-        "text.cut_from_bytes == self.place.messages_size()",
+        "text.cut_from_bytes == size",
         "False",
     ),
     Mutant("half a fork is whole", rewinds, "files/format", " or data.startswith(FILLING)", ""),

@@ -511,7 +511,7 @@ def test_an_overtaken_holder_is_refused_and_the_overtaker_s_turn_stands(tmp_path
                 assert (await elsewhere.turn(ADA, "overtaker")).text == "re: overtaker"
             scene.go.set()
             with pytest.raises(
-                StaleLease, match=r"ada:s1: fence 1 was overtaken by 2.*same turnId"
+                StaleLease, match=r"ada:s1: fence 1 was overtaken by 257.*same turnId"
             ):
                 await scene.busy
             reply = await scene.manager.turn(ADA, "busy", turn_id="busy")

@@ -80,6 +80,7 @@ class TurnsText(NamedTuple):
             on, and the file's size before; None if a turn ended since.
         cut_from_bytes: the size of ``messages.json`` before the rewind that is the last line; a
             file of that size has not been cut yet.
+        before: the same without the last line, if that is a ``done`` line.
     """
 
     finished: list[Finished]
@@ -91,6 +92,7 @@ class TurnsText(NamedTuple):
     is_deleted: bool = False
     cut_from_bytes: int = -1
     amended: tuple[int, int, list[Message], int] | None = None
+    before: TurnsText | None = None
 
 
 def header_of(key: SessionKey, fence: int, number: int = 1) -> bytes:
@@ -163,12 +165,17 @@ def read_turns(key: SessionKey, data: bytes) -> TurnsText:  # noqa: C901, PLR091
     cut_from_bytes = -1
     torn_done = b""
     amended = None
+    before: TurnsText | None = None
     for number, line in enumerate(lines):
         entry = _object(line)
         try:
             if "done" in entry:
-                ended, end_bytes = _finished(entry), entry["end"]
+                ended = _finished(entry)
+                if number == len(lines) - 1 and turn is None:
+                    before = TurnsText([*finished], None, end_bytes, done_bytes, at,
+                                       cut_from_bytes=cut_from_bytes)  # fmt: skip
                 finished.append(ended)
+                end_bytes = entry["end"]
                 done_bytes, turn = at + len(line) + 1, None
                 cut_from_bytes, amended = -1, None
             elif "rewound" in entry:
@@ -205,7 +212,15 @@ def read_turns(key: SessionKey, data: bytes) -> TurnsText:  # noqa: C901, PLR091
     if turn is not None or torn_done:
         cut_from_bytes = -1
     return TurnsText(
-        finished, turn, end_bytes, done_bytes, at, torn_done, False, cut_from_bytes, amended
+        finished,
+        turn,
+        end_bytes,
+        done_bytes,
+        at,
+        torn_done,
+        cut_from_bytes=cut_from_bytes,
+        amended=amended,
+        before=before,
     )
 
 

@@ -121,7 +121,7 @@ class PowerJournal:
         """
         if self._failure is not None:
             raise StoreUnwritable(f"{files.key}: {self._failure}")
-        payload = _payload(files.place.path[self._root_chars :], files, tails)
+        payload = _payload(files.path[self._root_chars :], files, tails)
         if _FRAME.size + len(payload) > self._size_bytes:
             try:
                 self._grow(_FRAME.size + len(payload))
@@ -191,7 +191,7 @@ class PowerJournal:
         behind = self._behind
         for waiting in batch:
             files = waiting.files
-            behind[files.place.path] = files
+            behind[files.path] = files
             if max(map(files.delay, waiting.tails)) > _DELAYED_BYTES:
                 files.flush()
             waiting.is_down = True
@@ -255,7 +255,7 @@ class PowerJournal:
             head = (self._generation, self._sequence)
             pieces.append(_FRAME.pack(len(waiting.payload), _sum(waiting.payload, *head), *head))
             pieces.append(waiting.payload)
-            self._dirty.add(waiting.files.place.path)
+            self._dirty.add(waiting.files.path)
         data = b"".join(pieces)
         self._disk.write(self._fd, data, self._at)
         self._disk.sync(self._fd)

@@ -2,10 +2,17 @@
 
 Both grow only at their end: ``messages.json`` over its closing bracket, ``turns.jsonl`` with steps
 that one ``done`` line replaces. So a turn costs the same whatever the history, and a crash can
-leave only a few shapes, each repaired by the next load. A turn is in the conversation from the
-moment its last reply is in ``turns.jsonl``, with an announcement of the ``done`` line, because
-writing that line destroys the steps it replaces. Where this process is alone and logs elsewhere
-first (``power``), the fence needs no file and the tails of several turns are written as one.
+leave only a few shapes, each repaired by the next load.
+
+A turn without steps, the usual one, writes its ``done`` line, which says where ``messages.json``
+will end, and then its messages: it is in the conversation when they are whole, else it never was.
+A turn with steps must not lose them: its last reply goes to ``turns.jsonl`` first, with an
+announcement of the ``done`` line, because writing that line destroys the steps it replaces. Where
+this process is alone and logs elsewhere first (``power``), the fence needs no file and the tails of
+several turns are written as one.
+
+The fence in the first line is the highest that may have been issued: a holder writes it once for
+``_FENCES`` of its leases, so no number is issued twice, also after a crash.
 
 This module must not know locks or leases; its caller holds the session.
 Source: redo of torn appends as in ARIES, for files that only grow at their end.
@@ -13,6 +20,7 @@ Source: redo of torn appends as in ARIES, for files that only grow at their end.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -30,6 +38,7 @@ from kode_lab.sessions.files.format import (
     FILLING,
     FORMAT,
     FORMAT_AT,
+    TurnsText,
     amended_line,
     encode,
     ending_of,
@@ -44,13 +53,14 @@ from kode_lab.sessions.files.format import (
 from kode_lab.sessions.open_turn import Finished, OpenTurn
 from kode_lab.sessions.store import Stored
 
-__all__ = ["MESSAGES", "TURNS", "SessionDirectory", "SessionFiles", "Tail"]
+__all__ = ["MESSAGES", "TURNS", "SessionFiles", "Tail"]
 
 MESSAGES = "messages.json"
 TURNS = "turns.jsonl"
 
 # The header, or the last line of a settled turns.jsonl, is usually found in one read of this size.
 _READ_BYTES = 4096
+_FENCES = 256
 
 
 class Tail(NamedTuple):
@@ -64,9 +74,15 @@ class Tail(NamedTuple):
 class SessionFiles:
     """What is known of one session's files; open descriptors come and go with the store's cache.
 
+    ``turns.jsonl`` and ``messages.json`` are opened late. Looking creates nothing: a file is
+    created by the first write.
+
     Attributes:
+        path: the session's directory.
+        lock: under which what is known was learned: while it was not given up, it stays true.
         header: the first line of ``turns.jsonl`` as it was read or written, b"" before.
-        fence: the newest fence that this object has written or seen.
+        fence: of the newest lease.
+        fence_limit: the fence in the file, up to which none has to be written.
         is_settled: whether the positions below are known to be true.
         messages_bytes: the end of the last acknowledged turn in ``messages.json``.
         count: how many messages are before it.
@@ -78,15 +94,19 @@ class SessionFiles:
         "_delayed",
         "_is_alone",
         "_is_owner_known",
+        "_messages_fd",
+        "_turns_fd",
         "count",
         "disk",
         "done_bytes",
         "fence",
+        "fence_limit",
         "header",
         "is_settled",
         "key",
+        "lock",
         "messages_bytes",
-        "place",
+        "path",
         "turns_bytes",
     )
 
@@ -100,10 +120,11 @@ class SessionFiles:
         is_owner_known: bool = True,
     ) -> None:
         self.key = key
-        self.place = SessionDirectory(directory, disk)
+        self.path = directory
         self.disk = disk
+        self.lock: object = None
         self.header = b""
-        self.fence = -1
+        self.fence = self.fence_limit = -1
         self.is_settled = False
         self.messages_bytes = self.count = self.done_bytes = self.turns_bytes = 0
         self._is_alone = is_alone
@@ -111,38 +132,111 @@ class SessionFiles:
         self._is_owner_known = is_owner_known
         # What is not yet in the files: for each, where it begins.
         self._delayed: dict[str, tuple[int, bytearray]] = {}
+        self._turns_fd = self._messages_fd = -1
 
     # ---- descriptors
+
+    def turns(self) -> int:
+        """Return the descriptor of ``turns.jsonl``, opened or made when it is first needed."""
+        if self._turns_fd < 0:
+            self._turns_fd = self._opened(TURNS)
+        return self._turns_fd
+
+    def messages(self) -> int:
+        """Return the descriptor of ``messages.json``, opened or made when it is first needed."""
+        if self._messages_fd < 0:
+            self._messages_fd = self._opened(MESSAGES)
+        return self._messages_fd
+
+    def messages_size(self) -> int:
+        """Return the size of ``messages.json``, 0 where there is none: looking makes no file."""
+        if self._messages_fd < 0:
+            try:
+                self._messages_fd = self.disk.open(f"{self.path}/{MESSAGES}", create=False)
+            except FileNotFoundError:
+                return 0
+        size = self.disk.size(self._messages_fd)
+        if size < 0:  # removed or replaced since it was opened
+            self._close_messages()
+            return self.messages_size()
+        return size
 
     def close(self) -> None:
         """Write what was delayed and close both files; what is known stays known."""
         self.flush()
-        self.place.close()
+        self._close_both()
 
-    def close_messages(self) -> None:
-        """Write what was delayed and close ``messages.json``, which no hold needs."""
-        self.flush()
-        self.place.close_messages()
+    def forget(self) -> None:
+        """Close the files, which others may repair meanwhile, and read them anew next time."""
+        self.lock, self.header, self.is_settled = None, b"", False
+        with contextlib.suppress(OSError):
+            self.close()
+
+    def _close_both(self) -> None:
+        try:
+            self._close_messages()
+        finally:
+            if self._turns_fd >= 0:
+                fd, self._turns_fd = self._turns_fd, -1
+                self.disk.close(fd)
+
+    def _close_messages(self) -> None:
+        if self._messages_fd >= 0:
+            fd, self._messages_fd = self._messages_fd, -1
+            self.disk.close(fd)
+
+    def _remove_messages(self) -> None:
+        """An empty file is no JSON array: a session without messages has no ``messages.json``."""
+        self.disk.remove(f"{self.path}/{MESSAGES}")
+        self._close_messages()
+
+    def _opened(self, name: str) -> int:
+        path = f"{self.path}/{name}"
+        try:
+            return self.disk.open(path, create=True)
+        except FileNotFoundError:
+            # From the top, where the user's directory is there already.
+            inner = os.path.dirname(self.path)  # noqa: PTH120 - pathlib is ten times dearer
+            for place in (os.path.dirname(inner), inner, self.path):  # noqa: PTH120
+                self.disk.make_directory(place)
+            return self.disk.open(path, create=True)
 
     # ---- the fence
 
-    def next_fence(self) -> int:
-        """Add one to the fence and write it: from now on every older holder is refused.
+    def next_fence(self, lock: object = None) -> int:
+        """Return the fence of a new lease: from now on every older holder is refused.
+
+        Args:
+            lock: what excludes other processes. While it is the same, the file is only looked at to
+                see whether a person put back an older one.
 
         Raises:
             WrongOwner: the directory is another session's.
             NewerFormat: a newer kode_lab wrote it.
             SessionDamaged: its first line cannot be read.
         """
-        fence = self.newest_fence()
-        if fence < 0:
-            fence = self._read_header()
-        if fence != self.fence:
-            self.is_settled = False
-        self.fence = fence + 1
-        if not self._is_alone:
-            self.disk.write(self.place.turns(), b"%020d" % self.fence, FENCE_AT)
+        digits = b"" if lock is None else self.disk.read(self.turns(), FENCE_DIGITS, FENCE_AT)
+        if lock is None or lock is not self.lock or fence_in(digits) != self.fence_limit:
+            newest = self.newest_fence()
+            if newest < 0:
+                newest = self._read_header()
+            if newest != self.fence_limit:
+                self.fence = self.fence_limit = newest
+                self.is_settled = False
+            self.lock = lock
+        self.fence += 1
+        if self._is_alone:
+            self.fence_limit = self.fence
+        elif self.fence > self.fence_limit:
+            self.fence_limit = self.fence + _FENCES - 1
+            self.disk.write(self.turns(), b"%020d" % self.fence_limit, FENCE_AT)
         return self.fence
+
+    def write_fence(self) -> None:
+        """Write the fence as it is, so that the next hold continues with it."""
+        if not self._is_alone and self.header and self.fence < self.fence_limit:
+            self.disk.write(self.turns(), b"%020d" % self.fence, FENCE_AT)
+            self.fence_limit = self.fence
 
     def newest_fence(self) -> int:
         """Return the fence in the file now; -1 if it is unknown or the file is gone."""
@@ -150,7 +244,7 @@ class SessionFiles:
             return -1
         if self._is_alone:
             return self.fence
-        fd = self.place.turns()
+        fd = self.turns()
         fence = -1
         if self.disk.size(fd) >= len(self.header):
             fence = fence_in(self.disk.read(fd, FENCE_DIGITS, FENCE_AT))
@@ -160,7 +254,8 @@ class SessionFiles:
         return fence
 
     def _read_header(self) -> int:
-        fd = self.place.turns()
+        self.fence_limit = -1
+        fd = self.turns()
         line, found, _ = self.disk.read(fd, _READ_BYTES, 0).partition(b"\n")
         if not found and len(line) == _READ_BYTES:
             line, found, _ = self.disk.read(fd, self.disk.size(fd), 0).partition(b"\n")
@@ -168,41 +263,35 @@ class SessionFiles:
             fence = read_header(self.key, line)
             self.header = line + b"\n"
             return fence
-        if self._is_owner_known and not line:
-            return self._adopt(fd)
-        if self.place.messages_size():
+        size = self.messages_size()
+        if size and self._is_owner_known and not line:  # of another tool: adopted
+            if messages_of(self.key, self.disk.read(self.messages(), size, 0)) is None:
+                raise SessionDamaged(
+                    f"{self.key}: messages.json is not JSON, and there is no turns.jsonl; nothing "
+                    "was changed: restore it, or move the session's directory away to begin anew"
+                )
+        elif size:
             raise SessionDamaged(
                 f"{self.key}: turns.jsonl does not say whose messages.json is; nothing was "
                 "changed: restore it, or move the session's directory away to begin anew"
             )
         # It is new, or its maker died in the middle of this very line.
-        return self._write_header(fd, line)
-
-    def _adopt(self, fd: int) -> int:
-        """Begin the session, with the messages that another tool put there, if there are any."""
-        if size := self.place.messages_size():
-            data = self.disk.read(self.place.messages(), size, 0)
-            if messages_of(self.key, data) is None:
-                raise SessionDamaged(
-                    f"{self.key}: messages.json is not JSON, and there is no turns.jsonl; nothing "
-                    "was changed: restore it, or move the session's directory away to begin anew"
-                )
-        return self._write_header(fd, b"")
-
-    def _write_header(self, fd: int, line: bytes) -> int:
-        header = header_of(self.key, 0)
         if line:
             self.disk.truncate(fd, 0)
-        self.disk.write(fd, header, 0)
-        self.header = header
-        return 0
+        limit = 0 if self._is_alone else _FENCES
+        self.header = header_of(self.key, limit)
+        self.disk.write(fd, self.header, 0)
+        self.done_bytes = self.turns_bytes = len(self.header)
+        self.messages_bytes = self.count = self.fence = 0
+        self.fence_limit, self.is_settled = limit, not size
+        return limit
 
     def use_format(self) -> None:
         """Say in the first line that what follows needs this version's reader."""
         number = b"%d" % FORMAT
         if self.header[FORMAT_AT : FORMAT_AT + 1] != number:
             if not self._is_alone:
-                self.disk.write(self.place.turns(), number, FORMAT_AT)
+                self.disk.write(self.turns(), number, FORMAT_AT)
             self.header = self.header[:FORMAT_AT] + number + self.header[FORMAT_AT + 1 :]
 
     def fenced_header(self) -> bytes:
@@ -219,16 +308,17 @@ class SessionFiles:
             SessionDamaged: something else than a crash changed a file; it was left as it is.
         """
         self.flush()
-        fd = self.place.turns()
-        size = self.disk.size(fd)
         start = len(self.header)
+        if self.is_settled and self.turns_bytes == start and not self.messages_bytes:
+            return Stored([], {}, None)  # it is new
+        fd = self.turns()
+        size = self.disk.size(fd)
         text = read_turns(self.key, self.disk.read(fd, size - start, start))
         if text.is_deleted:  # by a process that died during it
-            self.place.remove_messages()
+            self._remove_messages()
         if text.amended is not None:
             self._amend_again(*text.amended)
-        is_ours = text.open is not None or text.cut_from_bytes == self.place.messages_size()
-        messages = self._read_messages(text.end_bytes, is_open=is_ours)
+        messages, text = self._read_messages(text)
         self.done_bytes = start + text.done_bytes
         self.turns_bytes = start + text.good_bytes
         if text.torn_done:
@@ -244,25 +334,25 @@ class SessionFiles:
 
     def _amend_again(self, at: int, start: int, tail: list[Message], was_bytes: int) -> None:
         """Replace a message whose replacement a crash may have torn, unless others edited it."""
-        size, data = self.place.messages_size(), tail_of(at, tail)
+        size, data = self.messages_size(), tail_of(at, tail)
         if size != was_bytes and messages_of(self.key, self._all_messages(size)) is not None:
             return
-        self.disk.write(self.place.messages(), data, start)
+        self.disk.write(self.messages(), data, start)
         if size > start + len(data):
-            self.disk.truncate(self.place.messages(), start + len(data))
+            self.disk.truncate(self.messages(), start + len(data))
 
     def _all_messages(self, size: int) -> bytes:
-        return self.disk.read(self.place.messages(), size, 0) if size else b""
+        return self.disk.read(self.messages(), size, 0) if size else b""
 
     def settle(self) -> None:
         """Learn the positions, from the last line alone where that is enough."""
         self.flush()
-        size = self.disk.size(self.place.turns())
+        size = self.disk.size(self.turns())
         start = max(len(self.header), size - _READ_BYTES)
-        data = self.disk.read(self.place.turns(), size - start, start)
+        data = self.disk.read(self.turns(), size - start, start)
         last = data[data.rfind(b"\n", 0, -1) + 1 :]
         text = read_turns(self.key, last)
-        messages_bytes = self.place.messages_size()
+        messages_bytes = self.messages_size()
         is_whole = text.good_bytes == len(last) and text.end_bytes == messages_bytes
         if is_whole and len(text.finished) == 1:
             self.messages_bytes = messages_bytes
@@ -272,43 +362,66 @@ class SessionFiles:
         else:
             self.read()
 
-    def _read_messages(self, end_bytes: int, *, is_open: bool) -> list[Message]:
-        size = self.place.messages_size()
+    def _read_messages(self, text: TurnsText) -> tuple[list[Message], TurnsText]:
+        """Return the messages, and the turns without one that was not appended to them."""
+        size, end = self.messages_size(), text.end_bytes
         data = self._all_messages(size)
-        self.messages_bytes = end_bytes
+        self.messages_bytes = end
         whole = messages_of(self.key, data) if data else []
-        if size == end_bytes and whole is not None and (not size or data.endswith(CLOSING)):
-            return whole
+        if size == end and whole is not None and (not size or data.endswith(CLOSING)):
+            return whole, text
+        if (before := text.before) is not None and size < end:
+            # Its ``done`` line was written, and its messages were not, or not all of them.
+            cut = self._messages_before(data, before.end_bytes)
+            if cut is not None and (whole is None or size == before.end_bytes):
+                self.messages_bytes = before.end_bytes
+                self._cut_messages()
+                return cut, before
         # A new turn begins over the closing bracket, so even that may be torn.
-        body_bytes = max(end_bytes - len(CLOSING), 0)
-        cut = messages_of(self.key, data[:body_bytes] + CLOSING) if end_bytes else []
-        if size >= body_bytes and cut is not None and (is_open or whole is None):
+        cut = self._messages_before(data, end)
+        is_ours = text.open is not None or text.cut_from_bytes == size
+        if cut is not None and (is_ours or whole is None):
             # Our own append did not finish. Without an open turn no crash of ours explains it:
             # then the rest is kept aside, for a person to look at.
-            if not is_open:
-                self.place.keep_aside(data[body_bytes:])
+            if not is_ours:
+                self._keep_aside(data[max(end - len(CLOSING), 0) :])
             self._cut_messages()
-            return cut
+            return cut, text
         if whole is not None and data.rstrip().endswith(b"]"):
             # It was edited, or came from elsewhere: accepted, but it must end as ours do.
             self.messages_bytes = len(data.rstrip()[:-1].rstrip()) + len(CLOSING) if whole else 0
             if self.messages_bytes != size or not data.endswith(CLOSING):
                 self._cut_messages()
-            return whole
+            return whole, text
         raise SessionDamaged(
             f"{self.key}: messages.json is not a JSON array of messages ({size} bytes where "
-            f"{end_bytes} were acknowledged); nothing was changed: restore the file, or move the "
+            f"{end} were acknowledged); nothing was changed: restore the file, or move the "
             "session's directory away to begin anew"
         )
+
+    def _messages_before(self, data: bytes, end_bytes: int) -> list[Message] | None:
+        """Return the conversation that ended there, None if these bytes do not begin with it."""
+        body_bytes = max(end_bytes - len(CLOSING), 0)
+        if len(data) < body_bytes:
+            return None
+        return messages_of(self.key, data[:body_bytes] + CLOSING) if end_bytes else []
+
+    def _keep_aside(self, data: bytes) -> None:
+        """Save what does not belong into ``messages.json`` beside it, for a person to look at."""
+        fd = self.disk.open(f"{self.path}/{MESSAGES}.torn", create=True)
+        try:
+            self.disk.write(fd, data, self.disk.size(fd))
+        finally:
+            self.disk.close(fd)
 
     def _cut_messages(self) -> None:
         """Bring ``messages.json`` back to its last acknowledged turn."""
         end = self.messages_bytes
         if end:
-            self.disk.write(self.place.messages(), CLOSING, end - len(CLOSING))
-            self.disk.truncate(self.place.messages(), end)
+            self.disk.write(self.messages(), CLOSING, end - len(CLOSING))
+            self.disk.truncate(self.messages(), end)
         else:
-            self.place.remove_messages()
+            self._remove_messages()
 
     # ---- what a change writes
 
@@ -371,7 +484,7 @@ class SessionFiles:
         """
         start = max(self._end_of(at), len(b"[\n") + len(CLOSING)) - len(CLOSING)
         self.flush()
-        data = self.disk.read(self.place.messages(), self.messages_bytes, 0)
+        data = self.disk.read(self.messages(), self.messages_bytes, 0)
         tail = [message, *(messages_of(self.key, data) or [])[at + 1 :]]
         line = amended_line(at, start, tail, self.messages_bytes)
         return Tail(TURNS, self.turns_bytes, line), Tail(MESSAGES, start, tail_of(at, tail))
@@ -389,7 +502,7 @@ class SessionFiles:
         if count == self.count:
             return self.messages_bytes
         self.flush()
-        data = self.disk.read(self.place.messages(), self.messages_bytes, 0)
+        data = self.disk.read(self.messages(), self.messages_bytes, 0)
         lines = data.split(b"\n")
         kept = b"\n".join(lines[: count + 1])[:-1] + CLOSING
         if len(lines) != self.count + 3 or messages_of(self.key, kept) is None:
@@ -441,7 +554,7 @@ class SessionFiles:
 
     def mark_filled(self) -> None:
         """Write that a copied conversation is whole."""
-        self.disk.write(self.place.turns(), FILLED, len(self.header))
+        self.disk.write(self.turns(), FILLED, len(self.header))
 
     # ---- writing it
 
@@ -449,13 +562,13 @@ class SessionFiles:
         """Write one tail; the file ends where it ends."""
         end = tail.offset + len(tail.data)
         if not end:
-            self.place.remove_messages()
+            self._remove_messages()
             return
         is_turns = tail.name == TURNS
         if is_turns:
-            fd, was = self.place.turns(), self.turns_bytes
+            fd, was = self.turns(), self.turns_bytes
         else:
-            fd, was = self.place.messages(), self.messages_bytes
+            fd, was = self.messages(), self.messages_bytes
         if tail.data:
             self.disk.write(fd, tail.data, tail.offset)
         if end < was:
@@ -483,15 +596,15 @@ class SessionFiles:
         """Write what was delayed."""
         for name, (start, data) in self._delayed.items():
             if not start and not data:
-                self.place.remove_messages()
+                self._remove_messages()
                 continue
-            open_it = self.place.turns if name == TURNS else self.place.messages
+            open_it = self.turns if name == TURNS else self.messages
             try:
                 fd = open_it()
             except OSError as error:
                 if error.errno not in SCARCE:
                     raise
-                self.place.close()
+                self._close_both()
                 fd = open_it()
             if data:
                 self.disk.write(fd, bytes(data), start)
@@ -501,10 +614,6 @@ class SessionFiles:
                 start_of_header = self.fenced_header()[: FENCE_AT + FENCE_DIGITS]
                 self.disk.write(fd, start_of_header, 0)
         self._delayed.clear()
-
-    def is_touched(self) -> bool:
-        """Whether ``messages.json`` was changed or replaced from outside while a turn ran."""
-        return self.place.messages_size() != self.messages_bytes
 
     def took_turn(self, turn: OpenTurn, messages: Tail) -> Finished:
         """Move the positions past the turn that was appended."""
@@ -528,94 +637,4 @@ class SessionFiles:
         """After a write that failed: bring both files back to what is known."""
         self.is_settled = False
         self._cut_messages()
-        self.disk.truncate(self.place.turns(), self.turns_bytes)
-
-
-class SessionDirectory:
-    """The directory of one session: its two files, opened late and closed early.
-
-    ``turns.jsonl`` is read at every hold, so it stays open longest; ``messages.json`` is needed
-    once a turn. Looking creates nothing: a file is created by the first write.
-
-    Attributes:
-        path: the directory's.
-    """
-
-    __slots__ = ("_disk", "_messages_fd", "_turns_fd", "path")
-
-    def __init__(self, path: str, disk: Disk) -> None:
-        self.path = path
-        self._disk = disk
-        self._turns_fd = self._messages_fd = -1
-
-    @property
-    def has_messages_open(self) -> bool:
-        """Whether ``messages.json`` takes a descriptor now."""
-        return self._messages_fd >= 0
-
-    def turns(self) -> int:
-        """Return the descriptor of ``turns.jsonl``, opened or made when it is first needed."""
-        if self._turns_fd < 0:
-            self._turns_fd = self._opened(TURNS)
-        return self._turns_fd
-
-    def messages(self) -> int:
-        """Return the descriptor of ``messages.json``, opened or made when it is first needed."""
-        if self._messages_fd < 0:
-            self._messages_fd = self._opened(MESSAGES)
-        return self._messages_fd
-
-    def messages_size(self) -> int:
-        """Return the size of ``messages.json``, 0 where there is none: looking makes no file."""
-        if self._messages_fd < 0:
-            try:
-                self._messages_fd = self._disk.open(f"{self.path}/{MESSAGES}", create=False)
-            except FileNotFoundError:
-                return 0
-        size = self._disk.size(self._messages_fd)
-        if size < 0:  # removed or replaced since it was opened
-            self.close_messages()
-            return self.messages_size()
-        return size
-
-    def remove_messages(self) -> None:
-        """An empty file is no JSON array: a session without messages has no ``messages.json``."""
-        self._disk.remove(f"{self.path}/{MESSAGES}")
-        self.close_messages()
-
-    def keep_aside(self, data: bytes) -> None:
-        """Save what does not belong into ``messages.json`` beside it, for a person to look at."""
-        fd = self._disk.open(f"{self.path}/{MESSAGES}.torn", create=True)
-        try:
-            self._disk.write(fd, data, self._disk.size(fd))
-        finally:
-            self._disk.close(fd)
-
-    def close_messages(self) -> None:
-        """Close ``messages.json`` if it is open."""
-        if self._messages_fd >= 0:
-            fd, self._messages_fd = self._messages_fd, -1
-            self._disk.close(fd)
-
-    def close(self) -> None:
-        """Close what is open."""
-        try:
-            self.close_messages()
-        finally:
-            if self._turns_fd >= 0:
-                fd, self._turns_fd = self._turns_fd, -1
-                self._disk.close(fd)
-
-    def _opened(self, name: str) -> int:
-        path = f"{self.path}/{name}"
-        try:
-            return self._disk.open(path, create=True)
-        except FileNotFoundError:
-            self._make()
-            return self._disk.open(path, create=True)
-
-    def _make(self) -> None:
-        """Make the session's three directories from the top, where the user's is there already."""
-        inner = os.path.dirname(self.path)  # noqa: PTH120 - pathlib is ten times dearer
-        for place in (os.path.dirname(inner), inner, self.path):  # noqa: PTH120
-            self._disk.make_directory(place)
+        self.disk.truncate(self.turns(), self.turns_bytes)

@@ -22,8 +22,9 @@ import os
 import resource
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, get_args
 
 from kode_lab.errors import (
     InvalidScenario,
@@ -35,7 +36,7 @@ from kode_lab.errors import (
 from kode_lab.key import SessionKey
 from kode_lab.message import Message
 from kode_lab.sessions.files.disk import SCARCE, Disk, PosixDisk, explained
-from kode_lab.sessions.files.file_lock import FileLocks, Occupancy
+from kode_lab.sessions.files.file_lock import FileLocks, Occupancy, ProcessLock
 from kode_lab.sessions.files.memory import read_memory, write_memory
 from kode_lab.sessions.files.power_journal import JOURNAL_BYTES, PowerJournal, recover
 from kode_lab.sessions.files.reading import peek, sessions_in
@@ -44,7 +45,7 @@ from kode_lab.sessions.lock import KeyedLock, LockStatistics
 from kode_lab.sessions.open_turn import Finished, OpenTurn
 from kode_lab.sessions.store import Lease, Stored, UserMemory
 
-__all__ = ["Durability", "JsonStore", "Layout", "OpenFiles"]
+__all__ = ["Durability", "JsonStore", "Layout"]
 
 Durability: TypeAlias = Literal["process", "power"]
 Layout: TypeAlias = Literal["user", "report"]
@@ -59,15 +60,12 @@ _SESSIONS = (2, 2_500)
 _LOCKS_SHARE = 8
 
 
-class _Held:
-    """One lease that is out: its files and the place of its file lock."""
+class _Held(NamedTuple):
+    """One lease that is out: its files and the lock between processes."""
 
-    __slots__ = ("files", "lease", "place")
-
-    def __init__(self, lease: Lease, files: SessionFiles, place: tuple[int, int] | None) -> None:
-        self.lease = lease
-        self.files = files
-        self.place = place
+    lease: Lease
+    files: SessionFiles
+    lock: ProcessLock | None
 
 
 class JsonStore:
@@ -123,7 +121,9 @@ class JsonStore:
         files = 2 * max(_default_limit() if open_sessions_limit is None else open_sessions_limit, 1)
         is_alone = durability == "power"
         lock_files = 0 if is_alone else max(1, files // _LOCKS_SHARE)
-        self._open = OpenFiles(max(files - lock_files, 1))
+        # The sessions whose files are open, the longest unused first.
+        self._open: OrderedDict[SessionKey, SessionFiles] = OrderedDict()
+        self._open_limit = max((files - lock_files) // 2, 1)
         self._power: PowerJournal | None = None
         self._locks = FileLocks(
             self.root / "+locks",
@@ -146,7 +146,8 @@ class JsonStore:
     async def hold(self, key: SessionKey, *, queue_limit: int) -> Lease:
         """Return the lease of the session, after all callers in this process that asked before.
 
-        Between processes none starves; a dead process is noticed within 10 ms.
+        Between processes none starves; a dead process is noticed within 10 ms, and one that only
+        keeps the session since its last turn gives it up within some milliseconds.
 
         Raises:
             WaitingRoomFull: ``queue_limit`` wait already, or it is 0 and the session is held.
@@ -158,58 +159,99 @@ class JsonStore:
                 await self._lock.hold(slot, queue_limit=queue_limit)
             except WaitingRoomFull as error:
                 raise WaitingRoomFull(f"{key}: {error}") from None
-        try:
-            return await self._hold_files(key, is_patient=queue_limit > 0)
-        except OSError as error:
-            self._lock.release(slot)
-            raise explained(str(key), error) from error
-        except BaseException:
-            self._lock.release(slot)
-            raise
-
-    async def _hold_files(self, key: SessionKey, *, is_patient: bool) -> Lease:
-        if self._is_closed:
-            raise StoreUnwritable(f"{key}: the store is closed: open it again")
-        # A process that owns the directory alone needs no lock between processes.
-        place = None if self._power is not None else self._locks.place_of(key.lock_name)
-        if place is None:
-            self._occupancy.check()
-        elif not self._retried(lambda: self._locks.try_hold(place)):
-            if not is_patient:
-                raise WaitingRoomFull(f"{key}: another process holds it: send it again later")
-            await self._locks.hold(place)
+        lock: ProcessLock | None = None
         try:
             files = self._open.get(key)
-            if files is None:
-                directory = f"{self._root}/{self._directory(key)}"
-                files = SessionFiles(
-                    key,
-                    directory,
-                    self._disk,
-                    is_alone=place is None,
-                    is_owner_known=self._layout == "user",
-                )
-            self._open.keep(files)
-            lease = Lease(key, self._retried(files.next_fence))
-        except BaseException:
-            if (broken := self._open.get(key)) is not None:
-                self._forget(broken)
-            if place is not None:
-                self._locks.release(place)
+            if files is None or files.lock is None or not self._locks.take_back(files.lock):
+                files = None
+                lock = await self._process_lock(key, is_patient=queue_limit > 0)
+                files = self._counted_files(key)
+                self._retried(files.turns)
+                fence = self._retried(partial(files.next_fence, lock))
+            else:
+                lock = files.lock
+                fence = files.next_fence(lock)
+        except BaseException as error:
+            if files is not None:
+                self._open.pop(key, None)
+                files.forget()
+            if lock is not None:
+                self._locks.release(lock)
+            self._lock.release(slot)
+            if isinstance(error, OSError):
+                raise explained(str(key), error) from error
             raise
-        self._held[key] = _Held(lease, files, place)
+        lease = Lease(key, fence)
+        self._held[key] = _Held(lease, files, lock)
         return lease
 
+    async def _process_lock(self, key: SessionKey, *, is_patient: bool) -> ProcessLock | None:
+        """Return the session's lock between processes; one that is here alone needs none."""
+        if self._is_closed:
+            raise StoreUnwritable(f"{key}: the store is closed: open it again")
+        if self._power is not None:
+            self._occupancy.check()
+            return None
+        if self._locks.was_forked():
+            self._open.clear()  # what the other process has learned since is not known here
+        place = self._locks.place_of(key.lock_name)
+        lock = self._retried(partial(self._locks.try_hold, place))
+        if lock is None and is_patient:
+            return await self._locks.hold(place)
+        if lock is None and (lock := await self._locks.hold_if_idle(place)) is None:
+            raise WaitingRoomFull(f"{key}: another process holds it: send it again later")
+        return lock
+
+    def _counted_files(self, key: SessionKey) -> SessionFiles:
+        """Return the session's files, open and counted as such."""
+        files = self._open.get(key)
+        if files is None:
+            files = SessionFiles(
+                key,
+                f"{self._root}/{self._directory(key)}",
+                self._disk,
+                is_alone=self._power is not None,
+                is_owner_known=self._layout == "user",
+            )
+            self._keep_open(files)
+        return files
+
+    def _keep_open(self, files: SessionFiles) -> None:
+        """Count its files as open, and close those that were unused longest beyond the limit."""
+        self._open[files.key] = files
+        self._open.move_to_end(files.key)
+        while len(self._open) > self._open_limit:
+            _, oldest = self._open.popitem(last=False)
+            try:
+                self._close_files(oldest)
+            except OSError:  # what it delayed is logged, and the journal will say what is wrong
+                self._open[oldest.key] = oldest
+                return
+
+    def _close_files(self, files: SessionFiles) -> None:
+        """Close them, and give up the lock if no turn uses it."""
+        if files.lock is None or not self._locks.take_back(files.lock):
+            files.close()
+            return
+        try:
+            with contextlib.suppress(OSError):
+                files.write_fence()
+            files.close()
+        finally:
+            self._locks.release(files.lock)
+
     def release(self, lease: Lease) -> None:
-        """End the lease; ending it twice does nothing."""
+        """End the lease; ending it twice does nothing.
+
+        The lock between processes stays here until another process asks for it.
+        """
         held = self._held.get(lease.key)
         if held is None or held.lease is not lease:
             return
         del self._held[lease.key]
-        if self._power is not None and not self._open.is_whole(lease.key):
-            self._open.use(held.files)  # it was closed while its last step went down
-        if held.place is not None:
-            self._locks.release(held.place)
+        self._keep_open(held.files)  # it may have been closed while it was held
+        if held.lock is not None:
+            self._locks.keep(held.lock)
         self._lock.release(lease.key[:2])
 
     async def load(self, lease: Lease) -> Stored:
@@ -223,7 +265,7 @@ class JsonStore:
         try:
             return self._retried(files.read)
         except SessionDamaged:
-            self._forget(files)
+            files.forget()
             raise
         except OSError as error:
             raise explained(str(lease.key), error) from error
@@ -253,10 +295,11 @@ class JsonStore:
         try:
             if self._power is not None:
                 await self._power.log(files, [messages, done])
+            elif self._is_untouched(files) and files.turns_bytes == files.done_bytes:
+                await self._write(files, [done, messages])
             else:
-                # Without a journal that is all or nothing by itself, the last steps go first: from
-                # them a half-written append is repeated.
-                self._refuse_touched(files)
+                # The steps must not be lost: with the last of them a half-written append is
+                # repeated. Then the line that replaces them may be written over them.
                 await self._write(files, [files.step_tail(turn, entries, done), messages])
                 await self._write(files, [done], can_undo=False)
         except asyncio.CancelledError:  # came too late: it is written
@@ -319,7 +362,7 @@ class JsonStore:
         if self._power is not None:
             await self._power.log(files, [line, messages])
         else:
-            self._refuse_touched(files)
+            self._is_untouched(files)
             await self._write(files, [line])
             await self._write(files, [messages], can_undo=False)
         files.amended(messages, is_open=is_open)
@@ -414,7 +457,8 @@ class JsonStore:
             try:
                 if self._power is not None:
                     await self._power.aclose()
-                self._open.close()
+                while self._open:
+                    self._close_files(self._open.popitem()[1])
             finally:
                 self._power = None
                 self._locks.close()
@@ -437,15 +481,14 @@ class JsonStore:
             raise StaleLease(f"{lease.key}: the lease was released; hold the session again")
         files = held.files
         try:
-            if held.place is None:
+            if held.lock is None:
                 self._occupancy.check()
             else:
-                self._locks.check(held.place)
-            self._open.use(files)
+                self._locks.check(held.lock.file)
             newest = self._retried(files.newest_fence)
         except OSError as error:
             raise explained(str(lease.key), error) from error
-        if newest != lease.fence:
+        if newest != files.fence_limit or files.fence != lease.fence:
             raise StaleLease(
                 f"{lease.key}: fence {lease.fence} was overtaken by {newest}; nothing was written: "
                 "send the turn again with the same turnId"
@@ -463,7 +506,13 @@ class JsonStore:
 
     def _make_room(self) -> bool:
         """Close files that are not needed now; return whether there were any."""
-        return self._locks.shrink() or self._open.shrink()
+        if self._locks.shrink():
+            return True
+        there = len(self._open)
+        self._open_limit = max(there // 2, 1)
+        if there > 1:
+            self._keep_open(next(reversed(self._open.values())))
+        return len(self._open) < there
 
     def _settled_files(self, lease: Lease) -> SessionFiles:
         """Return the files of a good lease, ready to be written."""
@@ -481,24 +530,19 @@ class JsonStore:
         except OSError as error:
             raise explained(str(files.key), error) from error
 
-    def _refuse_touched(self, files: SessionFiles) -> None:
+    def _is_untouched(self, files: SessionFiles) -> bool:
+        """Refuse an append to what was changed from outside."""
         try:
-            is_touched = self._retried(files.is_touched)
+            is_touched = self._retried(files.messages_size) != files.messages_bytes
         except OSError as error:
             raise explained(str(files.key), error) from error
         if is_touched:
-            self._forget(files)
+            files.forget()
             raise SessionDamaged(
                 f"{files.key}: messages.json was changed from outside during the turn; nothing was "
                 "written: send the turn again with the same turnId to continue from what is there"
             )
-
-    def _forget(self, files: SessionFiles) -> None:
-        """Close the files and read them anew next time: they may be repaired meanwhile."""
-        self._open.forget(files.key)
-        files.header, files.is_settled = b"", False
-        with contextlib.suppress(OSError):
-            files.close()
+        return True
 
     async def _write(
         self, files: SessionFiles, tails: Sequence[Tail], *, can_undo: bool = True
@@ -537,93 +581,3 @@ def _default_limit() -> int:
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     least, most = _SESSIONS
     return most if files == resource.RLIM_INFINITY else max(least, min(most, files // 8))
-
-
-class OpenFiles:
-    """The sessions whose files are open, the longest unused first.
-
-    A session has two. When descriptors become scarce, the sessions that rested longest close
-    ``messages.json`` first, because opening it again is all it costs; a session whose
-    ``turns.jsonl`` is closed is forgotten with it, and must be read anew. So ten thousand sessions
-    that come round again and again need not be reopened where six thousand would have both open.
-    A session may be held whose files are closed.
-
-    Args:
-        files_limit: how many files may be open.
-    """
-
-    __slots__ = ("_files_limit", "_sessions", "_whole")
-
-    def __init__(self, files_limit: int) -> None:
-        self._files_limit = files_limit
-        self._sessions: OrderedDict[SessionKey, SessionFiles] = OrderedDict()
-        # Those of them that have ``messages.json`` open, too.
-        self._whole: OrderedDict[SessionKey, SessionFiles] = OrderedDict()
-
-    def get(self, key: SessionKey) -> SessionFiles | None:
-        """Return the session's files if they are open."""
-        return self._sessions.get(key)
-
-    def is_whole(self, key: SessionKey) -> bool:
-        """Whether both of its files count as open."""
-        return key in self._whole
-
-    def keep(self, files: SessionFiles) -> None:
-        """Count these as open from now on, one file at least."""
-        self._sessions[files.key] = files
-        self._sessions.move_to_end(files.key)
-        if len(self._sessions) + len(self._whole) > self._files_limit:
-            self._make_room(files)
-
-    def use(self, files: SessionFiles) -> None:
-        """Count both files as open from now on."""
-        self._sessions[files.key] = files  # others may have taken its place while it was held
-        self._sessions.move_to_end(files.key)
-        self._whole[files.key] = files
-        self._whole.move_to_end(files.key)
-        if len(self._sessions) + len(self._whole) > self._files_limit:
-            self._make_room(files)
-
-    def forget(self, key: SessionKey) -> None:
-        """Do not count this one any more; the caller closes it."""
-        self._sessions.pop(key, None)
-        self._whole.pop(key, None)
-
-    def shrink(self) -> bool:
-        """Close half of the files that are open, and open no more than that from now on.
-
-        Returns:
-            Whether there was anything to close.
-        """
-        there = len(self._sessions) + len(self._whole)
-        if there < 2:
-            return False
-        self._files_limit = max(there // 2, 1)
-        self._make_room(next(reversed(self._sessions.values())))
-        return len(self._sessions) + len(self._whole) < there
-
-    def close(self) -> None:
-        """Close all of them.
-
-        Raises:
-            OSError: what one of them had delayed could not be written.
-        """
-        self._whole.clear()
-        while self._sessions:
-            self._sessions.popitem()[1].close()
-
-    def _make_room(self, files: SessionFiles) -> None:
-        """Close files of other sessions until the limit is kept."""
-        while len(self._sessions) + len(self._whole) > self._files_limit:
-            is_scarce = next(iter(self._whole), files.key) == files.key
-            place = self._sessions if is_scarce else self._whole
-            key, oldest = place.popitem(last=False)
-            try:
-                if is_scarce:
-                    self._whole.pop(key, None)
-                    oldest.close()
-                else:
-                    oldest.close_messages()
-            except OSError:  # what it delayed is logged, and the journal will say what is wrong
-                place[key] = oldest
-                return
