@@ -839,7 +839,7 @@ MUTANTS = [
         "no fence at the writes",
         overtaken,
         "files/store",
-        "if newest != files.fence_limit or files.fence != lease.fence:",
+        "if newest != files.fence_in_file or files.fence != lease.fence:",
         "if False:",
     ),
     Mutant(
@@ -891,15 +891,8 @@ MUTANTS = [
         "a turn without its messages is known",
         kills,
         "files/session_files",
-        "is not None and size < end:",
-        "is not None and False:",
-    ),
-    Mutant(
-        "messages before the journal",
-        kills,
-        "files/store",
-        "[files.step_tail(turn, entries, done), messages]",
-        "[messages, files.step_tail(turn, entries, done)]",
+        "and size < end and self.is_crashed:",
+        "and False:",
     ),
     Mutant(
         "done before the messages",
@@ -916,13 +909,6 @@ MUTANTS = [
     ),
     Mutant(
         "done line not announced", kills, "files/session_files", "if done is not None:", "if False:"
-    ),
-    Mutant(
-        "last step not journalled",
-        kills,
-        "files/store",
-        "files.step_tail(turn, entries, done)",
-        "files.step_tail(turn, [], done)",
     ),
     Mutant(
         "an append without its journal is kept",

@@ -37,6 +37,7 @@ __all__ = [
     "FILLING",
     "FORMAT",
     "FORMAT_AT",
+    "LIMIT",
     "TurnsText",
     "amended_line",
     "decode",
@@ -63,6 +64,9 @@ FILLING = b'{"filling":true}\n'
 FILLED = b'{"filling":null}\n'
 FENCE_AT = len(b'{"kode_lab":1,"fence":"')
 FENCE_DIGITS = 20
+# Added to a fence in the file that is a limit: its holder may have issued all up to it. An orderly
+# end writes the fence as it is, so it tells a crash from a file that was cut by others.
+LIMIT = 10**19
 
 
 class TurnsText(NamedTuple):
@@ -137,7 +141,7 @@ def read_header(key: SessionKey, line: bytes) -> int:
 
 
 def fence_in(digits: bytes) -> int:
-    """Return the fence that these bytes of a header are, or -1."""
+    """Return the fence or the limit that these bytes of a header are, or -1."""
     return int(digits) if len(digits) == FENCE_DIGITS and digits.isdigit() else -1
 
 

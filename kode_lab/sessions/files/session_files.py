@@ -38,6 +38,7 @@ from kode_lab.sessions.files.format import (
     FILLING,
     FORMAT,
     FORMAT_AT,
+    LIMIT,
     TurnsText,
     amended_line,
     encode,
@@ -82,7 +83,8 @@ class SessionFiles:
         lock: under which what is known was learned: while it was not given up, it stays true.
         header: the first line of ``turns.jsonl`` as it was read or written, b"" before.
         fence: of the newest lease.
-        fence_limit: the fence in the file, up to which none has to be written.
+        fence_in_file: the number there: ``LIMIT`` more than a fence up to which none is written.
+        is_crashed: the holder before may have died in the middle of an append.
         is_settled: whether the positions below are known to be true.
         messages_bytes: the end of the last acknowledged turn in ``messages.json``.
         count: how many messages are before it.
@@ -100,8 +102,9 @@ class SessionFiles:
         "disk",
         "done_bytes",
         "fence",
-        "fence_limit",
+        "fence_in_file",
         "header",
+        "is_crashed",
         "is_settled",
         "key",
         "lock",
@@ -124,8 +127,8 @@ class SessionFiles:
         self.disk = disk
         self.lock: object = None
         self.header = b""
-        self.fence = self.fence_limit = -1
-        self.is_settled = False
+        self.fence = self.fence_in_file = -1
+        self.is_settled = self.is_crashed = False
         self.messages_bytes = self.count = self.done_bytes = self.turns_bytes = 0
         self._is_alone = is_alone
         # Whether the directory's name alone says whose it is.
@@ -168,9 +171,11 @@ class SessionFiles:
 
     def forget(self) -> None:
         """Close the files, which others may repair meanwhile, and read them anew next time."""
-        self.lock, self.header, self.is_settled = None, b"", False
         with contextlib.suppress(OSError):
+            if not self.is_crashed and self.newest_fence() == self.fence_in_file:
+                self.write_fence()
             self.close()
+        self.lock, self.header, self.is_settled = None, b"", False
 
     def _close_both(self) -> None:
         try:
@@ -216,27 +221,29 @@ class SessionFiles:
             SessionDamaged: its first line cannot be read.
         """
         digits = b"" if lock is None else self.disk.read(self.turns(), FENCE_DIGITS, FENCE_AT)
-        if lock is None or lock is not self.lock or fence_in(digits) != self.fence_limit:
+        if lock is None or lock is not self.lock or fence_in(digits) != self.fence_in_file:
             newest = self.newest_fence()
             if newest < 0:
                 newest = self._read_header()
-            if newest != self.fence_limit:
-                self.fence = self.fence_limit = newest
-                self.is_settled = False
+            if newest != self.fence_in_file:
+                self.fence_in_file, self.fence = newest, newest % LIMIT
+                self.is_settled, self.is_crashed = False, newest >= LIMIT
             self.lock = lock
         self.fence += 1
         if self._is_alone:
-            self.fence_limit = self.fence
-        elif self.fence > self.fence_limit:
-            self.fence_limit = self.fence + _FENCES - 1
-            self.disk.write(self.turns(), b"%020d" % self.fence_limit, FENCE_AT)
+            self.fence_in_file = self.fence
+        elif LIMIT + self.fence > self.fence_in_file:
+            self._write_fence(LIMIT + self.fence + _FENCES - 1)
         return self.fence
 
     def write_fence(self) -> None:
-        """Write the fence as it is, so that the next hold continues with it."""
-        if not self._is_alone and self.header and self.fence < self.fence_limit:
-            self.disk.write(self.turns(), b"%020d" % self.fence, FENCE_AT)
-            self.fence_limit = self.fence
+        """Write the fence as it is: the next hold continues with it, and knows of no crash."""
+        if not (self._is_alone or self.is_crashed) and self.header:
+            self._write_fence(self.fence)
+
+    def _write_fence(self, number: int) -> None:
+        self.disk.write(self.turns(), b"%020d" % number, FENCE_AT)
+        self.fence_in_file = number
 
     def newest_fence(self) -> int:
         """Return the fence in the file now; -1 if it is unknown or the file is gone."""
@@ -254,7 +261,7 @@ class SessionFiles:
         return fence
 
     def _read_header(self) -> int:
-        self.fence_limit = -1
+        self.fence_in_file = -1
         fd = self.turns()
         line, found, _ = self.disk.read(fd, _READ_BYTES, 0).partition(b"\n")
         if not found and len(line) == _READ_BYTES:
@@ -278,12 +285,12 @@ class SessionFiles:
         # It is new, or its maker died in the middle of this very line.
         if line:
             self.disk.truncate(fd, 0)
-        limit = 0 if self._is_alone else _FENCES
+        limit = 0 if self._is_alone else LIMIT + _FENCES
         self.header = header_of(self.key, limit)
         self.disk.write(fd, self.header, 0)
         self.done_bytes = self.turns_bytes = len(self.header)
         self.messages_bytes = self.count = self.fence = 0
-        self.fence_limit, self.is_settled = limit, not size
+        self.fence_in_file, self.is_settled, self.is_crashed = limit, not size, False
         return limit
 
     def use_format(self) -> None:
@@ -328,7 +335,7 @@ class SessionFiles:
         if self.turns_bytes < size:  # the rest of a step that was never finished
             self.disk.truncate(fd, self.turns_bytes)
         self.count = len(messages)
-        self.is_settled = True
+        self.is_settled, self.is_crashed = True, False
         known = {f.turn_id: f for f in text.finished if f.is_rewound or f.last < len(messages)}
         return Stored(messages, known, text.open)
 
@@ -370,7 +377,7 @@ class SessionFiles:
         whole = messages_of(self.key, data) if data else []
         if size == end and whole is not None and (not size or data.endswith(CLOSING)):
             return whole, text
-        if (before := text.before) is not None and size < end:
+        if (before := text.before) is not None and size < end and self.is_crashed:
             # Its ``done`` line was written, and its messages were not, or not all of them.
             cut = self._messages_before(data, before.end_bytes)
             if cut is not None and (whole is None or size == before.end_bytes):

@@ -488,7 +488,7 @@ class JsonStore:
             newest = self._retried(files.newest_fence)
         except OSError as error:
             raise explained(str(lease.key), error) from error
-        if newest != files.fence_limit or files.fence != lease.fence:
+        if newest != files.fence_in_file or files.fence != lease.fence:
             raise StaleLease(
                 f"{lease.key}: fence {lease.fence} was overtaken by {newest}; nothing was written: "
                 "send the turn again with the same turnId"

@@ -24,7 +24,15 @@ from kode_lab.sessions.adoption import invalid_place, request_form
 from kode_lab.sessions.conversation import decode
 from kode_lab.sessions.files.disk import PosixDisk
 from kode_lab.sessions.files.file_lock import Occupancy
-from kode_lab.sessions.files.format import FORMAT, header_of, owner_of
+from kode_lab.sessions.files.format import (
+    FENCE_AT,
+    FENCE_DIGITS,
+    FORMAT,
+    LIMIT,
+    fence_in,
+    header_of,
+    owner_of,
+)
 from kode_lab.sessions.files.power_journal import generation_in
 from kode_lab.sessions.files.session_files import MESSAGES, TURNS, SessionFiles
 from kode_lab.sessions.open_turn import Finished
@@ -341,7 +349,7 @@ def _repair(root: Path, place: Path) -> None:
     finished = _finished_in(turns)
     kept = [f for f in finished if not f.is_rewound and f.last < first_gap]
     gone = [f.turn_id for f in finished if f not in kept]
-    fence = max((int(digits) for digits in (turns[23:43],) if digits.isdigit()), default=0)
+    fence = max(fence_in(turns[FENCE_AT : FENCE_AT + FENCE_DIGITS]), 0) % LIMIT
     with tempfile.TemporaryDirectory(dir=place.parent) as beside:
         files = SessionFiles(key, beside, PosixDisk(), is_alone=False)
         try:
