@@ -129,8 +129,8 @@ def _parts(directory: Path) -> dict[str, Callable[[], Awaitable[None]]]:
 
     async def between() -> None:
         place = locks.place_of(key.lock_name)
-        locks.try_hold(place)
-        locks.release(place)
+        if (lock := locks.try_hold(place)) is not None:
+            locks.release(lock)
 
     async def config() -> None:
         agents.current(key.agent_id)

@@ -106,7 +106,7 @@ class OpenFileLocks:
     def try_hold(self, place):
         return ProcessLock(*place)
 
-    def take_back(self, lock):
+    def take_back(self, _lock):
         return False
 
     def was_forked(self):
@@ -115,7 +115,7 @@ class OpenFileLocks:
     def check(self, file):
         pass
 
-    def keep(self, lock):
+    def keep(self, _lock):
         pass
 
     release = keep
@@ -177,22 +177,23 @@ class LastComesFirstOfAll(Around):
         self.queues[self.root].release(lease.key)
 
 
+_taken = set()
+
+
 class Looking(Around):
     """Looks now and then whether the session is free, instead of waiting in a queue."""
 
-    taken = set()
-
     async def hold(self, key, *, queue_limit):
-        while (self.root, key) in self.taken:
+        while (self.root, key) in _taken:
             if queue_limit == 0:
                 raise WaitingRoomFull(f"{key} is held")
             await asyncio.sleep(0.002)
-        self.taken.add((self.root, key))
+        _taken.add((self.root, key))
         return await super().hold(key, queue_limit=queue_limit)
 
     def release(self, lease):
         super().release(lease)
-        self.taken.discard((self.root, lease.key))
+        _taken.discard((self.root, lease.key))
 
 
 class EndlessRoom(Around):

@@ -1,6 +1,7 @@
 """The locks between processes exclude, hand over to who waits, and die with their process."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -9,8 +10,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from house import PATIENCE_S, run, until
+from house import ADA, PATIENCE_S, run, until
 
+from kode_lab.errors import WaitingRoomFull
+from kode_lab.sessions import JsonStore
 from kode_lab.sessions.files.disk import PosixDisk
 from kode_lab.sessions.files.file_lock import _PLACES, FileLocks, OwnedFile, _try_lock
 
@@ -244,3 +247,57 @@ def test_a_server_soon_has_all_its_lock_files_open_and_then_opens_no_more(tmp_pa
     assert before + 1_000 < open_files() <= before + 1_024
     locks.close()
     assert open_files() == before
+
+
+def test_a_lock_that_is_kept_goes_to_another_process_when_it_asks(tmp_path):
+    """Its own loop does not run meanwhile: the process waits in a system call."""
+    program = (
+        "import asyncio, sys\n"
+        "from kode_lab.key import SessionKey\n"
+        "from kode_lab.sessions import JsonStore\n"
+        "store = JsonStore(sys.argv[1])\n"
+        "async def turn():\n"
+        "    lease = await store.hold(SessionKey.of('ada', 'clerk', 's1'), queue_limit=0)\n"
+        "    if sys.argv[2] == 'kept':\n"
+        "        store.release(lease)\n"
+        "asyncio.run(turn())\n"
+        "print('here', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+
+    async def scenario(state):
+        with subprocess.Popen(  # noqa: ASYNC220 - started once
+            [sys.executable, "-c", program, tmp_path, state],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        ) as other:
+            assert await asyncio.to_thread(other.stdout.readline) == b"here\n"
+            store = JsonStore(tmp_path)
+            if state == "kept":
+                assert (await store.hold(ADA, queue_limit=0)).fence == 257
+            else:
+                with pytest.raises(WaitingRoomFull, match="another process holds it"):
+                    await store.hold(ADA, queue_limit=0)
+            await store.aclose()
+            other.stdin.close()
+
+    run(scenario("kept"))
+    run(scenario("held"))
+
+
+def test_a_fork_takes_nothing_of_what_its_parent_keeps(tmp_path):
+    async def hold(store):
+        lease = await store.hold(ADA, queue_limit=0)
+        store.release(lease)
+        return lease.fence
+
+    store = JsonStore(tmp_path)
+    assert run(hold(store)) == 1
+    if (child := os.fork()) == 0:
+        fence = 0
+        with contextlib.suppress(BaseException):
+            fence = run(hold(store))
+        os._exit(fence - 250)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7, "it had to ask the parent"
+    assert run(hold(store)) > 257
+    run(store.aclose())

@@ -189,11 +189,11 @@ async def overtaken(lab, path):
             ]
             async with managing(there, lab=lab) as elsewhere:
                 await elsewhere.turn(ADA, "overtaker")
-            for lock in aside:
-                lock.replace(there / "store" / "+locks" / lock.name)
-            gate.set()
-            with pytest.raises(StaleLease):
-                await busy
+                for lock in aside:
+                    lock.replace(there / "store" / "+locks" / lock.name)
+                gate.set()
+                with pytest.raises(StaleLease):
+                    await busy
             assert world.runs == []
             assert prompts(await manager.history(ADA)) == ["overtaker"]
 

@@ -14,7 +14,7 @@ several turns are written as one.
 The fence in the first line is the highest that may have been issued: a holder writes it once for
 ``_FENCES`` of its leases, so no number is issued twice, also after a crash.
 
-This module must not know locks or leases; its caller holds the session.
+This module must not know how a session is held; its caller holds it.
 Source: redo of torn appends as in ARIES, for files that only grow at their end.
 """
 
@@ -29,6 +29,7 @@ from kode_lab.errors import SessionDamaged
 from kode_lab.key import SessionKey
 from kode_lab.message import Message
 from kode_lab.sessions.files.disk import SCARCE, Disk
+from kode_lab.sessions.files.file_lock import ProcessLock
 from kode_lab.sessions.files.format import (
     CLOSING,
     DELETED,
@@ -125,7 +126,7 @@ class SessionFiles:
         self.key = key
         self.path = directory
         self.disk = disk
-        self.lock: object = None
+        self.lock: ProcessLock | None = None
         self.header = b""
         self.fence = self.fence_in_file = -1
         self.is_settled = self.is_crashed = False
@@ -208,7 +209,7 @@ class SessionFiles:
 
     # ---- the fence
 
-    def next_fence(self, lock: object = None) -> int:
+    def next_fence(self, lock: ProcessLock | None = None) -> int:
         """Return the fence of a new lease: from now on every older holder is refused.
 
         Args:
