@@ -166,10 +166,8 @@ def read_turns(key: SessionKey, data: bytes) -> TurnsText:  # noqa: C901, PLR091
     finished: list[Finished] = []
     turn: OpenTurn | None = None
     end_bytes = done_bytes = at = 0
-    cut_from_bytes = -1
-    torn_done = b""
-    amended = None
-    before: TurnsText | None = None
+    cut_from_bytes, torn_done = -1, b""
+    amended = before = None
     for number, line in enumerate(lines):
         entry = _object(line)
         try:
@@ -179,8 +177,7 @@ def read_turns(key: SessionKey, data: bytes) -> TurnsText:  # noqa: C901, PLR091
                     before = TurnsText([*finished], None, end_bytes, done_bytes, at,
                                        cut_from_bytes=cut_from_bytes)  # fmt: skip
                 finished.append(ended)
-                end_bytes = entry["end"]
-                done_bytes, turn = at + len(line) + 1, None
+                end_bytes, done_bytes, turn = entry["end"], at + len(line) + 1, None
                 cut_from_bytes, amended = -1, None
             elif "rewound" in entry:
                 finished = _rewound(finished, entry)
