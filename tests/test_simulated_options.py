@@ -106,6 +106,31 @@ def test_what_is_not_simulated_is_refused_and_what_is_harmless_is_not():
     assert serving(scenario) == []
 
 
+@pytest.mark.parametrize(
+    ("api", "fields", "said"),
+    [
+        ("chat", {"tools": [TOOL], "tool_choice": 7}, "tools"),
+        ("chat", {"response_format": {"json_schema": True}}, "response_format: a value in it"),
+        ("chat", {"stop": [1]}, "stop"),
+        ("responses", {"text": {"format": 5}}, "text: a value in it"),
+        ("responses", {"context_management": [None]}, "context_management: a value in it"),
+        ("gemini", {"toolConfig": {"functionCallingConfig": 3}}, "toolConfig: a value in it"),
+        ("gemini", {"tools": [{"functionDeclarations": [None]}]}, "tools: a value in it"),
+        ("messages", {"tools": [{"name": "f", "input_schema": {"type": "object",
+                                 "properties": 7}}]}, "JSON schema"),
+        ("messages", {"tool_choice": {"type": "auto"}, "tools": [{"type": "bash_20250124",
+                                      "name": "bash"}]}, None),
+    ],
+)  # fmt: skip
+def test_a_value_of_a_wrong_type_is_refused_by_the_name_of_its_option(api, fields, said):
+    path, headers, plain = BODIES[api]
+    use = {"messages": [user("use tool f")]} if api == "messages" else {}
+    status, _, told = answer_to({**plain, **use, **fields}, path, headers)
+    assert status == (400 if said else 200)
+    assert not said or said in told["error"]["message"]
+    assert "object has no attribute" not in str(told)
+
+
 def test_several_replies_are_given_when_several_are_asked_for():
     path, headers, plain = BODIES["chat"]
     use = {"role": "user", "content": "use tool lookup"}

@@ -133,7 +133,7 @@ def noted(call: ModelCall, format_name: str, request: GenerationRequest) -> None
     call.session, call.parent = request.session, request.parent
     call.tools, call.is_stream = len(request.tools), request.is_stream
     if request.tools:
-        call.offered = tuple(sys.intern(t.name) for t in request.tools[:OFFERED_LIMIT])
+        call.offered = tuple(sys.intern(str(t.name)) for t in request.tools[:OFFERED_LIMIT])
     if conversation.results:
         call.results = tuple(map(_shown, conversation.results))
     if request.body.get("system"):
@@ -161,12 +161,21 @@ def _read(
     """
     try:
         return speaks.receive(data, headers, path, query)
-    except _WRONG_TYPE as error:
-        return _mistyped(error)
+    except _WRONG_TYPE:
+        pass
+    # Which one: the request is legal without it.
+    body = orjson.loads(data)
+    for name in body:
+        rest = {other: value for other, value in body.items() if other != name}
+        with suppress(*_WRONG_TYPE):
+            if not isinstance(speaks.receive(orjson.dumps(rest), headers, path, query), ApiError):
+                return ApiError(400, f"{name}: a value in it has a wrong type", param=name)
+    return _MISTYPED
 
 
-def _mistyped(error: Exception) -> ApiError:
-    return ApiError(400, f"a field of the request has the wrong type: {error}")
+_MISTYPED = ApiError(
+    400, "a value inside the conversation, a JSON schema or another object has a wrong type"
+)
 
 
 def fingerprint_of(call: ModelCall, data: bytes) -> int:
@@ -280,7 +289,7 @@ class SimulatedApi:
                 reply, latency = self._reply(request, speaks, fault, call)
             except _WRONG_TYPE as error:
                 call.error = f"{type(error).__name__}: {error}"
-                await exchange.refuse(_mistyped(error))
+                await exchange.refuse(_MISTYPED)
                 return
             call.stop_reason = reply.stop
             await self._answer(exchange, request, reply, latency, fault)
@@ -401,8 +410,8 @@ async def _other(
     if not isinstance(data, ApiError):
         try:
             answer = speaks.other(operation, path, query, data, exchange.headers)
-        except _WRONG_TYPE as error:
-            answer = _mistyped(error)
+        except _WRONG_TYPE:
+            answer = _MISTYPED
     if isinstance(answer, ApiError):
         await exchange.refuse(answer)
     else:

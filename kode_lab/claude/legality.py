@@ -296,7 +296,7 @@ def _tool_complaints(tools: Any, choice: Any, servers: set[str]) -> Iterator[str
         named = choice.get("name") if kind == "tool" else None
         if kind == "tool" and named not in names:
             yield f"tool_choice: Tool {named!r} not found in provided tools"
-        if any(tool.get("name") == named and not is_callable(tool) for tool in tools):
+        if named and any(tool.get("name") == named and not is_callable(tool) for tool in tools):
             yield f"tool_choice: Tool {named!r} runs on the API's servers, which is not simulated"
 
 

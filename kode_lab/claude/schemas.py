@@ -118,7 +118,8 @@ class _Maker:
         kind = next((t for t in types if t != "null"), types[0] if types else "")
         if not kind:
             kind = _kind_of(schema, is_root=not name)
-        return getattr(self, f"_{kind}", self._object)(schema, name, depth)
+        make = getattr(self, f"_{kind}") if kind in _TYPES else self._object
+        return make(schema, name, depth)
 
     def _any_of(
         self, schema: Mapping[str, Any], branches: Sequence[Any], name: str, depth: int

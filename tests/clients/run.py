@@ -125,13 +125,13 @@ def main() -> int:
     root = options.into or Path(str(made))
     try:
         rows = asyncio.run(run_groups(named, root.resolve()))
+        table = table_of(rows)
+        if options.table:
+            options.table.write_text(table, "utf-8")
+        sys.stdout.write(table)
     finally:
         if made is not None:
             shutil.rmtree(made, ignore_errors=True)
-    table = table_of(rows)
-    if options.table:
-        options.table.write_text(table, "utf-8")
-    sys.stdout.write(table)
     return 1 if any(row["result"] != "passed" for row in rows) or not rows else 0
 
 

@@ -153,7 +153,11 @@ OPTIONS: Mapping[str, tuple[tuple[str, str, str], ...]] = {
     ),
 }
 # What some refused options may be without asking for anything.
-_NEUTRAL = {"modalities": ["text"], "function_call": "none"}
+_NEUTRAL = {
+    "modalities": (["text"],),
+    "responseModalities": (["TEXT"], ["text"], ["Text"]),
+    "function_call": ("none",),
+}
 _KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
     "integer": (
         (int,),
@@ -193,6 +197,7 @@ _KIND_OF_API: Mapping[tuple[str, str], tuple[str, tuple[type, ...]]] = {
     ("gemini", "contents"): ("array or object", (list, dict)),
     ("messages", "tool_choice"): ("object", (dict,)),
 }
+_OF_STRINGS = ("stop", "stop_sequences", "stopSequences", "include")
 _POSITIVE = frozenset(_KINDS["integer"][1].split()) - {"top_k", "max_tool_calls"}
 _KNOWN = {
     api: {name: (verdict, why) for verdict, why, names in groups for name in names.split()}
@@ -238,7 +243,7 @@ def problem_with_options(
         if value is None:
             continue
         if option[0] == REFUSED:
-            if value and value != _NEUTRAL.get(name):
+            if value and value not in _NEUTRAL.get(name, ()):
                 return OptionProblem(sent, "refused", f"{sent} is not simulated: {option[1]}")
             continue
         kind, types = _KIND_OF_API.get((api, name)) or _KIND_OF.get(name, ("", ()))
@@ -247,6 +252,9 @@ def problem_with_options(
             or ((value is True or value is False) and bool not in types)
         ):
             return OptionProblem(sent, "type", f"{sent} should be of type {kind}", kind)
+        strings = value if name in _OF_STRINGS and isinstance(value, list) else ()
+        if not all(isinstance(one, str) for one in strings):
+            return OptionProblem(sent, "type", f"{sent} should hold strings", "strings")
         if name in _POSITIVE and value < 1 and api != "messages":
             return OptionProblem(sent, "range", f"{sent} should be 1 or more")
         if name == "generationConfig":
