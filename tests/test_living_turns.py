@@ -272,6 +272,36 @@ def test_steering_an_idle_session_or_another_agent_waits_like_any_turn(tmp_path)
     run(scenario())
 
 
+def test_a_steering_prompt_that_is_sent_again_is_given_once(tmp_path):
+    """While the turn that it was given to before a crash continues, or another one runs."""
+
+    async def scenario():
+        world, down = World(), ModelUnavailable("down")
+        model = Script(calls(("c1", "note", {"text": "x"})), down, down)
+        model.gates |= {0: asyncio.Event(), 3: asyncio.Event(), 4: asyncio.Event()}
+        agents = [AgentConfig("clerk", "m", tools=world.box)]
+
+        async def both(manager, text, turn_id, gate):
+            main = asyncio.create_task(manager.turn(ADA, text, turn_id=turn_id))
+            await until(lambda: len(model.requests) == gate + 1)
+            steer = asyncio.create_task(manager.turn(ADA, "two", turn_id="t2", strategy="steer"))
+            await asyncio.sleep(0)
+            model.gates[gate].set()
+            return await asyncio.gather(main, steer, return_exceptions=True)
+
+        async with SessionManager(store=tmp_path, agents=agents, model=model) as manager:
+            failed = await both(manager, "one", "t1", 0)
+            assert {type(error) for error in failed} == {ModelUnavailable}
+        async with SessionManager(store=tmp_path, agents=agents, model=model) as manager:
+            first, second = await both(manager, "one", "t1", 3)
+            assert (first.steered, second.into) == (("t2",), "t1")
+            third, again = await both(manager, "three", "t3", 4)
+            assert (third.steered, again.into, again.is_replay) == ((), "t1", True)
+            assert str(await manager.history(ADA)).count("'two'") == 1
+
+    run(scenario())
+
+
 @pytest.mark.parametrize("how", ["interrupt", "rollback"])
 def test_a_steered_turn_that_is_ended_ends_for_both(tmp_path, how):
     async def scenario():

@@ -172,16 +172,24 @@ class Session:
 
     async def _take_notes(self) -> None:
         """Say the prompts that came while the turn ran, and tell both sides."""
-        turn, ticket = self.turn, self._ticket
+        turn, ticket, entries = self.turn, self._ticket, list[dict[str, Any]]()
         notes, ticket.notes = ticket.notes, []
-        ticket.given += notes
-        # Were it answered already, its last reply would now be followed by something.
-        entries, self._last_steps = self._last_steps, []
-        entries += [turn.add_prompt(one.turn_id, user(one.prompt)["content"]) for one in notes]
+        for one in notes:
+            blocks, at = user(one.prompt)["content"], turn.facts.get("steered", {}).get(one.turn_id)
+            if at is not None and turn.messages[at[0]]["content"][at[1] : at[2]] == blocks:
+                ticket.given.append(one)  # sent again: it was given before a crash
+            elif at is not None or self._agent.turn(one.turn_id) is not None:
+                one.go_alone()  # it has a turn, or is another prompt's
+            else:
+                ticket.given.append(one)
+                entries.append(turn.add_prompt(one.turn_id, blocks))
+        if entries:  # the last reply may be one that is now followed by something
+            entries, self._last_steps = self._last_steps + entries, []
         for entry in entries:
             await self._store.journal(self._lease, turn, entry)
         for one in notes:
-            self._tell("steered", Steered(one.turn_id, turn.turn_id))
+            if one in ticket.given:
+                self._tell("steered", Steered(one.turn_id, turn.turn_id))
 
     async def _ask(self) -> None:
         """Ask the model with the conversation, and journal its reply."""

@@ -215,13 +215,18 @@ class Ticket:
             if self in running.notes:
                 running.notes.remove(self)
 
+    def go_alone(self) -> None:
+        """End the waiting for another turn's reply: this one takes its own way."""
+        if self.outcome is not None and not self.outcome.done():
+            self.outcome.set_result(None)
+
     def hand_over(self, reply: TurnReply | None) -> None:
         """End the waiting of the turns whose prompts were, or should have been, given to this."""
         for one in (*self.notes, *self.given):
             if one.outcome is None or one.outcome.done():
                 continue
             if one not in self.given or (reply is None and self.superseded_by is None):
-                one.outcome.set_result(None)
+                one.go_alone()
             elif reply is None:
                 one.outcome.set_exception(
                     Superseded(

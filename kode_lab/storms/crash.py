@@ -20,7 +20,7 @@ import select
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from random import Random
@@ -31,13 +31,18 @@ import orjson
 from kode_lab.child import PYTHON_MODULE, Child
 from kode_lab.claude.legality import problem_of
 from kode_lab.errors import InvalidScenario
+from kode_lab.key import SessionKey
 from kode_lab.message import Message, text_of, user
 from kode_lab.schedule_assistant import ScheduleBook
 from kode_lab.storms.crash_worker import (
+    fork_of,
     key_of,
+    kind_of,
     managing,
-    prompt_of,
+    prompts_of,
+    removed_by,
     store_in,
+    take,
     titles_of,
 )
 from kode_lab.testing.postgres import ThrowawayPostgres
@@ -66,12 +71,19 @@ class CrashCount(NamedTuple):
         acknowledged: turns that the client was told are saved.
         resent: turns that were on their way at a kill and were sent again under their ids.
         given_up: such turns that the client never asked for again.
+        steered: acknowledged turns that were given a second prompt while they ran.
+        approved: acknowledged turns with a tool that waited for an approval.
+        rewound: acknowledged rewinds of one turn.
+        forked: acknowledged copies of a conversation.
+        compacted: conversations of which a summary was made.
         lost: acknowledged turns that were missing afterwards.
         doubled: turns that were there more than once.
         misordered: conversations with acknowledged turns out of order.
         illegal: conversations that the Messages API would refuse, or with a turn in part.
         effects_lost: schedules of acknowledged turns that are missing.
         effects_doubled: schedules that were made more than once.
+        returned: turns that a rewind had removed, and that are there.
+        forks_broken: copies without one of the turns that they were made of.
         torn: files that a kill left half written.
         mended: those of them that were whole after the session was opened again.
     """
@@ -80,12 +92,19 @@ class CrashCount(NamedTuple):
     acknowledged: int = 0
     resent: int = 0
     given_up: int = 0
+    steered: int = 0
+    approved: int = 0
+    rewound: int = 0
+    forked: int = 0
+    compacted: int = 0
     lost: int = 0
     doubled: int = 0
     misordered: int = 0
     illegal: int = 0
     effects_lost: int = 0
     effects_doubled: int = 0
+    returned: int = 0
+    forks_broken: int = 0
     torn: int = 0
     mended: int = 0
 
@@ -99,6 +118,8 @@ class CrashCount(NamedTuple):
             + self.illegal
             + self.effects_lost
             + self.effects_doubled
+            + self.returned
+            + self.forks_broken
             + (self.torn - self.mended)
         )
 
@@ -227,8 +248,12 @@ class _Proof:
         self.count = CrashCount()
         self.acknowledged: dict[str, list[str]] = {}
         self.next: dict[str, int] = {}
+        self.removed: set[str] = set()
+        # What was acknowledged when a conversation was copied.
+        self.forks: dict[SessionKey, list[str]] = {}
         # What was found, so that looking again does not count it again.
         self.lost: set[str] = set()
+        self.summarised: set[str] = set()
         self.doubled: set[str] = set()
 
     def add(self, **more: int) -> None:
@@ -239,6 +264,7 @@ class _Proof:
 
     def begin_sessions(self, life: int) -> None:
         """Begin new sessions."""
+        self.forks.clear()
         sessions = [f"user-{life}-{number}" for number in range(_SESSIONS)]
         self.acknowledged = {session: [] for session in sessions}
         self.next = dict.fromkeys(sessions, 0)
@@ -255,9 +281,18 @@ class _Proof:
 
     def took(self, session: str, number: int) -> None:
         """Note that a turn was acknowledged."""
-        self.acknowledged[session].append(prompt_of(session, number))
+        told, kind = self.acknowledged[session], kind_of(number)
+        told += prompts_of(session, number)
         self.next[session] = number + 1
         self.add(acknowledged=1)
+        if kind == "rewind":
+            self.removed.add(removed_by(session, number))
+            self.add(rewound=1)
+        elif kind == "fork":
+            self.forks[fork_of(session, number)] = [*told]
+            self.add(forked=1)
+        elif kind in ("steer", "approve"):
+            self.add(**{f"{kind}{'ed' if kind == 'steer' else 'd'}": 1})
 
     def look(self) -> None:
         """Compare what is stored with what was acknowledged."""
@@ -278,9 +313,12 @@ class _Proof:
         book = ScheduleBook(self.directory / "book.sqlite")
         async with managing(self.directory, self.where, book) as manager:
             for session, number in list(self.next.items()):
-                prompt = prompt_of(session, number)
-                await manager.turn(key_of(session), prompt, turn_id=f"t{number}")
+                await take(manager, session, number)
                 self.took(session, number)
+            for key, told in self.forks.items():
+                known = set(told)
+                there = _prompts(await manager.history(key))
+                self.add(forks_broken=int([one for one in there if one in known] != told))
         for session, prompts in self.acknowledged.items():
             made = Counter(schedule.title for schedule in book.query(session))
             wanted = {title for prompt in prompts for title in titles_of(prompt)}
@@ -297,7 +335,13 @@ class _Proof:
         try:
             for session in self.next:
                 lease = await store.hold(key_of(session), queue_limit=_QUEUE)
-                found[session] = (await store.load(lease)).messages
+                stored = await store.load(lease)
+                found[session] = stored.messages
+                if session not in self.summarised and any(
+                    "summary" in turn.facts for turn in stored.finished.values()
+                ):
+                    self.summarised.add(session)
+                    self.add(compacted=1)
                 store.release(lease)
         finally:
             await store.aclose()
@@ -305,7 +349,7 @@ class _Proof:
 
     def _judge(self, session: str, messages: list[Message]) -> None:
         told = self.acknowledged[session]
-        there = [text_of(message) for message in messages if _is_prompt(message)]
+        there = _prompts(messages)
         times = Counter(there)
         lost = {prompt for prompt in told if prompt not in times} - self.lost
         doubled = {prompt for prompt, number in times.items() if number > 1} - self.doubled
@@ -315,6 +359,7 @@ class _Proof:
         self.add(
             lost=len(lost),
             doubled=len(doubled),
+            returned=len(self.removed.intersection(there)),
             misordered=int([p for p in there if p in known] != told),
             illegal=int(not _is_legal(messages)),
         )
@@ -326,8 +371,9 @@ class _Proof:
         return directory / "messages.json", directory / "turns.jsonl"
 
 
-def _is_prompt(message: Message) -> bool:
-    return bool(message["role"] == "user" and message["content"][0]["type"] == "text")
+def _prompts(messages: Sequence[Message]) -> list[str]:
+    prompts = (m for m in messages if m["role"] == "user" and m["content"][0]["type"] == "text")
+    return [text_of(message) for message in prompts]
 
 
 def _is_legal(messages: list[Message]) -> bool:

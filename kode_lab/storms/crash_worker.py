@@ -5,6 +5,9 @@ durability of files or the DSN of a database. The process that is started only f
 each line on its stdin, so that a worker is ready in milliseconds. A line says with which turn each
 session continues. The worker reports each acknowledged turn on stdout, and never ends by itself.
 
+Some turns are more than a question and an answer: they use tools, are steered, wait for an
+approval, are removed by a rewind, or are followed by a fork. Long conversations are compacted.
+
     in    {"life": 3, "turns": {"ada-0": 17, ...}}
     out   born PID     ack ada-0 17     ack ada-0 18  ...     dead STATUS
 
@@ -14,22 +17,46 @@ It must never know what is concluded from that.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import sys
 from pathlib import Path
 
+from kode_lab.errors import Superseded, TurnPending
 from kode_lab.key import SessionKey
 from kode_lab.message import Reply, Request, Usage, text_of
-from kode_lab.schedule_assistant import AGENTS, ScheduleBook, toolbox
-from kode_lab.sessions import AgentShelf, JsonStore, PostgresStore, SessionManager, Store
+from kode_lab.schedule_assistant import ScheduleBook, toolbox
+from kode_lab.sessions import (
+    AgentConfig,
+    ContextPolicy,
+    JsonStore,
+    Pending,
+    PostgresStore,
+    SessionManager,
+    Store,
+    ToolContext,
+)
 
-__all__ = ["key_of", "managing", "prompt_of", "store_in", "titles_of"]
+__all__ = [
+    "fork_of",
+    "key_of",
+    "kind_of",
+    "managing",
+    "prompts_of",
+    "removed_by",
+    "store_in",
+    "take",
+    "titles_of",
+]
 
 AGENT_ID = "schedule-assistant"
 # Small enough to begin again within a life.
 JOURNAL_BYTES = 256 * 1024
-_TOOLS_EVERY = 8
+# What the turns of a session do beside an answer, by their number modulo 16.
+_KINDS = {2: "schedule", 10: "schedule", 4: "steer", 6: "approve", 9: "rewind", 13: "fork"}
+# About ten turns; the summary stands for all but the last four.
+_COMPACT_ABOVE_TOKENS = 4_000
 _TOOL_CALLS = 2
 # Long enough that many writes cross a page: a kill tears them there.
 _ANSWER = "Done, and noted where you will find it again. " * 30
@@ -40,16 +67,33 @@ def key_of(session: str) -> SessionKey:
     return SessionKey(session, "s", AGENT_ID)
 
 
-def prompt_of(session: str, number: int) -> str:
-    """Return the text of a session's turn: unique, and an order to use tools for some."""
-    verb = "schedule" if number % _TOOLS_EVERY == 2 else "say"
-    return f"{verb} {session}/{number}"
+def fork_of(session: str, number: int) -> SessionKey:
+    """Return the key of the session to which this turn's conversation is copied."""
+    return key_of(session)._replace(session_id=f"fork-{number}")
+
+
+def kind_of(number: int) -> str:
+    """Return what the turn of that number does beside an answer, or ""."""
+    return _KINDS.get(number % 16, "")
+
+
+def prompts_of(session: str, number: int) -> list[str]:
+    """Return the texts that are in the conversation once this turn is acknowledged."""
+    kind, name = kind_of(number), f"{session}/{number}"
+    verb = kind if kind in ("schedule", "approve") else "say"
+    return [f"{verb} {name}", *([f"say {name}/more"] if kind == "steer" else [])]
+
+
+def removed_by(session: str, number: int) -> str:
+    """Return the text that a rewind removes from the conversation, or ""."""
+    return f"say {session}/{number}/removed" if kind_of(number) == "rewind" else ""
 
 
 def titles_of(prompt: str) -> list[str]:
     """Return the titles of the schedules that a turn with this prompt makes."""
     verb, _, name = prompt.partition(" ")
-    return [f"{name}/{call}" for call in range(_TOOL_CALLS)] if verb == "schedule" else []
+    calls = {"schedule": _TOOL_CALLS, "approve": 1}.get(verb, 0)
+    return [f"{name}/{call}" for call in range(calls)]
 
 
 async def _model(request: Request, on_text: object = None) -> Reply:  # noqa: ARG001
@@ -67,7 +111,7 @@ async def _model(request: Request, on_text: object = None) -> Reply:  # noqa: AR
         {
             "type": "tool_use",
             "id": f"toolu_{os.urandom(9).hex()}",
-            "name": "create_schedule",
+            "name": "approved_schedule" if "approve" in text_of(last) else "create_schedule",
             "input": {"title": title, "start": "2026-07-15T15:00"},
         }
         for title in titles
@@ -85,8 +129,41 @@ def store_in(directory: Path, where: str) -> Store:
 
 def managing(directory: Path, where: str, book: ScheduleBook) -> SessionManager:
     """Return the manager of the sessions in that store."""
-    agents = AgentShelf(AGENTS, toolbox(book))
+    box = toolbox(book)
+
+    @box.tool
+    def approved_schedule(title: str, start: str, context: ToolContext) -> str | Pending:
+        """Enter a schedule, once it is approved."""
+        if context.approval is None:
+            return Pending(f"enter {title}?")
+        key = context.idempotency_key
+        book.create(context.key.user_id, title, start, idempotency_key=key)
+        return context.approval
+
+    context = ContextPolicy(compact_above_tokens=_COMPACT_ABOVE_TOKENS)
+    agents = [AgentConfig(AGENT_ID, "any", tools=box, context=context)]
     return SessionManager(store=store_in(directory, where), agents=agents, model=_model)
+
+
+async def take(manager: SessionManager, session: str, number: int) -> None:
+    """Take the turn of that number, and what belongs to it, or continue it after a kill."""
+    key, kind, turn_id = key_of(session), kind_of(number), f"t{number}"
+    prompt, *more = prompts_of(session, number)
+    turn = asyncio.ensure_future(manager.turn(key, prompt, turn_id=turn_id))
+    if more:
+        await asyncio.sleep(0)
+        await manager.turn(key, more[0], turn_id=f"{turn_id}-more", strategy="steer")
+    try:
+        await turn
+    except TurnPending as pending:
+        for call_id in pending.questions:
+            await manager.approve(key, call_id, "yes")
+    if kind == "rewind":
+        with contextlib.suppress(Superseded):  # it was removed before the kill
+            await manager.turn(key, removed_by(session, number), turn_id=f"{turn_id}-removed")
+        await manager.rewind(key, turn_id, turn_id=f"{turn_id}-rewind")
+    elif kind == "fork":
+        await manager.fork(key, fork_of(session, number), at_turn=turn_id)
 
 
 async def _live(directory: Path, where: str, turns: dict[str, int]) -> None:
@@ -99,8 +176,7 @@ async def _live(directory: Path, where: str, turns: dict[str, int]) -> None:
 
 async def _converse(manager: SessionManager, session: str, number: int) -> None:
     while True:
-        prompt = prompt_of(session, number)
-        await manager.turn(key_of(session), prompt, turn_id=f"t{number}")
+        await take(manager, session, number)
         _say(f"ack {session} {number}")
         number += 1
 
