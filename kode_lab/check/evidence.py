@@ -429,10 +429,9 @@ def evidence_of(case: Case, session: Sequence[Operation], crashes: Sequence[floa
     acknowledged = [turn for turn in turns if turn.type == "ok"]
     count_ok = len(acknowledged)
     refused = [turn for turn in turns if turn.type == "fail"]
-    # A turn that a later one interrupted, say: the model saw it, and nothing acknowledges it.
-    ended = {o.marker: o for o in session if o.type == "info" and o.read is not None}
+    # A turn that a later one interrupted, say: its client had an answer that acknowledges nothing.
+    ended = {o.marker: o for o in session if o.type == "info" and o.complete_ns < math.inf}
     given_up = [ended[t.marker] for t in turns if t.type == "info" and t.marker in ended]
-    given_up = [one for one in given_up if one.complete_ns < math.inf]
     invokes = sorted(map(_invoke, acknowledged))
     completes = sorted(map(_complete, acknowledged))
     met = sum(map(bisect_right, repeat(invokes), completes))

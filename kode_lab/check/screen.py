@@ -321,8 +321,7 @@ def _digests(lists: _Lists) -> Words:
 def _contended(turns: _Turns, columns: Columns, cleared: Flags) -> int:
     """Count the turns that were not acknowledged and met an acknowledged one of their session."""
     is_refused = (columns.kind == TURN) & (columns.type != OK) & cleared[columns.session]
-    is_seen = (columns.position >= 0) & (columns.complete < NEVER_NS)
-    is_refused &= (columns.type == FAIL) | is_seen
+    is_refused &= columns.complete < NEVER_NS
     if not is_refused.any():
         return 0
     is_ok = (turns.type == OK) & cleared[turns.session]

@@ -137,7 +137,7 @@ class Evidence(NamedTuple):
         lists: authoritative reads of sessions.
         concurrent_pairs: pairs of acknowledged turns of one session whose intervals meet.
         contended: turns that were not acknowledged, and met an acknowledged one of their session:
-            refused, or seen by the model and not acknowledged.
+            refused, or ended with an answer (or none) that leaves open what happened.
         overtaken: turns that stand behind one that was sent later; a figure, not a fault.
         most_overtaken: the most turns that overtook one; of several sessions, the largest.
         unread: acknowledged turns without an authoritative read after them.

@@ -41,8 +41,8 @@ _TOGETHER_S = 0.02
 _LOST_POLL_S = 0.1
 # So many turns in a row without an answer, and it is not loaded any more.
 _SILENT_LIMIT = 6
-# A service that still works on turns whose clients left gets so much longer for the probe.
-_PROBE_FACTOR = 3
+# A service that starts, or still works on turns whose clients left, gets so much longer.
+_PATIENT_FACTOR = 3
 # A service that fails one turn in five must not be called stuck: 0.2^8 is 3 in a million.
 _PROBE_ATTEMPTS, _PROBE_LIMIT_S = 8, 8.0
 
@@ -180,7 +180,8 @@ class Battery:
             watch.cancel()
             await asyncio.wait((watch,))
         self._history.fault("quiet", time.monotonic_ns())
-        await self._do("probe", self._probe, None)
+        if "probe" not in self.not_done:
+            await self._do("probe", self._probe, None)
 
     async def _do(
         self, name: str, do: Callable[[], Coroutine[Any, Any, None]], limit_s: float | None
@@ -203,12 +204,18 @@ class Battery:
 
     async def _greets(self) -> bool:
         """Take a first turn, alone: a service that refuses everything is not loaded."""
-        outcome = await self._turn(self._client, self._key("greeting", "first"))
+        key = self._key("greeting", "first")
+        # The first turn of some frameworks imports half of their packages.
+        patience_s = _PATIENT_FACTOR * self._settings.timeout_s
+        outcome = await self._turn(self._client, key, timeout_s=patience_s)
         for _ in range(2):
             if outcome.type == "ok" or "timeout_s" in outcome.error:
                 break
             await asyncio.sleep(0.5)
-            outcome = await self._turn(self._client, self._key("greeting", "first"))
+            outcome = await self._turn(self._client, key)
+        self.first_error = "" if outcome.type == "ok" else outcome.error
+        if "timeout_s" in outcome.error:
+            self.not_done["probe"] = "the first turn had no answer in time"
         return outcome.type == "ok"
 
     async def _together(self) -> None:
@@ -365,7 +372,7 @@ class Battery:
             if self._silent >= _SILENT_LIMIT:
                 self.not_done["probe"] = f"the last {self._silent} turns had no answer in time"
                 return
-            patience_s = _PROBE_FACTOR * self._settings.timeout_s
+            patience_s = _PATIENT_FACTOR * self._settings.timeout_s
             due_s = time.monotonic() + _PROBE_LIMIT_S
             for _ in range(_PROBE_ATTEMPTS):
                 outcome = await self._turn(self._client, key, timeout_s=patience_s)

@@ -106,6 +106,8 @@ class Client:
         finally:
             seen = self._witness(marker) if self._witness is not None else None
             facts: dict[str, Any] = {}
+            if outcome.type == "info" and self._was_interrupted(marker, outcome.answered, seen):
+                outcome = outcome._replace(answered="")
             if isinstance(seen, WitnessedTurn):
                 facts = _witnessed(seen, self._declares, has_config=bool(outcome.config))
                 seen = seen.read
@@ -119,6 +121,17 @@ class Client:
             ended = (process, self._now_ns(), outcome, facts)
             self._kept.append(ended) if self.is_learning else self._complete(*ended)
         return outcome
+
+    def _was_interrupted(
+        self, marker: str, answered: str, seen: Read | WitnessedTurn | None
+    ) -> bool:
+        """Whether the answer to an interrupted turn shows an older reply of the same session.
+
+        Services that let a later turn interrupt one answer the first with the session as it is.
+        """
+        is_own = answered.partition("-")[0] == marker.partition("-")[0]
+        is_cut = isinstance(seen, WitnessedTurn) and all(c.status != 200 for c in seen.calls)
+        return is_own and (is_cut or self._declares.strategy in ("interrupt", "rollback"))
 
     def release(self) -> None:
         """Write the completions that were kept back."""

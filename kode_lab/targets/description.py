@@ -399,8 +399,8 @@ class Description(Fields):
         for where, template, _ in self._holes():
             if where.startswith(("turn", "setup")):
                 used |= {name.removesuffix("_uuid") for name in template.names}
-        if "key" in used:
-            used |= {"user", "session"}
+                if template.names & {"key", "session_uuid"}:  # both are made of user and session
+                    used |= {"user", "session"}
         named = [name for name in ("user", "session", "agent") if name in used]
         promises = list(declares.promises or DEFAULT_PROMISES)
         for name, is_promised in (

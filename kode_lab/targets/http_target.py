@@ -93,6 +93,8 @@ class HttpTarget:
             python: what ``{python}`` stands for: the interpreter of the service's environment.
         """
         self.declaration: Declaration = description.declaration
+        if self.declaration.strategy == "{setting}":
+            self.declaration = self.declaration._replace(strategy=setting)
         self.first_refusal = ""
         self._it = description
         self._log = log

@@ -301,6 +301,7 @@ def model_environment(model_url: str) -> dict[str, str]:
         "LANGCHAIN_TRACING_V2": "false",
         "OPENAI_AGENTS_DISABLE_TRACING": "1",
         "AGNO_TELEMETRY": "false",
+        "LANGGRAPH_CLI_NO_ANALYTICS": "1",
         "MASTRA_TELEMETRY_DISABLED": "1",
         "DISABLE_TELEMETRY": "1",
         "OTEL_SDK_DISABLED": "true",
