@@ -109,7 +109,7 @@ def test_what_is_not_simulated_is_refused_and_what_is_harmless_is_not():
 @pytest.mark.parametrize(
     ("api", "fields", "said"),
     [
-        ("chat", {"tools": [TOOL], "tool_choice": 7}, "tools"),
+        ("chat", {"tools": [TOOL], "tool_choice": 7}, "tool_choice"),
         ("chat", {"response_format": {"json_schema": True}}, "response_format: a value in it"),
         ("chat", {"stop": [1]}, "stop"),
         ("responses", {"text": {"format": 5}}, "text: a value in it"),
