@@ -1,6 +1,6 @@
 """The judge measured: how often it errs where that can be known, and how fast it is.
 
-It owns the way from figures to the bench's rows: the judge's own (``kode_lab.check.selftest``), and
+It owns the way from figures to the bench's rows: the judge's own (``benchmarks.selftest``), and
 the laboratory's: faults convicted, right plays of the real manager acquitted, schedules explored.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 
 from benchmarks.bench import Row, row
-from kode_lab.check.selftest import HISTORIES, RUNS, SIZES, Figure, judge_figures, speed_figures
+from benchmarks.selftest import HISTORIES, RUNS, SIZES, Figure, judge_figures, speed_figures
 from kode_lab.faults.catalogue import CATALOGUE
 from kode_lab.faults.honest import honest_runs
 from kode_lab.faults.laboratory import SEEDS, try_all

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from judge_spec import SPECS
 
+from benchmarks.histories import declared_run, valid_run
 from kode_lab.check import ANOMALIES, GUARANTEES, check, check_path, judge
 from kode_lab.check.ascii_history import drawn
 from kode_lab.check.columns import kept_columns, read_columns
-from kode_lab.check.generate import declared_run, valid_run
 from kode_lab.check.judge import LINE_LIMIT_BYTES
 from kode_lab.cli import main
 from kode_lab.errors import InvalidRecord

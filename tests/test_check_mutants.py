@@ -17,8 +17,8 @@ from judge_spec import SPECS, differences
 from trace_spec import TRACES, trace_differences
 
 import kode_lab.check
-from kode_lab.check.generate import declared_run, large_history, random_history, valid_run
-from kode_lab.check.selftest import is_explained
+from benchmarks.histories import declared_run, large_history, random_history, valid_run
+from benchmarks.selftest import is_explained
 
 HOME = Path(kode_lab.check.__file__).parent
 # What the verdict depends on, each after those that it imports.

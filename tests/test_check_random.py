@@ -7,25 +7,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kode_lab.check import GUARANTEES, check
-from kode_lab.check.ascii_history import drawn
-from kode_lab.check.columns import columns_of, hashes_of
-from kode_lab.check.generate import (
+from benchmarks.histories import (
     declared_run,
     large_history,
     random_declared,
     random_history,
     valid_run,
 )
-from kode_lab.check.screen import screen
-from kode_lab.check.search import SESSION, search, session_outcome
-from kode_lab.check.selftest import (
+from benchmarks.selftest import (
     disagreements,
     false_alarms,
     is_explained,
     judge_figures,
     speed_figures,
 )
+from kode_lab.check import GUARANTEES, check
+from kode_lab.check.ascii_history import drawn
+from kode_lab.check.columns import columns_of, hashes_of
+from kode_lab.check.screen import screen
+from kode_lab.check.search import SESSION, search, session_outcome
 from kode_lab.history.digest import digest_of, hash_of
 from kode_lab.history.operation import NEMESIS, TAIL_LIMIT, Effect, Operation, Read
 from kode_lab.key import SessionKey

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.histories import valid_run
 from kode_lab.check import ANOMALIES, check_path
-from kode_lab.check.generate import valid_run
 from kode_lab.cli import main
 from kode_lab.errors import InvalidScenario
 from kode_lab.faults import honest

@@ -75,10 +75,17 @@ TRACES = {
         [*one_after_another([ADA, ADA, ADA, ADA]), (BOB, "b", 80, 80, 90)],
         {},
     ),
-    "two sessions in turn, each behind its own": (
+    "two sessions in turn, each free while the other works": (
         [
             (ADA, "t0", 0, 0, 20), (BOB, "t1", 20, 20, 40), (ADA, "t2", 10, 40, 60),
             (BOB, "t3", 30, 60, 80), (ADA, "t4", 50, 80, 99), (BOB, "t5", 70, 99, 120),
+        ],
+        {"needless serialisation": 1},
+    ),
+    "two sessions in turn, each behind its own turns": (
+        [
+            (ADA, "t0", 0, 0, 20), (ADA, "t1", 5, 20, 40), (ADA, "t2", 10, 40, 60),
+            (BOB, "t3", 60, 60, 80), (BOB, "t4", 65, 80, 99), (BOB, "t5", 70, 99, 120),
         ],
         {},
     ),

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -44,6 +44,10 @@ __all__ = [
 # and none of its turns may ever have overlapped, before the lock is called too coarse: one such
 # wait may be chance.
 CHANCES_NEEDED = 3
+# ... and at least so many times those of its waits that ended with turns of other groups only.
+OTHERS_FACTOR = 2
+# Of the turns that ended last, so many are looked at as what a turn may have waited for.
+ENDED_LIMIT = 64
 _GROUPS: tuple[Callable[[SessionKey], str], ...] = (
     lambda _: "all sessions",
     lambda key: f"sessions of user {key.user_id}",
@@ -296,105 +300,120 @@ def overlaps(holds: Mapping[str, Sequence[Hold]]) -> Iterator[Anomaly]:
                 longest = hold
 
 
+class _Wait(NamedTuple):
+    """A turn that began to work just when turns of other sessions ended, and had waited before.
+
+    Attributes:
+        since_ns: when it was sent and its own session was free.
+        ended: the other sessions' holds that ended meanwhile, the last one first.
+    """
+
+    hold: Hold
+    name: str
+    since_ns: int
+    ended: Sequence[tuple[Hold, str]]
+
+
 def needless_serialisation(holds: Mapping[str, Sequence[Hold]]) -> Iterator[Anomaly]:
     """Return groups of sessions that never work at once, although their turns wait for each other.
 
-    A wait counts when no turn of its own session held the lock meanwhile, while another session of
-    the group did, and gave it up just before. A right lock lets such turns overlap.
+    A right lock lets such turns overlap. The groups are all sessions, those of a user, those of a
+    name, and last those that share a lock by neither (stripes): two sessions belong together if one
+    waited for the other and they never worked at once. Of turns that wait for a free place in a
+    pool, most do not wait for their group.
     """
+    met, waits = _waits(holds)
     for group_of in _GROUPS:
-        groups: dict[str, dict[str, Sequence[Hold]]] = defaultdict(dict)
-        for lock_name, session in holds.items():
-            groups[group_of(session[0].one.key)][lock_name] = session
-        serial = [(name, _serial(sessions)) for name, sessions in groups.items()]
-        found = [(name, *waits) for name, waits in serial if waits is not None]
-        for name, count, waiting, working in found:
-            yield _needless(name, count, waiting, working)
+        groups = {name: group_of(session[0].one.key) for name, session in holds.items()}
+        found = list(_coarse(groups, met, waits))
         if found:
+            yield from found
             return  # a smaller group would only say the same again
-    yield from _striped(holds)
+    pairs = {frozenset((wait.name, wait.ended[0][1])) for wait in waits}
+    groups = {}
+    for names in _components(pairs - met):
+        listed = ", ".join(sorted(names)[:4]) + (", ..." if len(names) > 4 else "")
+        group = f"{len(names)} sessions that share neither user nor name ({listed})"
+        groups |= dict.fromkeys(names, group)
+    yield from _coarse(groups, met, waits, each=2)
 
 
-def _needless(group: str, count: int, waiting: Hold, working: Hold) -> Anomaly:
-    facts = {"group": group, "waits": count, "waited_ns": waiting.start_ns - waiting.wait_ns}
-    witness = (waiting.one, working.one)
-    return Anomaly("needless serialisation", waiting.one.key, witness, waiting.turn, facts)
-
-
-def _serial(sessions: Mapping[str, Sequence[Hold]]) -> tuple[int, Hold, Hold] | None:
-    """Return how many waits were needless, and the longest with the hold it waited for.
-
-    None, if turns of different sessions overlap, or if the waits are too few to tell.
-    """
-    ordered = [(hold, name) for name, session in sessions.items() for hold in session]
-    ordered.sort(key=lambda pair: pair[0][:3])
+def _waits(holds: Mapping[str, Sequence[Hold]]) -> tuple[set[frozenset[str]], list[_Wait]]:
+    """Return which two sessions ever worked at once, and the waits for other sessions."""
+    met: set[frozenset[str]] = set()
+    waits: list[_Wait] = []
     last_of: dict[str, int] = {}
-    chances: list[tuple[int, Hold, Hold]] = []
-    for at, (hold, name) in enumerate(ordered):
-        if at:
-            before, _ = ordered[at - 1]
-            if hold.start_ns < before.end_ns:
-                return None
-            if _is_needless(hold, before, last_of.get(name, -1)):
-                chances.append((hold.start_ns - hold.wait_ns, hold, before))
-        last_of[name] = hold.end_ns
-    if len(chances) < CHANCES_NEEDED:
-        return None
-    _, waiting, working = max(chances, key=lambda chance: chance[0])
-    return len(chances), waiting, working
-
-
-def _is_needless(hold: Hold, before: Hold, own_end_ns: int) -> bool:
-    """Whether a turn waited for another session's, and not for one of its own session."""
-    waited_ns = before.end_ns - hold.wait_ns
-    # A lock that is given up is taken soon; a grant that always takes its time is no cause.
-    is_soon = hold.start_ns - before.end_ns <= waited_ns
-    # Seen from outside, each turn takes its time on the way; to be a wait, it must be a long one.
-    is_seen = isinstance(hold.one, Span) or 4 * waited_ns >= before.end_ns - before.start_ns
-    return waited_ns > 0 and is_soon and is_seen and own_end_ns <= hold.wait_ns
-
-
-def _striped(holds: Mapping[str, Sequence[Hold]]) -> Iterator[Anomaly]:
-    """Return groups of sessions that share a lock by neither their user nor their name.
-
-    Two sessions belong together if one waited needlessly for the other and they never worked at
-    once. All sessions of such a group must never have worked at once, and there must be two such
-    waits for each of them: a service with a lock for each session lets some of them overlap.
-    """
+    active: list[tuple[int, int, str]] = []
+    ended: deque[tuple[Hold, str]] = deque(maxlen=ENDED_LIMIT)
     ordered = sorted(
         ((hold, name) for name, session in holds.items() for hold in session),
         key=lambda pair: pair[0][:3],
     )
-    met: set[frozenset[str]] = set()
-    waits: dict[frozenset[str], list[tuple[Hold, Hold]]] = defaultdict(list)
-    last_of: dict[str, int] = {}
-    active: list[tuple[int, int, str]] = []
-    latest: list[tuple[Hold, str]] = []  # the holds that ended last, of two sessions
     for at, (hold, name) in enumerate(ordered):
         while active and active[0][0] <= hold.start_ns:
-            _, ended, other = heapq.heappop(active)
-            latest = [(ordered[ended][0], other), *(pair for pair in latest if pair[1] != other)][
-                :2
-            ]
+            _, which, other = heapq.heappop(active)
+            ended.appendleft((ordered[which][0], other))
         met.update(frozenset((name, other)) for _, _, other in active if other != name)
-        before = next((pair for pair in latest if pair[1] != name), None)
-        if before is not None and _is_needless(hold, before[0], last_of.get(name, -1)):
-            waits[frozenset((name, before[1]))].append((hold, before[0]))
-        last_of[name] = max(hold.end_ns, last_of.get(name, -1))
+        since_ns = max(hold.wait_ns, last_of.get(name, hold.wait_ns))
+        others = [one for one in ended if one[1] != name and one[0].end_ns > since_ns]
+        if any(_is_needless(hold, before, since_ns) for before, _ in others):
+            waits.append(_Wait(hold, name, since_ns, others))
+        last_of[name] = max(hold.end_ns, last_of.get(name, hold.end_ns))
         heapq.heappush(active, (hold.end_ns, at, name))
-    together = _components({pair for pair in waits if pair not in met})
-    for names in together:
-        pairs = [pair for pair in waits if pair <= names]
-        count = sum(len(waits[pair]) for pair in pairs)
-        if any(pair <= names for pair in met) or count < max(CHANCES_NEEDED, 2 * len(names)):
+    return met, waits
+
+
+def _is_needless(hold: Hold, before: Hold, since_ns: int) -> bool:
+    waited_ns = before.end_ns - since_ns
+    gap_ns, length_ns = hold.start_ns - before.end_ns, before.end_ns - before.start_ns
+    # A lock that is given up is taken soon; a grant that always takes its time is no cause.
+    is_soon = gap_ns <= waited_ns and 2 * gap_ns <= length_ns
+    # Seen from outside, each turn takes its time on the way; to be a wait, it must be a long one.
+    is_seen = isinstance(hold.one, Span) or 4 * waited_ns >= length_ns
+    return waited_ns > 0 and is_soon and is_seen
+
+
+def _coarse(
+    groups: Mapping[str, str],
+    met: Iterable[frozenset[str]],
+    waits: Iterable[_Wait],
+    *,
+    each: int = 0,
+) -> Iterator[Anomaly]:
+    """Return the groups of sessions that share a lock.
+
+    Args:
+        groups: of each session, the name of its group.
+        each: so many waits are needed for each session of a group, and ``CHANCES_NEEDED`` of each.
+    """
+    apart = {
+        groups[one] for one, other in met if one in groups and groups[one] == groups.get(other)
+    }
+    found: dict[str, list[tuple[int, Hold, Hold]]] = defaultdict(list)
+    others: Counter[str] = Counter()
+    for wait in waits:
+        group = groups.get(wait.name)
+        if group is None or group in apart:
             continue
-        waiting, working = max(
-            (wait for pair in pairs for wait in waits[pair]),
-            key=lambda wait: wait[0].start_ns - wait[0].wait_ns,
-        )
-        listed = ", ".join(sorted(names)[:4]) + (", ..." if len(names) > 4 else "")
-        group = f"{len(names)} sessions that share neither user nor name ({listed})"
-        yield _needless(group, count, waiting, working)
+        own = [one for one, name in wait.ended if groups.get(name) == group]
+        waited_ns = wait.hold.start_ns - wait.since_ns
+        # While it waits for a lock, there is always a turn that holds it.
+        busy_ns = sum(one.end_ns - max(one.start_ns, wait.since_ns) for one in own)
+        known_ns = wait.hold.start_ns - min(one.start_ns for one, _ in wait.ended)
+        cause = next((one for one in own if _is_needless(wait.hold, one, wait.since_ns)), None)
+        if cause is None or 2 * busy_ns < min(waited_ns, known_ns):
+            others[group] += 1
+        else:
+            found[group].append((waited_ns, wait.hold, cause))
+    sizes = Counter(groups.values())
+    for group, chances in found.items():
+        least = max(CHANCES_NEEDED, each * sizes[group])
+        if len(chances) >= least and len(chances) >= OTHERS_FACTOR * others[group]:
+            waited_ns, waiting, working = max(chances, key=lambda chance: chance[0])
+            facts = {"group": group, "waits": len(chances), "waited_ns": waited_ns}
+            witness = (waiting.one, working.one)
+            key = waiting.one.key
+            yield Anomaly("needless serialisation", key, witness, waiting.turn, facts)
 
 
 def _components(pairs: Iterable[frozenset[str]]) -> list[frozenset[str]]:

@@ -19,14 +19,14 @@ from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
-from kode_lab.check.columns import KEPT_SUFFIX, columns_beside
-from kode_lab.check.generate import (
+from benchmarks.histories import (
     declared_run,
     large_history,
     random_declared,
     random_history,
     valid_run,
 )
+from kode_lab.check.columns import KEPT_SUFFIX, columns_beside
 from kode_lab.check.judge import check, check_path
 from kode_lab.history.operation import Operation, completion_event, invoke_event
 from kode_lab.key import SessionKey
