@@ -115,7 +115,7 @@ def test_a_browser_draws_the_page_from_disk_and_tells_what_is_under_the_pointer(
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.goto(page_file.as_uri())
         page.wait_for_selector("html[data-ready=yes]")
-        assert page.title() == "2 turns of 1 sessions"
+        assert page.title() == "2 turns of 1 session"
         box = page.locator("#canvas").bounding_box()
         # The second lane of the only row, in the first half of the run: the second turn waits.
         page.mouse.move(box["x"] + page.evaluate("X(1e6)"), box["y"] + 64 + 3 + 22 + 8)

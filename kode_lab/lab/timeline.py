@@ -16,6 +16,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from kode_lab.lab.times import counted
 from kode_lab.lab.turn_view import Recorded, TurnView, turns_of
 
 __all__ = ["STEP_NAMES", "Timeline", "timeline"]
@@ -62,7 +63,7 @@ def timeline(run: Recorded, *, title: str = "") -> Timeline:
     """Return the timeline page of a run; without a ``title`` it says how many turns it has."""
     turns = turns_of(run.spans(), run.operations())
     sessions = list(dict.fromkeys(turn.key for turn in turns))
-    title = title or f"{len(turns):,} turns of {len(sessions):,} sessions"
+    title = title or f"{counted(len(turns), 'turn')} of {counted(len(sessions), 'session')}"
     packed = _packed(turns, title)
     # "<" can end a script element wherever it stands in it.
     data = json.dumps(packed, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")

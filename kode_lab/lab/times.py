@@ -20,6 +20,7 @@ __all__ = [
     "Tolerance",
     "When",
     "Within",
+    "counted",
     "seconds_in",
     "shown_s",
 ]
@@ -171,6 +172,12 @@ Within = Annotated[
     PlainSerializer(Tolerance.written),
     WithJsonSchema({**_DURATION, "examples": ["10 %", "50 ms", 2]}),
 ]
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a count with its noun: ``1 turn``, ``2,000 turns``, ``2 processes``."""
+    ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
+    return f"{count:,} {noun}{ending}"
 
 
 def shown_s(seconds: float) -> str:

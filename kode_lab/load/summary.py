@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kode_lab.lab.times import counted
 from kode_lab.load.recorder import HISTORY, LAG, LATE, quantile
 from kode_lab.load.server_watch import words_of
 from kode_lab.load.tail import Tail, percentiles_ms
@@ -136,7 +137,7 @@ def told(verdict: Judged) -> str:
     figures = verdict.figures
     ms, locust, us = figures["ms"], figures["locust_ms"], figures["generator"]
     loop = "closed loop" if figures["is_closed_loop"] else "open loop"
-    turns, sessions = _counted(figures["turns"], "turn"), _counted(figures["sessions"], "session")
+    turns, sessions = counted(figures["turns"], "turn"), counted(figures["sessions"], "session")
     late = f"p99 sent {us['late_p99_ms']:.2f} ms late"
     lag = f"p99 loop lag {us['loop_lag_p99_ms']:.2f} ms"
     lines = [
@@ -158,7 +159,7 @@ def told(verdict: Judged) -> str:
         lines.append(words_of(figures["server"]))
     if us.get("lost"):
         lines.append(
-            f"{_counted(us['lost'], 'generator process')} lost: the figures of speed are not "
+            f"{counted(us['lost'], 'generator process')} lost: the figures of speed are not "
             "usable, the verdict on safety stands"
         )
     if us.get("machines"):
@@ -192,7 +193,7 @@ def _words_of_machines(found: dict[str, Any]) -> list[str]:
     clocks = found["workers"]
     ahead = ", ".join(f"{one['ahead_s']:+.3f} s" for one in clocks.values())
     within = f"{found['bound_ns'] / 1e6:.2f} ms: each operation is judged as that much longer"
-    lines = [f"{_counted(len(clocks), 'worker')} with other clocks ({ahead}), within {within}"]
+    lines = [f"{counted(len(clocks), 'worker')} with other clocks ({ahead}), within {within}"]
     followed, undecided = found["followed"], found["undecided"]
     if undecided:
         close = f"{undecided} of {followed} neighbouring turns of two machines are closer than that"
@@ -204,7 +205,7 @@ def _words_of_machines(found: dict[str, Any]) -> list[str]:
         )
     if found["unheard"]:
         lines.append(
-            f"{_counted(found['unheard'], 'turn')} of a lost worker show only in what others were "
+            f"{counted(found['unheard'], 'turn')} of a lost worker show only in what others were "
             "shown: their outcome is unknown"
         )
     return lines
@@ -213,11 +214,6 @@ def _words_of_machines(found: dict[str, Any]) -> list[str]:
 def _turns(stats: Any) -> Any:
     """Return Locust's own figures of turns; a user's own requests have other names."""
     return stats.get("turn", "POST")
-
-
-def _counted(count: int, noun: str) -> str:
-    ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
-    return f"{count:,} {noun}{ending}"
 
 
 def _bound(cpu_share: float, late_s: float, turn_s: float) -> str:

@@ -15,6 +15,7 @@ from statistics import fmean, median
 from typing import NamedTuple
 
 from kode_lab.errors import InvalidRecord
+from kode_lab.lab.times import counted
 from kode_lab.pictures.page import (
     MARGIN_PT,
     Page,
@@ -129,7 +130,7 @@ def draw_percentiles(named: Mapping[str, Latencies]) -> Picture:  # noqa: C901 -
         if (time_ns := _at_share(first, share)) is not None and first.asked * (1 - share) >= 1
     ]
     name = f" ({next(iter(curves))})" if len(curves) > 1 else ""
-    reading = f"{asked:,} turns. The curve: so long took the turn at this percentile, or less."
+    reading = f"{counted(asked, 'turn')}. The curve: the turn at this percentile took so long."
     if any(one.unanswered for one in curves.values()):
         reading += " It ends where turns without a good answer begin."
     page = Page(f"Time of a turn: {', '.join(told) or seconds(max(first.answered_ns))}{name}",
@@ -222,7 +223,7 @@ def _latency_words(curves: Mapping[str, Latencies]) -> tuple[str, str]:
     unanswered = sum(one.unanswered for one in curves.values())
     share, _ = _tail(next(iter(curves.values())))
     tails = [_tail(one) for one in curves.values()]
-    reading = f"{asked:,} turns. "
+    reading = f"{counted(asked, 'turn')}. "
     if share == _NO_TAIL or len(curves) == 1:
         title = _half_and_rest(curves, share)
     else:

@@ -147,6 +147,8 @@ def _widened(turns: Sequence[TurnView], seen_ns: float) -> str:
     if not short:
         return ""
     if len(short) < len(took):
+        if len(short) == 1:
+            return f" (the one that sticks out took {between(short)}, and is drawn wider)"
         return f" (the {len(short)} that stick out took {between(short)}, and are drawn wider)"
     each = " each" if len(took) > 1 else ""
     return f" ({between(took)}{each}, drawn wider to be seen)"

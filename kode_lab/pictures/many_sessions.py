@@ -17,6 +17,7 @@ import numpy as np
 
 from kode_lab.errors import InvalidRecord
 from kode_lab.key import SessionKey
+from kode_lab.lab.times import counted
 from kode_lab.lab.turn_view import TurnView
 from kode_lab.pictures.finding import unit_of
 from kode_lab.pictures.page import (
@@ -164,9 +165,9 @@ def _words(
     begun = f"{len(sessions):,} sessions, {at_once:,} at work at once: "
     if len(sessions) == 1:
         begun = "1 session: "
-    of_all = f"{waiting:,} of {len(turns):,} turns"
+    of_all = f"{waiting:,} of {counted(len(turns), 'turn')}"
     if not any(one.waits for one in sessions):
-        found = f"{len(turns):,} turns"
+        found = counted(len(turns), "turn")
     elif needless:
         waited = sum(one.waited_ns for one in sessions)
         found = (
@@ -176,7 +177,7 @@ def _words(
     elif waiting:
         found = f"{of_all} waited, each only for its own session"
     else:
-        found = f"none of {len(turns):,} turns waited"
+        found = f"none of {counted(len(turns), 'turn')} waited"
     reading = "Each row is a session. Blue: a turn runs."
     if waiting and not needless:
         reading += " Orange: it runs, and another turn of the session waits behind it."
@@ -302,7 +303,8 @@ def _draw_margin(
     if not most:
         return
     left, right = scale.end_pt + 10, WIDTH_PT - MARGIN_PT
-    page.text(left, top - 6, "waited in all", color=SOFT)
+    page.text(left, top - 18, "waited in all", color=SOFT)
+    page.text(left, top - 6, f"{seconds(most)} at most", color=WAIT_WORD, is_bold=True)
     thick = max(min(pitch * 0.72, 7.0), min(pitch, 0.9))
     places = [
         (
@@ -315,16 +317,8 @@ def _draw_margin(
         if one.waited_ns
     ]
     page.boxes(places, WAIT)
-    longest = seconds(most)
-    label = width_pt(longest, _TEXT_PT, is_bold=True)
-    # Beside the bars that are short enough to leave it room.
-    row = next(
-        (n for n, place in enumerate(places) if place[2] < right - left - label - 6), len(places)
-    )
-    y = top + row * pitch + 10
-    page.text(right, y, longest, color=WAIT_WORD, align="right", is_bold=True)
     waited = [one.waited_ns for one in rows if one.waited_ns]
     at = top + (len(waited) / 2) * pitch
-    if len(waited) >= 20 and at - y > 14:
+    if len(waited) >= 20 and at - top > 24:
         page.line([(left + places[len(waited) // 2][2] + 2, at), (left + 24, at)], GUIDE)
         page.text(left + 27, at + 3, f"median {seconds(median(waited))}", 8.5, color=SOFT)

@@ -365,7 +365,7 @@ def nice_ticks(high: float, most: int = 9) -> list[Tick]:
 
 def seconds(duration_ns: float) -> str:
     """Return a duration for people: ``16.73 s``, ``3.1 ms``, ``40 µs``; about three digits."""
-    if duration_ns == 0:
+    if abs(duration_ns) < 50:
         return "0 s"
     value = duration_ns / 1e9
     for factor, unit in ((1.0, "s"), (1e3, "ms"), (1e6, "µs")):
