@@ -13,7 +13,7 @@ from kode_lab.lab.provenance import machine
 
 __all__ = ["main"]
 
-_MISSED, _UNUSABLE = 1, 3
+_MISSED, _UNUSABLE, _INTERRUPTED = 1, 3, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--effort", type=float, default=1.0, help="do this share of the work; means little below 1")
     add("--results", type=Path, default=Path("results"), help="(default: results)")
     options = parser.parse_args(arguments)
-    before, rows = machine(), []
+    before, rows, is_interrupted = machine(), [], False
     try:
         for name, found in bench.bench(options.names, effort=options.effort):
             rows += found
@@ -36,10 +36,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InvalidScenario as error:
         sys.stderr.write(f"benchmarks: {error}\n")
         return _UNUSABLE
+    except KeyboardInterrupt:
+        is_interrupted = True
+        sys.stderr.write(f"benchmarks: interrupted; {len(rows)} rows were measured\n")
     if options.json:
         sys.stdout.write(bench.as_json(rows))
     else:
         sys.stdout.write(f"before: {before}\nafter:  {machine()}\n\n{bench.table(rows)}")
+    if is_interrupted:
+        return _INTERRUPTED
     if options.save:
         path = bench.save(rows, options.names, before, options.results / "bench")
         sys.stderr.write(f"saved in {path}\n")

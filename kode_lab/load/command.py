@@ -279,8 +279,10 @@ def _say_verdict(path: Path, code: int) -> int:
         sys.stdout.write((path / "summary.txt").read_text("utf-8"))
     except FileNotFoundError:
         log = path / "locust.log"
-        said = log.read_text("utf-8", "replace").splitlines()[-15:] if log.exists() else []
-        sys.stdout.write("\n".join([*said, f"Locust ended with {code} and without a verdict\n"]))
+        said = log.read_text("utf-8", "replace").strip().splitlines() if log.exists() else []
+        why = f": {said[-1].strip()}" if said else ""
+        told = "" if code == _INTERRUPTED else f"; all that it said is in {log}"
+        sys.stdout.write(f"Locust ended with {code} and without a verdict{why}{told}\n")
         return code if code == _INTERRUPTED else _UNUSABLE
     return code
 
