@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "storms": (*WORDS, *TOWERS, *OUTSIDE, "lab", "faults", "testing"),
     "audit": (*WORDS, "http", "lab", "pictures"),
     # Imported by locustfiles; what starts Locust as a child belongs to the laboratory.
-    "load": (*WORDS, "targets", "lab.client", "lab.records"),
+    "load": (*WORDS, "targets", "lab.client", "lab.records", "lab.times"),
     "load.command": (*WORDS, *TOWERS, *OUTSIDE, *LABORATORY),
     "load.fault_table": (*WORDS, *TOWERS, *OUTSIDE, *LABORATORY),
     "load.report": (*WORDS, *TOWERS, *OUTSIDE, *LABORATORY),
