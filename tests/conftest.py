@@ -1,4 +1,4 @@
-"""What tests share: signals that arrive, and, dear to start, one PostgreSQL for each process."""
+"""What tests share: their order, signals that arrive, and one PostgreSQL for each worker."""
 
 import itertools
 import signal
@@ -9,16 +9,22 @@ from kode_lab.errors import PostgresMissing
 from kode_lab.testing.postgres import ThrowawayPostgres
 
 _schemas = itertools.count(1)
+# These files take longest. They start first, so that no worker is left with one at the end.
+_LONGEST = (
+    "test_notebooks", "test_loadtests", "test_static", "test_browser", "test_postgres_failures",
+    "test_bench", "test_postgres_launcher", "test_target_gates", "test_conformance", "test_cli",
+    "test_server_process", "test_server_workers",
+)  # fmt: skip
 
-# A shell's background job, and all that it starts, ignores interrupts: then nobody that the tests
-# start could be interrupted either.
+# A shell's background job, and all that it starts, ignores interrupts: then no child of the tests
+# could be interrupted either.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
 def postgres():
-    """The DSN of a PostgreSQL server that is thrown away; without binaries the test is skipped."""
+    """The DSN of a throwaway PostgreSQL server; without its binaries the test is skipped."""
     try:
         server = ThrowawayPostgres(settings={"fsync": "off"})
     except PostgresMissing as error:
@@ -33,8 +39,15 @@ def postgres_schema(postgres):  # noqa: ARG001 - no name without a server
     return f"test_{next(_schemas)}"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Put the longest files first; the workers take whole files in this order."""
+    place = {name: number for number, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
 def pytest_unconfigure(config):
-    """Say as the very last line what was not tried for want of a server: no dot among thousands."""
+    """Print as the very last line how many tests were skipped because there is no PostgreSQL."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     skipped = () if reporter is None else reporter.stats.get("skipped", ())
     number = sum("needs PostgreSQL" in str(report.longrepr) for report in skipped)

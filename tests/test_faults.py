@@ -18,9 +18,8 @@ from kode_lab.check import ANOMALIES, check_path
 from kode_lab.cli import main
 from kode_lab.errors import InvalidScenario
 from kode_lab.faults import honest
-from kode_lab.faults.catalogue import CATALOGUE, fault_of
-from kode_lab.faults.disks import LabDisk, Unsynced
-from kode_lab.faults.fault import PLAIN, Fault
+from kode_lab.faults.catalogue import CATALOGUE, PLAIN, Fault, fault_of
+from kode_lab.faults.disks import LabDisk
 from kode_lab.faults.laboratory import (
     SEEDS,
     as_json,
@@ -35,6 +34,7 @@ from kode_lab.faults.serving import SERVABLE
 from kode_lab.faults.shrinking import play_small, shrink
 from kode_lab.faults.site import Parts
 from kode_lab.faults.stage import Stage
+from kode_lab.faults.stores import unsynced
 from kode_lab.faults.world import World
 from kode_lab.key import SessionKey
 from kode_lab.sessions import JsonStore
@@ -193,7 +193,7 @@ def test_a_power_cut_leaves_what_was_synced_under_names_that_were(tmp_path):
 
 def test_a_disk_that_lies_about_directories_loses_every_name(tmp_path):
     disk = LabDisk(tmp_path, remembers=True)
-    liar = Unsynced(disk)
+    liar = unsynced(disk, None)
     fd = liar.open(tmp_path / "file", create=True)
     liar.write(fd, b"x", 0)
     liar.sync(fd)

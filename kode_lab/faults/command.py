@@ -17,8 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from kode_lab.errors import InvalidScenario
-from kode_lab.faults.catalogue import CATALOGUE, fault_of
-from kode_lab.faults.fault import Fault
+from kode_lab.faults.catalogue import CATALOGUE, Fault, fault_of
 from kode_lab.faults.laboratory import Outcome, as_json, found_in, replay, table, try_all
 from kode_lab.faults.scenario import Played
 from kode_lab.faults.shrinking import play_small, shrink

@@ -2,7 +2,7 @@
 
 ``LabDisk`` is the real file system below one directory, through the store's own seam. What it adds
 is what a kernel does to a process: after ``kill`` every call is denied and every lock is handed
-back. ``Unsynced`` wraps one and lies about directories. Neither knows what the files mean.
+back. It does not know what the files mean.
 
 Source: what a power cut leaves is the pessimist's reading of Pillai et al. (OSDI 2014): a name
 that its directory's sync did not cover is gone, and so is every byte that no sync covered.
@@ -13,11 +13,10 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
-from typing import Any
 
 from kode_lab.sessions.files.disk import Place, PosixDisk
 
-__all__ = ["LabDisk", "Unsynced"]
+__all__ = ["LabDisk"]
 
 
 class LabDisk:
@@ -126,16 +125,3 @@ class LabDisk:
     def _live(self) -> None:
         if self._is_dead:
             raise OSError(errno.EIO, "the process was killed")
-
-
-class Unsynced:
-    """A disk, or a store above it, that never syncs a directory."""
-
-    def __init__(self, inner: LabDisk) -> None:
-        self._inner = inner
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
-
-    def sync_directory(self, path: Place) -> None:
-        """Say that it is done."""

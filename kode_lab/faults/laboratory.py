@@ -12,8 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kode_lab.check import Verdict, check
-from kode_lab.faults.catalogue import CATALOGUE, fault_of
-from kode_lab.faults.fault import Fault
+from kode_lab.faults.catalogue import CATALOGUE, Fault, fault_of
 from kode_lab.faults.scenario import Played
 from kode_lab.faults.site import Parts
 from kode_lab.faults.stage import Stage

@@ -1,218 +1,191 @@
-"""Broken locks: who is let into a session, and when, decided wrongly in one way each.
+"""Locks that are wrong in one way each: who is let into a session, and when.
 
-A *gate* stands where the store's lock should. ``Gated`` puts one in front of the real store, which
-goes on guarding itself: a gate can then only be too coarse, or unfair. ``Loose`` holds the real
-lease for the moment of each call and leaves everything between the calls to the gate: what a
-service does that has its lock beside its store instead of in it. Nothing here writes a file.
+A *gate* stands where the store's lock should: an async function that waits, lets its caller in, and
+returns what lets the next one in. ``gated`` puts one in front of the real store, which goes on
+guarding itself, so a gate can then only be too coarse or unfair. ``Loose`` holds the real lease for
+the moment of each call and leaves all between the calls to the gate: a lock beside the store.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from itertools import count
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
-from kode_lab.faults.site import Site
+from kode_lab.faults.site import Altered, Site
 from kode_lab.key import SessionKey
 from kode_lab.sessions.lock import KeyedLock
 from kode_lab.sessions.open_turn import Finished, OpenTurn
-from kode_lab.sessions.store import Lease, Store, Stored
+from kode_lab.sessions.store import Lease, Stored
 
 __all__ = [
-    "EarlyRelease",
-    "EvictingGate",
-    "ExpiringGate",
     "Gate",
-    "Gated",
-    "LastInFirstOut",
-    "LockGate",
     "Loose",
-    "OpenGate",
-    "TwiceMadeGate",
+    "evicting_gate",
+    "expiring_gate",
+    "gated",
+    "last_in_first_out",
+    "lock_gate",
+    "loose",
+    "open_gate",
+    "releasing_early",
+    "twice_made",
 ]
 
+Gate: TypeAlias = Callable[[SessionKey, int], Awaitable[Callable[[], object]]]
+
 # No caller is refused during one call.
-_EVERYBODY = 100_000
+_QUEUE_LIMIT = 100_000
 
 
-class Gate(Protocol):
-    """Lets turns into sessions."""
-
-    async def hold(self, key: SessionKey, queue_limit: int) -> Any:
-        """Wait for one's turn; give what ``release`` takes."""
-        ...
-
-    def release(self, held: Any) -> None:
-        """Let the next one in."""
-        ...
+async def open_gate(_key: SessionKey, _queue_limit: int) -> Callable[[], object]:
+    """Let everybody in at once."""
+    return lambda: None
 
 
-class OpenGate:
-    """Lets everybody in at once."""
+def lock_gate(name_of: Callable[[SessionKey], Any] = lambda key: key) -> Gate:
+    """Return the real keyed lock, of this process alone, under a name of one's choice."""
+    lock: KeyedLock[Any] = KeyedLock()
 
-    async def hold(self, key: SessionKey, queue_limit: int) -> None:
-        """Do not wait."""
+    async def gate(key: SessionKey, queue_limit: int) -> Callable[[], object]:
+        name = name_of(key)
+        await lock.hold(name, queue_limit=queue_limit)
+        return partial(lock.release, name)
 
-    def release(self, held: None) -> None:
-        """Wait for nothing."""
-
-
-class LockGate:
-    """The real keyed lock, of this process alone, under a name of one's choice."""
-
-    def __init__(self, name_of: Callable[[SessionKey], Any]) -> None:
-        self._lock: KeyedLock[Any] = KeyedLock()
-        self._name_of = name_of
-
-    async def hold(self, key: SessionKey, queue_limit: int) -> Any:
-        """Wait for everyone who asked for this name before."""
-        name = self._name_of(key)
-        await self._lock.hold(name, queue_limit=queue_limit)
-        return name
-
-    def release(self, held: Any) -> None:
-        """Hand over to the oldest waiter."""
-        self._lock.release(held)
+    return gate
 
 
-class ExpiringGate:
-    """A lock whose holder loses it after a time, without being told."""
+def expiring_gate(lease_s: float) -> Gate:
+    """Return a lock whose holder loses it after a time, without being told."""
+    lock: KeyedLock[SessionKey] = KeyedLock()
 
-    def __init__(self, lease_s: float) -> None:
-        self._lock: KeyedLock[SessionKey] = KeyedLock()
-        self._lease_s = lease_s
+    async def gate(key: SessionKey, queue_limit: int) -> Callable[[], object]:
+        await lock.hold(key, queue_limit=queue_limit)
+        timers: list[asyncio.TimerHandle] = []
 
-    async def hold(self, key: SessionKey, queue_limit: int) -> list[Any]:
-        """Wait, then hold for so long at most."""
-        await self._lock.hold(key, queue_limit=queue_limit)
-        held: list[Any] = [key]
-        loop = asyncio.get_running_loop()
-        held.append(loop.call_later(self._lease_s, self._expire, held))
-        return held
+        def release() -> None:
+            if timers:
+                timers.pop().cancel()
+                lock.release(key)
 
-    def _expire(self, held: list[Any]) -> None:
-        self._lock.release(held[0])
-        held.clear()
+        timers.append(asyncio.get_running_loop().call_later(lease_s, release))
+        return release
 
-    def release(self, held: list[Any]) -> None:
-        """Return up what did not expire yet."""
-        if held:
-            held[1].cancel()
-            self._expire(held)
+    return gate
 
 
-class LastInFirstOut:
-    """A lock that serves the newest waiter first."""
+def last_in_first_out() -> Gate:
+    """Return a lock that serves the newest waiter first."""
+    stacks: dict[SessionKey, list[asyncio.Future[None]]] = {}
 
-    def __init__(self) -> None:
-        self._stacks: dict[SessionKey, list[asyncio.Future[None]]] = {}
+    def release(key: SessionKey) -> None:
+        while stacks[key]:
+            turn = stacks[key].pop()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        del stacks[key]
 
-    async def hold(self, key: SessionKey, queue_limit: int) -> SessionKey:  # noqa: ARG002
-        """Wait on top of everyone who waits already."""
-        stack = self._stacks.get(key)
-        if stack is None:
-            self._stacks[key] = []
-            return key
+    async def gate(key: SessionKey, _queue_limit: int) -> Callable[[], object]:
+        if key not in stacks:
+            stacks[key] = []
+            return partial(release, key)
         turn = asyncio.get_running_loop().create_future()
-        stack.append(turn)
+        stacks[key].append(turn)
         try:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self.release(key)
+                release(key)
             raise
-        return key
+        return partial(release, key)
 
-    def release(self, held: SessionKey) -> None:
-        """Let the newest waiter in."""
-        stack = self._stacks[held]
-        while stack:
-            turn = stack.pop()
-            if not turn.done():
-                turn.set_result(None)
-                return
-        del self._stacks[held]
+    return gate
 
 
-class TwiceMadeGate:
-    """Each session's agent brings its own lock; it is made when missing: check, wait, then act."""
+def twice_made(store: Any, site: Site) -> Loose:
+    """Let each session's agent bring its lock; it is made when missing: check, wait, then act."""
+    agents: dict[SessionKey, asyncio.Lock] = {}
 
-    def __init__(self, site: Site) -> None:
-        self._site = site
-        self._agents: dict[SessionKey, asyncio.Lock] = {}
-
-    async def hold(self, key: SessionKey, queue_limit: int) -> asyncio.Lock:  # noqa: ARG002
-        """Hold the lock of the agent, which two may make at once."""
-        if key not in self._agents:
-            await self._site.io()  # its configuration is read
-            self._agents[key] = asyncio.Lock()
-        lock = self._agents[key]
+    async def gate(key: SessionKey, _queue_limit: int) -> Callable[[], object]:
+        if key not in agents:
+            await site.io()  # its configuration is read
+            agents[key] = asyncio.Lock()
+        lock = agents[key]
         await lock.acquire()
-        return lock
+        return lock.release
 
-    def release(self, held: asyncio.Lock) -> None:
-        """Free the agent."""
-        held.release()
+    return Loose(store, gate)
 
 
-class EvictingGate:
-    """Agents bring their locks, and only so many stay: the oldest goes, at work or not."""
+def evicting_gate(limit: int) -> Gate:
+    """Return locks that agents bring; only so many stay, and the oldest goes even if it is held."""
+    agents: dict[SessionKey, asyncio.Lock] = {}
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._agents: dict[SessionKey, asyncio.Lock] = {}
-
-    async def hold(self, key: SessionKey, queue_limit: int) -> asyncio.Lock:  # noqa: ARG002
-        """Hold the lock of the agent; an evicted one is made anew."""
-        lock = self._agents.setdefault(key, asyncio.Lock())
-        while len(self._agents) > self._limit:
-            del self._agents[next(iter(self._agents))]
+    async def gate(key: SessionKey, _queue_limit: int) -> Callable[[], object]:
+        lock = agents.setdefault(key, asyncio.Lock())
+        while len(agents) > limit:
+            del agents[next(iter(agents))]
         await lock.acquire()
-        return lock
+        return lock.release
 
-    def release(self, held: asyncio.Lock) -> None:
-        """Free the agent."""
-        held.release()
+    return gate
 
 
-class Gated:
-    """The real store behind one more gate."""
+def gated(make_gate: Callable[[], Gate]) -> Callable[[Any, Site], Altered]:
+    """Put one more gate before the real store."""
 
-    def __init__(self, inner: Store, gate: Gate) -> None:
-        self._inner = inner
-        self._gate = gate
-        self._held: dict[Lease, Any] = {}
+    def wrap(store: Any, _site: Site) -> Altered:
+        gate = make_gate()
+        held: dict[Lease, Callable[[], object]] = {}
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
+        async def hold(key: SessionKey, *, queue_limit: int) -> Lease:
+            let_go = await gate(key, queue_limit)
+            try:
+                lease: Lease = await store.hold(key, queue_limit=queue_limit)
+            except BaseException:
+                let_go()
+                raise
+            held[lease] = let_go
+            return lease
 
-    async def hold(self, key: SessionKey, *, queue_limit: int) -> Lease:
-        """Pass the gate, then hold."""
-        held = await self._gate.hold(key, queue_limit)
-        try:
-            lease = await self._inner.hold(key, queue_limit=queue_limit)
-        except BaseException:
-            self._gate.release(held)
-            raise
-        self._held[lease] = held
-        return lease
+        def release(lease: Lease) -> None:
+            store.release(lease)
+            if lease in held:
+                held.pop(lease)()
 
-    def release(self, lease: Lease) -> None:
-        """Release, then open the gate."""
-        self._inner.release(lease)
-        if lease in self._held:
-            self._gate.release(self._held.pop(lease))
+        return Altered(store, hold=hold, release=release)
+
+    return wrap
+
+
+def loose(make_gate: Callable[[], Gate]) -> Callable[[Any, Site], Loose]:
+    """Leave the order of turns to a gate beside the store."""
+    return lambda store, _site: Loose(store, make_gate())
+
+
+def releasing_early(store: Any, site: Site) -> Altered:
+    """Release the lock when the reply is there, and write after that."""
+    inner = Loose(store, lock_gate())
+
+    async def append(lease: Lease, turn: OpenTurn, entries: Sequence[dict[str, Any]]) -> Finished:
+        inner.release(lease)
+        await site.io()
+        return await inner.append(lease, turn, entries)
+
+    return Altered(inner, append=append)
 
 
 class Loose:
     """A store that holds the session for each call and not for the turn; a gate keeps order."""
 
-    def __init__(self, inner: Store, gate: Gate) -> None:
+    def __init__(self, inner: Any, gate: Gate) -> None:
         self._inner = inner
         self._gate = gate
-        self._held: dict[Lease, Any] = {}
+        self._held: dict[Lease, Callable[[], object]] = {}
         # How long the conversation was that each holder was given.
         self._views: dict[Lease, int] = {}
         # Never the predecessor of the next one: no resident is taken for good.
@@ -223,20 +196,20 @@ class Loose:
 
     async def hold(self, key: SessionKey, *, queue_limit: int) -> Lease:
         """Pass the gate; the session itself is not held."""
-        held = await self._gate.hold(key, queue_limit)
+        let_go = await self._gate(key, queue_limit)
         lease = Lease(key, next(self._fences))
-        self._held[lease] = held
+        self._held[lease] = let_go
         return lease
 
     def release(self, lease: Lease) -> None:
         """Open the gate."""
         if lease in self._held:
-            self._gate.release(self._held.pop(lease))
+            self._held.pop(lease)()
 
     async def load(self, lease: Lease) -> Stored:
         """Return what rests of the session at this moment."""
-        async with self.moment(lease.key) as real:
-            stored = await self._inner.load(real)
+        async with self._moment(lease.key) as real:
+            stored: Stored = await self._inner.load(real)
         self._views[lease] = len(stored.messages)
         return stored._replace(open=None)
 
@@ -251,8 +224,8 @@ class Loose:
         self, lease: Lease, turn: OpenTurn, entries: Sequence[dict[str, Any]]
     ) -> Finished:
         """Append to what is there now, whatever the holder was given."""
-        async with self.moment(lease.key) as real:
-            finished = await self._inner.append(real, turn, entries)
+        async with self._moment(lease.key) as real:
+            finished: Finished = await self._inner.append(real, turn, entries)
         first = self._views[lease]
         return finished._replace(first=first, last=first + len(turn.messages) - 1)
 
@@ -261,33 +234,14 @@ class Loose:
 
     async def delete(self, lease: Lease) -> None:
         """Forget the conversation."""
-        async with self.moment(lease.key) as real:
+        async with self._moment(lease.key) as real:
             await self._inner.delete(real)
 
     @asynccontextmanager
-    async def moment(self, key: SessionKey) -> AsyncIterator[Lease]:
+    async def _moment(self, key: SessionKey) -> AsyncIterator[Lease]:
         """Hold the real session for one call."""
-        real = await self._inner.hold(key, queue_limit=_EVERYBODY)
+        real = await self._inner.hold(key, queue_limit=_QUEUE_LIMIT)
         try:
             yield real
         finally:
             self._inner.release(real)
-
-
-class EarlyRelease:
-    """Releases the lock when the reply is there, and writes after that."""
-
-    def __init__(self, inner: Loose, site: Site) -> None:
-        self._inner = inner
-        self._site = site
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
-
-    async def append(
-        self, lease: Lease, turn: OpenTurn, entries: Sequence[dict[str, Any]]
-    ) -> Finished:
-        """Let the next one in, then write."""
-        self._inner.release(lease)
-        await self._site.io()
-        return await self._inner.append(lease, turn, entries)

@@ -12,23 +12,23 @@ import dataclasses
 import zlib
 from collections.abc import Callable
 from itertools import count
-from typing import Any
+from typing import TypeAlias
 
 from kode_lab.claude.conversation import shown_to
 from kode_lab.errors import ModelUnavailable
-from kode_lab.faults.site import Site
+from kode_lab.faults.site import Altered, Site
 from kode_lab.faults.virtual_time import Delays
 from kode_lab.history.operation import ModelCalls, echo_of
 from kode_lab.message import Model, Reply, Request, Usage, text_of
 from kode_lab.sessions import AgentConfig, AgentShelf
 
 __all__ = [
-    "CachedReplies",
-    "HiddenRetry",
-    "Mutated",
-    "ReloadedPrompt",
-    "ReusedConnections",
     "Scribe",
+    "caching_replies",
+    "mutating",
+    "reloading_prompt",
+    "retrying_unseen",
+    "reusing_connections",
 ]
 
 _ANSWER_MS = 10.0
@@ -100,89 +100,68 @@ class Scribe:
         return Reply(({"type": "text", "text": text},), stop_reason, _USAGE)
 
 
-class ReloadedPrompt:
-    """Reads the system prompt anew for each call, while somebody edits it."""
-
-    def __init__(self, inner: Model, every: int) -> None:
-        self._inner = inner
-        self._every = every
-        self._calls = count()
-
-    async def __call__(
-        self, request: Request, on_text: Callable[[str], None] | None = None
-    ) -> Reply:
-        """Ask with the prompt as it is now."""
-        version = next(self._calls) // self._every
-        return await self._inner(
-            request._replace(system=f"{request.system} (version {version})"), on_text
-        )
+_OnText: TypeAlias = Callable[[str], None] | None
 
 
-class CachedReplies:
-    """Answers what it answered before to the same last message."""
+def reloading_prompt(model: Model, _site: Site, *, every: int = 7) -> Model:
+    """Read the system prompt anew for each call, while somebody edits it."""
+    calls = count()
 
-    def __init__(self, inner: Model) -> None:
-        self._inner = inner
-        self._known: dict[str, Reply] = {}
+    async def ask(request: Request, on_text: _OnText = None) -> Reply:
+        system = f"{request.system} (version {next(calls) // every})"
+        return await model(request._replace(system=system), on_text)
 
-    async def __call__(
-        self, request: Request, on_text: Callable[[str], None] | None = None
-    ) -> Reply:
-        """Answer from memory where it can; replies with tool calls are never kept."""
+    return ask
+
+
+def caching_replies(model: Model, _site: Site) -> Model:
+    """Answer what was answered before to the same last message; tool calls are never kept."""
+    known: dict[str, Reply] = {}
+
+    async def ask(request: Request, on_text: _OnText = None) -> Reply:
         question = text_of(request.messages[-1])
-        if question not in self._known:
-            reply = await self._inner(request, on_text)
+        if question not in known:
+            reply = await model(request, on_text)
             if reply.tool_calls:
                 return reply
-            self._known[question] = reply
-        return self._known[question]
+            known[question] = reply
+        return known[question]
+
+    return ask
 
 
-class ReusedConnections:
-    """Keeps connections open; one whose caller left still has its answer on the way."""
+def reusing_connections(model: Model, site: Site) -> Model:
+    """Keep connections open; one whose caller left still has its answer on the way."""
+    # Each connection is its answers to come, in the order of the questions.
+    idle: list[list[asyncio.Task[Reply]]] = []
 
-    def __init__(self, inner: Model, site: Site) -> None:
-        self._inner = inner
-        self._site = site
-        # Each connection is its answers to come, in the order of the questions.
-        self._idle: list[list[asyncio.Task[Reply]]] = []
+    async def ask(request: Request, on_text: _OnText = None) -> Reply:
+        connection = idle.pop() if idle else []
 
-    async def __call__(
-        self, request: Request, on_text: Callable[[str], None] | None = None
-    ) -> Reply:
-        """Send it down an idle connection, and take the next answer that comes out."""
-        connection = self._idle.pop() if self._idle else []
-        connection.append(self._site.spawn(_awaited(self._inner(request, on_text))))
+        async def answer() -> Reply:
+            return await model(request, on_text)
+
+        connection.append(site.spawn(answer()))
         try:
             reply: Reply = await asyncio.shield(connection[0])
             del connection[0]
         finally:
-            self._idle.append(connection)
+            idle.append(connection)
         return reply
 
-
-async def _awaited(reply: Any) -> Reply:
-    given: Reply = await reply
-    return given
+    return ask
 
 
-class HiddenRetry:
-    """Sends a request again that takes long, and joins what both streams brought."""
+def retrying_unseen(model: Model, _site: Site, *, patience_s: float = 0.006) -> Model:
+    """Send a request again that takes long, and join what both streams brought."""
 
-    def __init__(self, inner: Model, patience_s: float) -> None:
-        self._inner = inner
-        self._patience_s = patience_s
-
-    async def __call__(
-        self, request: Request, on_text: Callable[[str], None] | None = None
-    ) -> Reply:
-        """Return all blocks of all attempts."""
-        first = asyncio.ensure_future(self._inner(request, on_text))
+    async def ask(request: Request, on_text: _OnText = None) -> Reply:
+        first = asyncio.ensure_future(model(request, on_text))
         try:
-            done, _ = await asyncio.wait((first,), timeout=self._patience_s)
+            done, _ = await asyncio.wait((first,), timeout=patience_s)
             if done:
                 return first.result()
-            second = await self._inner(request, on_text)
+            second = await model(request, on_text)
             reply = await first
         finally:
             first.cancel()
@@ -190,24 +169,21 @@ class HiddenRetry:
             return reply
         return reply._replace(content=(*reply.content, *second.content))
 
+    return ask
 
-_EVERY_S = 0.02
 
+def mutating(agents: AgentShelf, _site: Site) -> Altered:
+    """Add a sentence to the system prompt that all sessions share, every 20 ms."""
+    began_s = asyncio.get_running_loop().time()
 
-class Mutated:
-    """Adds a sentence to the shared system prompt of all sessions now and then."""
-
-    def __init__(self, inner: AgentShelf, _site: Site) -> None:
-        self._inner = inner
-        self._began_s = asyncio.get_running_loop().time()
-
-    def current(self, agent_id: str) -> AgentConfig:
-        """Return what the configuration has become."""
-        config = self._inner.current(agent_id)
+    def current(agent_id: str) -> AgentConfig:
+        config = agents.current(agent_id)
         # Not by how often it is asked for, which real time decides.
-        said = int((asyncio.get_running_loop().time() - self._began_s) / _EVERY_S)
+        said = int((asyncio.get_running_loop().time() - began_s) / 0.02)
         system = config.system + " Be brief." * said
         version = f"{config.version}+{said}" if said else config.version
         kept = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
         del kept["tool_specs"]  # made from the tools
         return AgentConfig(**kept | {"system": system, "version": version})
+
+    return Altered(agents, current=current)

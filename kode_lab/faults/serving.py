@@ -13,16 +13,14 @@ import sys
 from argparse import Namespace
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from kode_lab.claude.client import Claude
 from kode_lab.claude.in_process import InProcessClaude
 from kode_lab.claude.profile import Profile, profile_of, report_profile
 from kode_lab.errors import InvalidScenario
-from kode_lab.faults.catalogue import CATALOGUE, fault_of
-from kode_lab.faults.fault import Fault
-from kode_lab.faults.site import Parts, Site
-from kode_lab.faults.slow_store import SlowStore
+from kode_lab.faults.catalogue import CATALOGUE, Fault, fault_of
+from kode_lab.faults.site import Altered, Parts, Site, slow
 from kode_lab.faults.virtual_time import Delays
 from kode_lab.http import HttpServer
 from kode_lab.message import Model
@@ -44,17 +42,6 @@ def _is_servable(fault: Fault) -> bool:
 SERVABLE = tuple(name for name, fault in CATALOGUE.items() if _is_servable(fault))
 
 
-class _Fronted:
-    """A manager whose turns go through a front."""
-
-    def __init__(self, manager: SessionManager, front: Any) -> None:
-        self._manager = manager
-        self.turn = front.turn
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._manager, name)
-
-
 def served(
     fault: Fault, data: Path, tools: Toolbox, model: Model, live_state: LiveState
 ) -> tuple[SessionManager, JsonStore, Site]:
@@ -70,7 +57,7 @@ def served(
         )
     site = Site(0, data, Delays(0), {})
     store = JsonStore(data)
-    site.store = fault.parts.store(SlowStore(store, site.io), site)
+    site.store = fault.parts.store(slow(store, site.io), site)
     manager = site.manager = SessionManager(
         store=site.store,
         agents=fault.parts.agents(AgentShelf(AGENTS, tools), site),
@@ -78,16 +65,18 @@ def served(
         trace=live_state.see,
     )
     front = fault.parts.front(manager, site)
-    fronted = manager if front is manager else cast("SessionManager", _Fronted(manager, front))
+    fronted = (
+        manager if front is manager else cast("SessionManager", Altered(manager, turn=front.turn))
+    )
     return fronted, store, site
 
 
 def serve_fault(options: Namespace) -> int:
-    """Serve until SIGTERM or Ctrl-C; give the exit status.
+    """Serve until SIGTERM or Ctrl-C; return the exit status.
 
     Raises:
         InvalidScenario: not one fault was named, or it cannot be served.
-        PortOccupied: somebody else listens there.
+        PortOccupied: the port is taken.
     """
     fault = fault_of(options.name)
     options.data.mkdir(parents=True, exist_ok=True)

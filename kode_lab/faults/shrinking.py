@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from kode_lab.check import Verdict
 from kode_lab.errors import InvalidScenario
-from kode_lab.faults.fault import Fault
+from kode_lab.faults.catalogue import Fault
 from kode_lab.faults.laboratory import found_in, judged
 from kode_lab.faults.scenario import Played, Scenario
 from kode_lab.faults.stage import Stage

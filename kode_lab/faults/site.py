@@ -11,20 +11,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from kode_lab.errors import KodeLabError
 from kode_lab.faults.disks import LabDisk
-from kode_lab.faults.slow_store import SlowStore
 from kode_lab.faults.virtual_time import Delays
 from kode_lab.history.span import Trace
 from kode_lab.key import SessionKey
-from kode_lab.message import Model
+from kode_lab.message import Message, Model
 from kode_lab.sessions import AgentShelf, JsonStore, SessionManager, TurnReply
+from kode_lab.sessions.open_turn import Finished, OpenTurn
+from kode_lab.sessions.store import Lease, Stored
 
-__all__ = ["Front", "Parts", "Process", "Site"]
+__all__ = ["Altered", "Front", "Parts", "Process", "Site", "slow"]
 
 # The longest that a piece of I/O takes.
 IO_MS = 2.0
@@ -40,6 +41,47 @@ class Front(Protocol):
     ) -> TurnReply:
         """Take one turn."""
         ...
+
+
+class Altered:
+    """A real part, some of whose methods are replaced; all the rest is the part's own."""
+
+    def __init__(self, part: Any, **methods: Any) -> None:
+        self._part = part
+        vars(self).update(methods)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._part, name)
+
+
+def slow(store: Any, io: Callable[[], Awaitable[None]]) -> Altered:
+    """Return the store as if each of its calls were I/O, so that others run meanwhile.
+
+    The embedded store writes within one pass of the loop; one that asks a database does not. It
+    breaks no promise, and is part of every scenario.
+    """
+
+    async def load(lease: Lease) -> Stored:
+        await io()
+        stored: Stored = await store.load(lease)
+        return stored
+
+    async def journal(lease: Lease, turn: OpenTurn, entry: dict[str, Any]) -> None:
+        await store.journal(lease, turn, entry)
+        await io()
+
+    async def append(lease: Lease, turn: OpenTurn, entries: Sequence[dict[str, Any]]) -> Finished:
+        await io()
+        finished: Finished = await store.append(lease, turn, entries)
+        await io()
+        return finished
+
+    async def peek(key: SessionKey) -> list[Message]:
+        messages: list[Message] = await store.peek(key)
+        await io()
+        return messages
+
+    return Altered(store, load=load, journal=journal, append=append, peek=peek)
 
 
 def _as_it_is(part: Any, _site: Site) -> Any:
@@ -134,7 +176,7 @@ class Process:
             journal_bytes=_JOURNAL_BYTES,
             disk=site.disk,
         )
-        site.store = parts.store(SlowStore(store, site.io), site)
+        site.store = parts.store(slow(store, site.io), site)
         self.manager = site.manager = SessionManager(
             store=site.store,
             agents=parts.agents(agents, site),
