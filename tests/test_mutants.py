@@ -884,8 +884,8 @@ MUTANTS = [
         "messages before the line that announces them",
         kills,
         "files/store",
-        "[done, messages]",
-        "[messages, done]",
+        "(done, messages)",
+        "(messages, done)",
     ),
     Mutant(
         "a turn without its messages is known",

@@ -51,6 +51,8 @@ TOOLS_LIMIT = 128
 # Kernels stamp files with a clock that ticks every 1-10 ms: within this time of its stamp a file
 # may change again without a visible difference.
 _RACY_NS = 100_000_000
+# A look is a system call; a person who changes a file does not notice this.
+_LOOK_S = 0.05
 # One path component on every system: no separator, drive, leading dot, or control character.
 _FILE_NAME = re.compile(r"\w[\w.-]{0,99}")
 
@@ -247,6 +249,7 @@ class AgentShelf:
         self._clock_ns = clock_ns
         self._fixed: dict[str, AgentConfig] = {}
         self._shelved: dict[str, _Shelved] = {}
+        self._look_at_s: dict[str, float] = {}
         self._problems: dict[str, CallerError] = {}
         for config in agents:
             if getattr(config, "agent_id", None) in self._fixed:
@@ -268,8 +271,8 @@ class AgentShelf:
     def current(self, agent_id: str) -> AgentConfig:
         """Return the agent's configuration as it is now: the same object until it changes.
 
-        For a file this costs one ``stat``. If the file was changed and is not valid, the last
-        valid version is returned, and the problem is reported and kept.
+        A file that was not changed is looked at again after 50 ms at the latest. If it was changed
+        and is not valid, the last valid version is returned, and the problem is reported and kept.
 
         Raises:
             UnknownAgent: there is no such agent; names those that exist.
@@ -281,8 +284,13 @@ class AgentShelf:
             return fixed
         shelved = self._shelved.get(agent_id)
         if shelved is not None:
+            now_s = time.monotonic()
+            if now_s < self._look_at_s.get(agent_id, 0.0):
+                return shelved.config
             stamp = _stamp(shelved.path)
             if stamp == shelved.stamp and not shelved.is_racy:
+                if stamp is not None:
+                    self._look_at_s[agent_id] = now_s + _LOOK_S
                 return shelved.config
         return self._look_again(agent_id, shelved)
 

@@ -54,6 +54,7 @@ from kode_lab.sessions.ticket import (
     TurnReply,
     checked_deadline,
     checked_turn_id,
+    new_turn_id,
 )
 from kode_lab.sessions.tool import Blocked, LoopLag, Pending, ToolContext
 
@@ -441,7 +442,7 @@ class SessionManager:
         """
         self._refuse_if_closing(key, "nothing was changed")
         store = self._rewindable(key)
-        rewind_id = os.urandom(12).hex() if turn_id is None else checked_turn_id(turn_id)
+        rewind_id = new_turn_id() if turn_id is None else checked_turn_id(turn_id)
         async with self._holding(key, wait_s) as lease:
             agent = await self._agent(lease)
             done = agent.finished.get(rewind_id)

@@ -162,7 +162,7 @@ class Agent:
             )
         facts = finished.facts
         stop_reason, steered = facts.get("stop_reason", "end_turn"), tuple(facts.get("steered", ()))
-        messages = self.conversation.messages(finished.first, finished.last + 1)
+        messages = self.conversation.messages(finished.first + 1, finished.last + 1)
         calls = [
             call
             for message in messages

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Sequence
+from itertools import count
 from typing import Any, Literal, NamedTuple
 
 import orjson
@@ -32,6 +33,7 @@ __all__ = [
     "TurnReply",
     "checked_deadline",
     "checked_turn_id",
+    "new_turn_id",
 ]
 
 PROMPT_LIMIT_CHARS = 1_000_000
@@ -97,6 +99,24 @@ class TurnReply(NamedTuple):
     into: str = ""
 
 
+_numbers = count()
+_prefix = os.urandom(8).hex()
+
+
+def _renew_prefix() -> None:
+    """In a forked process: its ids must not be its parent's."""
+    global _prefix  # noqa: PLW0603 - one for each process
+    _prefix = os.urandom(8).hex()
+
+
+os.register_at_fork(after_in_child=_renew_prefix)
+
+
+def new_turn_id() -> str:
+    """Return an id that no other turn has: a random prefix for each process, and a number."""
+    return f"{_prefix}{next(_numbers):08x}"
+
+
 class Ticket:
     """One turn of one session, from its admission to its end.
 
@@ -136,7 +156,7 @@ class Ticket:
         self.key = key
         self.prompt = _checked_prompt(prompt)
         self.end_s: float | None = None
-        self.turn_id = os.urandom(12).hex() if turn_id is None else checked_turn_id(turn_id)
+        self.turn_id = new_turn_id() if turn_id is None else checked_turn_id(turn_id)
         self.strategy = strategy or config.strategy
         if self.strategy not in STRATEGIES:
             raise InvalidPrompt(

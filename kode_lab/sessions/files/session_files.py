@@ -221,8 +221,7 @@ class SessionFiles:
             NewerFormat: a newer kode_lab wrote it.
             SessionDamaged: its first line cannot be read.
         """
-        digits = b"" if lock is None else self.disk.read(self.turns(), FENCE_DIGITS, FENCE_AT)
-        if lock is None or lock is not self.lock or fence_in(digits) != self.fence_in_file:
+        if lock is None or lock is not self.lock or not self.is_fenced():
             newest = self.newest_fence()
             if newest < 0:
                 newest = self._read_header()
@@ -245,6 +244,17 @@ class SessionFiles:
     def _write_fence(self, number: int) -> None:
         self.disk.write(self.turns(), b"%020d" % number, FENCE_AT)
         self.fence_in_file = number
+
+    def is_fenced(self) -> bool:
+        """Whether the file is open and has the fence that was written or seen last."""
+        if self._is_alone or self._turns_fd < 0:
+            return False
+        digits = self.disk.read(self._turns_fd, FENCE_DIGITS, FENCE_AT)
+        return digits == b"%020d" % self.fence_in_file
+
+    def has_name(self) -> bool:
+        """Whether ``turns.jsonl`` is open and was not removed."""
+        return self._turns_fd >= 0 and self.disk.size(self._turns_fd) >= len(self.header)
 
     def newest_fence(self) -> int:
         """Return the fence in the file now; -1 if it is unknown or the file is gone."""
@@ -568,21 +578,19 @@ class SessionFiles:
 
     def apply(self, tail: Tail) -> None:
         """Write one tail; the file ends where it ends."""
-        end = tail.offset + len(tail.data)
+        name, offset, data = tail
+        end = offset + len(data)
         if not end:
             self._remove_messages()
             return
-        is_turns = tail.name == TURNS
-        if is_turns:
-            fd, was = self.turns(), self.turns_bytes
+        if name == TURNS:
+            fd, was, self.turns_bytes = self.turns(), self.turns_bytes, end
         else:
             fd, was = self.messages(), self.messages_bytes
-        if tail.data:
-            self.disk.write(fd, tail.data, tail.offset)
+        if data:
+            self.disk.write(fd, data, offset)
         if end < was:
             self.disk.truncate(fd, end)
-        if is_turns:
-            self.turns_bytes = end
 
     def expect(self, tails: Sequence[Tail]) -> None:
         """Move past tails that are on their way: the next step of the turn comes after them."""
@@ -643,6 +651,5 @@ class SessionFiles:
 
     def undo(self) -> None:
         """After a write that failed: bring both files back to what is known."""
-        self.is_settled = False
         self._cut_messages()
         self.disk.truncate(self.turns(), self.turns_bytes)

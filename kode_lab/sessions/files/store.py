@@ -296,7 +296,7 @@ class JsonStore:
             if self._power is not None:
                 await self._power.log(files, [messages, done])
             elif self._is_untouched(files) and files.turns_bytes == files.done_bytes:
-                await self._write(files, [done, messages])
+                self._apply(files, (done, messages))
             else:
                 # The steps must not be lost: with the last of them a half-written append is
                 # repeated. Then the line that replaces them may be written over them.
@@ -485,7 +485,9 @@ class JsonStore:
                 self._occupancy.check()
             else:
                 self._locks.check(held.lock.file)
-            newest = self._retried(files.newest_fence)
+            newest = files.fence_in_file
+            if not files.is_fenced() or not files.has_name():
+                newest = self._retried(files.newest_fence)
         except OSError as error:
             raise explained(str(lease.key), error) from error
         if newest != files.fence_in_file or files.fence != lease.fence:
@@ -549,13 +551,18 @@ class JsonStore:
     ) -> None:
         if self._power is not None:
             await self._power.log(files, tails)
-            return
+        else:
+            self._apply(files, tails, can_undo=can_undo)
+
+    def _apply(self, files: SessionFiles, tails: Sequence[Tail], *, can_undo: bool = True) -> None:
+        turns_bytes = files.turns_bytes
         try:
             for tail in tails:
                 files.apply(tail)
         except OSError as error:
-            files.is_settled = False
+            files.is_settled, files.is_crashed = False, True
             if can_undo:
+                files.turns_bytes = turns_bytes
                 with contextlib.suppress(OSError):  # then the next load repairs it
                     files.undo()
             raise explained(str(files.key), error) from error
