@@ -672,6 +672,57 @@ OPENAPI = {
 }
 
 
+def operation(*parameters, body=None, kind="application/json", status="200", answer=None):
+    """Return an operation of an OpenAPI document; a parameter is ``in:name``."""
+    named = [dict(zip(("in", "name"), one.split(":"), strict=True)) for one in parameters]
+    found = {"parameters": [{**one, "required": True} for one in named]}
+    if body:
+        texts = {name: {"type": "string"} for name in body}
+        found["requestBody"] = {"content": {kind: {"schema": {"properties": texts}}}}
+    schema = {"properties": {name: {"type": "string"} for name in answer or ()}}
+    found["responses"] = {status: {"content": {"application/json": {"schema": schema}}}}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("paths", "told"),
+    [
+        (
+            {"/ask": {"post": operation("query:user", "header:X-Session-Id", body=["question"])}},
+            'query = { user = "{user}" }\nheaders = { X-Session-Id = "{session}" }\n',
+        ),
+        (
+            {
+                "/say": {
+                    "post": operation(
+                        body=["chat_id", "text"], kind="application/x-www-form-urlencoded"
+                    )
+                }
+            },
+            'form = { chat_id = "{session}", text = "{prompt}" }',
+        ),
+        (
+            {
+                "/threads": {"post": operation(status="201", answer=["id"])},
+                "/threads/{tid}/runs": {"post": operation("path:tid", body=["input"])},
+                "/threads/{tid}": {"get": operation("path:tid")},
+            },
+            '[setup.session]\npath = "/threads"\nmethod = "POST"\ncapture = { sid = "$.id" }',
+        ),
+        (
+            {"/chats/{id}": {"post": operation("path:id", body=["message"], status="202")}},
+            "The answer is 202",
+        ),
+    ],
+)
+def test_parameters_forms_and_minted_ids_are_guessed(tmp_path, paths, told):
+    toml = guessed({"paths": paths}, "http://127.0.0.1:8000")
+    assert told in toml
+    path = tmp_path / "mine.toml"
+    path.write_text(toml)
+    read_description(path)
+
+
 def test_a_description_is_guessed_from_an_openapi_document(tmp_path):
     toml = guessed(OPENAPI, "http://127.0.0.1:8000")
     assert 'path = "/users/{user}/threads/{session}/chat"' in toml

@@ -24,6 +24,7 @@ _PROMPT = (
     "query",
     "question",
     "content",
+    "body",
     "msg",
     "user_input",
 )
@@ -66,29 +67,84 @@ def guessed(document: Mapping[str, Any], url: str) -> str:
     if asked is None or _score(document, asked) < 4:
         listed = ", ".join(f"{one.method} {one.path}" for one in operations[:8])
         raise InvalidScenario(f"no operation takes a message; there are {listed or 'none'}")
-    body = _schema(document, asked.fields.get("requestBody", {}))
-    reply = _reply_path(document, asked)
+    opening = _opening(document, operations, asked)
     lines = [
         f"name = {json.dumps(str(document.get('info', {}).get('title', 'service')))}",
         f"url = {json.dumps(url)}",
         "# How it is started, so that it can be killed; its model client asks {model_url}:",
         '# start = "python server.py"',
         '# env = { OPENAI_BASE_URL = "{model_url}/v1", ANTHROPIC_BASE_URL = "{model_url}" }',
-        "",
-        "[turn]",
-        f"path = {json.dumps(_holed(asked.path))}",
-        *(() if asked.method == "POST" else (f'method = "{asked.method}"',)),
-        f"body = {_toml(_example(document, body))}",
-        f"reply = {json.dumps(reply)}",
     ]
+    session = "session"
+    if opening is not None:
+        session = "sid"
+        operation, path = opening
+        lines += ["", "[setup.session]", *_request(document, operation, session)]
+        lines += [f"capture = {{ sid = {json.dumps(path)} }}"]
+    reply = _reply_path(document, asked)
+    lines += ["", "[turn]", *_request(document, asked, session)]
+    lines += [f"reply = {json.dumps(reply or '$.reply')}" + ("" if reply else "  # a guess")]
+    if "202" in asked.fields.get("responses", {}):
+        lines += [
+            "# The answer is 202: if the reply comes later, say from where:",
+            '# capture = { job = "$.id" }',
+            '# later = { path = "/jobs/{job}", until = { path = "$.status", value = "done" } }',
+        ]
     if (reading := _reading(document, operations)) is not None:
         operation, items = reading
-        lines += ["", "[history]", f"path = {json.dumps(_holed(operation.path))}"]
+        lines += ["", "[history]", *_request(document, operation, session)]
         lines += [f"items = {json.dumps(items)}"]
     else:
         lines += ["", "# No operation reads a session back; if there is one:", "# [history]"]
         lines += ['# path = "/sessions/{session}/messages"', '# items = "$.messages"']
     return "\n".join(lines) + "\n"
+
+
+def _request(document: Mapping[str, Any], operation: _Operation, session: str) -> list[str]:
+    """Return the lines that say how an operation is asked.
+
+    Args:
+        session: the hole for the session's name: ``session``, or one that was captured.
+    """
+    path = re.sub(r"\{([^}]+)\}", lambda hole: f"{{{_hole(hole[1]) or 'session'}}}", operation.path)
+    query, headers = {}, {}
+    for raw in operation.fields.get("parameters", ()):
+        one = _schema(document, raw)
+        name, hole = str(one.get("name", "")), _hole(str(one.get("name", "")))
+        if one.get("in") == "query" and (hole or one.get("required")):
+            query[name] = f"{{{hole}}}" if hole else ""
+        elif one.get("in") == "header" and (hole or one.get("required")):
+            headers[name] = f"{{{hole}}}" if hole else "TODO"
+    content = operation.fields.get("requestBody", {}).get("content", {})
+    is_form = bool(content) and not any("json" in kind for kind in content)
+    body = _example(document, _schema(document, operation.fields.get("requestBody", {})))
+    lines = [f"path = {json.dumps(path)}"]
+    lines += [f"query = {_toml(query)}"] if query else []
+    lines += [f"headers = {_toml(headers)}"] if headers else []
+    lines += [f"{'form' if is_form else 'body'} = {_toml(body)}"] if content else []
+    if operation.method != ("POST" if content else "GET"):
+        lines.insert(1, f'method = "{operation.method}"')
+    return [line.replace("{session}", f"{{{session}}}") for line in lines]
+
+
+def _opening(
+    document: Mapping[str, Any], operations: list[_Operation], asked: _Operation
+) -> tuple[_Operation, str] | None:
+    """Return the request that opens a session whose id the turn's path needs, and the id's path."""
+    parent = re.split(r"/\{[^}]*\}", asked.path)[0]
+    opening = next((o for o in operations if o.method == "POST" and o.path == parent), None)
+    if opening is None or opening is asked or "{" not in asked.path:
+        return None
+    answers = opening.fields.get("responses", {})
+    schema = _schema(document, answers.get("201") or answers.get("200", {}))
+    names = [name for name in schema.get("properties", {}) if name.lower() in (*_SESSION, "id")]
+    return (opening, f"$.{names[0]}") if names else None
+
+
+def _hole(name: str) -> str:
+    """Return the hole that a parameter's or field's name stands for, or ""."""
+    bare = name.lower().replace("-", "_").removeprefix("x_")
+    return next((hole for hole, names in _HOLES if bare in names), "")
 
 
 def _operations(document: Mapping[str, Any]) -> Iterator[_Operation]:
@@ -102,6 +158,7 @@ def _score(document: Mapping[str, Any], operation: _Operation) -> int:
     if operation.method == "GET":
         return 0
     names = _names(_schema(document, operation.fields.get("requestBody", {})))
+    names |= {str(one.get("name", "")).lower() for one in operation.fields.get("parameters", ())}
     path = operation.path.lower()
     score = 4 * bool(names & set(_PROMPT))
     score += 2 * bool(names & set(_SESSION) or re.search(r"session|thread|conversation|chat", path))
@@ -138,9 +195,9 @@ def _example(document: Mapping[str, Any], schema: Mapping[str, Any], depth: int 
     needed = schema.get("required", ())
     found: dict[str, Any] = {}
     for name, raw in schema.get("properties", {}).items():
-        hole = next((hole for hole, names in _HOLES if name.lower() in names), None)
+        hole = _hole(name)
         one = _schema(document, raw)
-        if hole is not None and one.get("type", "string") == "string":
+        if hole and one.get("type", "string") == "string":
             found[name] = f"{{{hole}}}"
         elif one.get("type") == "object" and depth < 2:
             found[name] = _example(document, one, depth + 1)
@@ -168,22 +225,20 @@ def _reply_path(document: Mapping[str, Any], operation: _Operation) -> str:
                 inner = _schema(document, schema["properties"][field])
                 deeper = _names(inner) & {"content", "text"}
                 return f"$.{field}" + (f".{min(deeper)}" if deeper else "")
-    return "$.reply"
+    if "choices" in schema.get("properties", {}):
+        return "$.choices[0].message.content"
+    return ""
 
 
 def _reading(
     document: Mapping[str, Any], operations: list[_Operation]
 ) -> tuple[_Operation, str] | None:
     for operation in operations:
-        if operation.method != "GET" or not re.search(r"\{", operation.path):
+        named = [_hole(name) or "session" for name in re.findall(r"\{([^}]+)\}", operation.path)]
+        asked = [_hole(str(p.get("name"))) for p in operation.fields.get("parameters", ())] + named
+        if operation.method != "GET" or "session" not in asked or "turn_id" in named:
             continue
-        answers = operation.fields.get("responses", {})
-        schema = _schema(document, answers.get("200", {}))
-        is_session = re.search(
-            r"session|thread|conversation|chat|histor|message", operation.path.lower()
-        )
-        if not is_session:
-            continue
+        schema = _schema(document, operation.fields.get("responses", {}).get("200", {}))
         if schema.get("type") == "array":
             return operation, "$"
         for name, raw in schema.get("properties", {}).items():
@@ -192,14 +247,6 @@ def _reading(
         if not schema.get("properties"):
             return operation, "$.messages"
     return None
-
-
-def _holed(path: str) -> str:
-    def hole(match: re.Match[str]) -> str:
-        name = match[1].lower()
-        return next((f"{{{hole}}}" for hole, names in _HOLES if name in names), "{session}")
-
-    return re.sub(r"\{([^}]+)\}", hole, path)
 
 
 def _toml(value: Any) -> str:
