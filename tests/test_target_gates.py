@@ -165,9 +165,11 @@ def test_pytest_is_a_gate(agent, tmp_path):
 # --- hold ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("where", ["process", "files"])
-def test_a_held_session_runs_one_block_at_a_time_in_order(where, tmp_path):
-    store = None if where == "process" else tmp_path / "locks"
+@pytest.mark.parametrize("where", ["process", "files", "postgres"])
+def test_a_held_session_runs_one_block_at_a_time_in_order(where, tmp_path, request):
+    store = {"process": None, "files": tmp_path / "locks"}.get(where)
+    if where == "postgres":
+        store = request.getfixturevalue("postgres")
     order, inside = [], []
 
     async def block(number):
