@@ -209,7 +209,15 @@ class TurnPending(TurnFailed):
 
 
 class Superseded(TurnFailed):
-    """A later turn of the same session interrupted this one or rolled it back."""
+    """A later turn of the same session interrupted this one or rolled it back.
+
+    Attributes:
+        into: the id of the running turn that this prompt was given to, or "".
+    """
+
+    def __init__(self, message: str = "", *, into: str = "") -> None:
+        super().__init__(message)
+        self.into = into
 
 
 class ModelRefused(TurnFailed):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.histories import valid_run
-from kode_lab.check import ANOMALIES, check_path
+from kode_lab.check import ANOMALIES, check, check_path
 from kode_lab.cli import main
 from kode_lab.errors import InvalidScenario
 from kode_lab.faults import honest
@@ -120,6 +120,13 @@ def test_a_twin_that_is_not_valid_is_an_objection():
     assert not outcome.ok
     assert outcome.objection.startswith("seed 0: unknown: needs turns of one session that overlap")
     assert outcome.objection in table([outcome])
+
+
+def test_a_memory_that_is_written_by_compare_and_set_loses_nothing():
+    with Stage(PLAIN, Parts(tools="memory")) as stage:
+        for seed in range(5):
+            played = stage.play(seed)
+            assert check(played.history, played.trace).status == "valid"
 
 
 def test_right_plays_under_all_hard_conditions_raise_no_false_alarm():

@@ -340,7 +340,9 @@ def _merged(
     acknowledged = sorted((a for a in accepted if a.type == "ok"), key=_complete)
     begun = min(attempt.invoke_ns for attempt in accepted or attempts)
     if not acknowledged:
-        one = (accepted or attempts)[0]
+        tried = accepted or attempts
+        # One that was given to a running turn may be told so by a later attempt alone.
+        one = next((one for one in tried if one.details.into or one.details.merged), tried[0])
         return one._replace(invoke_ns=begun, complete_ns=math.inf, read=None), []
     seen = [attempt for attempt in acknowledged if attempt.read is not None]
     first = seen[0] if seen else acknowledged[0]

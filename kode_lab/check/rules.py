@@ -144,13 +144,22 @@ def whole(case: Case, _crashes: Sequence[float]) -> Iterator[Anomaly]:
     seen_half: dict[str, Operation] = {}
     last = case.reads[-1] if case.reads else None
     halving = [one for one in case.tellers if one.read is not None and one.read.half]
+    together = _together(case) if halving else set()
     for operation in sorted(halving, key=lambda operation: operation is not last):
-        for marker in operation.read.half if operation.read is not None else ():
+        half = operation.read.half if operation.read is not None else ()
+        for marker in half if not together else (m for m in half if m not in together):
             seen_half.setdefault(marker, operation)
     for marker, operation in seen_half.items():
         name = "torn turn" if operation is last else "intermediate read"
         yield Anomaly(name, case.key, (operation,), marker)
     yield from _cut_replies(case)
+
+
+def _together(case: Case) -> set[str]:
+    """Return the markers of prompts that another one follows before the reply to both."""
+    turns = case.turns.values()
+    steered = {turn.details.into for turn in turns if turn.details.into}
+    return steered.union(*(turn.details.merged for turn in turns))
 
 
 def _cut_replies(case: Case) -> Iterator[Anomaly]:

@@ -319,6 +319,17 @@ _TURN_FAULTS = (
         ("cut reply",), Scenario(cutting_percent=20), Parts(front=fronts.reporting_whole),
     ),
     Fault(
+        "memory-written-back",
+        "a user's memory is written back whole, and loses what another session added meanwhile",
+        ("lost effect",), PLAIN, Parts(tools="memory", store=stores.writing_memories_back),
+    ),
+    Fault(
+        "child-of-any-parent",
+        "sub-agents of different sessions speak in one, and are shown each other's words",
+        ("cross-session leak",), Scenario(is_delegating=True, turns=2),
+        Parts(front=fronts.one_child),
+    ),
+    Fault(
         "effects-overwritten",
         "a tool reads all notes and writes them back, and loses those that were made meanwhile",
         ("lost effect",), PLAIN, Parts(tools="racing list"),

@@ -22,6 +22,7 @@ __all__ = [
     "going_on",
     "leaving_messages",
     "nameless",
+    "one_child",
     "reporting_whole",
     "same_session",
 ]
@@ -99,3 +100,13 @@ def leaving_messages(front: Front, site: Site) -> Altered:
 def same_session(front: Front, _site: Site) -> Altered:
     """Let a sub-agent speak in the session of the turn that waits for it."""
     return Altered(front, sub_session=lambda key: key)
+
+
+def one_child(front: Front, _site: Site) -> Altered:
+    """Take the turns of all sub-agents of a user in one session, whoever asked."""
+
+    async def turn(key: SessionKey, prompt: str, **how: Any) -> TurnReply:
+        child = key.session_id.rpartition("/")[2]
+        return await front.turn(key._replace(session_id=child), prompt, **how)
+
+    return Altered(front, turn=turn)

@@ -30,12 +30,12 @@ HARD_CONDITIONS = (
     _HARD._replace(is_cancelling=True),
     _HARD._replace(crash="kill"),
     _HARD._replace(crash="kill", processes=2, is_cancelling=True),
-    _HARD._replace(crash="power-cut"),
+    _HARD._replace(crash="power-cut", strategy="steer"),
     _HARD._replace(strategy="interrupt"),
     _HARD._replace(strategy="rollback", is_cancelling=True),
     _HARD._replace(strategy="reject", processes=2),
     _HARD._replace(deadline_s=0.04, crash="kill"),
-    _HARD._replace(crash="kill", has_full_disk=True, think_ms=10.0, turns=6),
+    _HARD._replace(crash="kill", has_full_disk=True, think_ms=10.0, turns=6, strategy="steer"),
 )
 
 

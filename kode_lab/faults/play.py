@@ -7,6 +7,7 @@ It owns who asks what of which process, and when a process dies. What a client r
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextvars import Context
 from itertools import count
 from pathlib import Path
@@ -15,10 +16,10 @@ from typing import Any
 from kode_lab.claude.conversation import shown_to
 from kode_lab.errors import CallerError, KodeLabError, Refused, Superseded
 from kode_lab.faults.models import Scribe
-from kode_lab.faults.scenario import Scenario
+from kode_lab.faults.scenario import AGENT_ID, Scenario
 from kode_lab.faults.site import Parts, Process, Site
 from kode_lab.faults.virtual_time import VirtualClock
-from kode_lab.faults.world import World
+from kode_lab.faults.world import World, remembered
 from kode_lab.history.operation import (
     HEALS,
     NEMESIS,
@@ -33,7 +34,8 @@ from kode_lab.history.span import Span
 from kode_lab.key import SessionKey
 from kode_lab.lab.client import Client, OperationList
 from kode_lab.message import Message, user
-from kode_lab.sessions import AgentShelf, TurnReply
+from kode_lab.sessions import AgentShelf, TurnEvent, TurnReply
+from kode_lab.sessions.ticket import Steered
 from kode_lab.targets.target import Answer, Declaration
 
 __all__ = ["Play"]
@@ -84,12 +86,20 @@ class _Sending:
         error = work.exception()
         if error is None:
             self.reply = work.result()
-            return Answer("reply", self.reply.text, config=self.reply.config_version)
+            told = self.reply
+            return Answer(
+                "reply",
+                told.text,
+                config=told.config_version,
+                steered=told.steered,
+                into=told.into,
+            )
         if not isinstance(error, KodeLabError | asyncio.CancelledError):
             self.own_mistake = error
         kind = "refused" if isinstance(error, Refused | CallerError) else "unknown"
         is_final = isinstance(error, Superseded)
-        return Answer(kind, error=type(error).__name__, is_final=is_final)
+        into = error.into if isinstance(error, Superseded) else ""
+        return Answer(kind, error=type(error).__name__, is_final=is_final, into=into)
 
     async def history(self, key: SessionKey) -> None:
         """Read nothing: the play reads by itself."""
@@ -199,6 +209,9 @@ class Play:
         for attempt in range(scenario.attempts):
             process = self._processes[(number + attempt) % scenario.processes]
             how: dict[str, Any] = {"deadline_s": deadline_s}
+            heard: list[TurnEvent] = []
+            if scenario.strategy == "steer":  # which clients are told, whatever comes of it
+                how["on_event"] = heard.append
             if scenario.strategy is not None and number == scenario.clients - 1:
                 how["strategy"] = scenario.strategy
             sending = _Sending(process, patience_s, how, is_cancelling=scenario.is_cancelling)
@@ -207,9 +220,10 @@ class Play:
             )
             if sending.own_mistake is not None:
                 raise sending.own_mistake
-            if sending.reply is not None:
+            steered = [event.data for event in heard if event.kind == "steered"]
+            if sending.reply is not None or steered:
                 self._log.done[-1] = self._log.done[-1]._replace(
-                    details=self._details(marker, sending.reply)
+                    details=self._details(marker, sending.reply, steered)
                 )
             # Whose place another turn took must not take it back.
             if ended.type == "ok" or ended.is_final:
@@ -218,12 +232,22 @@ class Play:
             await asyncio.sleep(pause_ms / 1_000 + self._delays.take_s(scenario.think_ms))
             patience_s = scenario.patient_ms / 1_000
 
-    def _details(self, marker: str, reply: TurnReply) -> Details:
+    def _details(self, marker: str, reply: TurnReply | None, heard: Sequence[Steered]) -> Details:
         """Return what the client was told beside the text, and what the model's side recorded."""
+        steered = [one.turn_id for one in heard if one.into == marker]
+        into = next((one.into for one in heard if one.turn_id == marker), "")
+        if reply is None:
+            return Details(merged=(marker, *steered) if steered else (), into=into)
+        steered = steered or [*reply.steered]
         # Each note has one effect, which the world knows by its text.
         notes = (call.input["text"] for call in reply.tool_calls if call.name == "note")
-        recorded = self._model.recorded.get(marker)
-        return Details(tools=tuple(notes), stop_reason=reply.stop_reason, model=recorded)
+        return Details(
+            tools=tuple(text for text in notes if marker in text),
+            stop_reason=reply.stop_reason,
+            model=self._model.recorded.get(marker),
+            merged=(marker, *steered) if steered else (),
+            into=into or reply.into,
+        )
 
     def _client_of(self, sending: _Sending) -> Client:
         return Client(sending, self._log, now_ns=self._clock.now_ns)
@@ -263,16 +287,26 @@ class Play:
         return tuple(markers), None if shown is None else shown[1]
 
     async def _delegate(self, key: SessionKey, _text: str) -> None:
-        """Ask a sub-agent: right, in a session of its own; wrong, in the session that waits."""
-        front = self._processes[0].front
-        where = getattr(front, "sub_session", None)
-        target = key._replace(session_id=f"{key.session_id}/sub") if where is None else where(key)
-        turn_id = f"sub {next(self._names)}"
-        asked = front.turn(
-            target, "Please note this for somebody", turn_id=turn_id, deadline_s=None
+        """Ask a sub-agent: right, in a session of its own; wrong, in the session that waits.
+
+        Its turn is in the history, as one of the child's session.
+        """
+        process = self._processes[0]
+        where = getattr(process.front, "sub_session", None)
+        child = key.child(AGENT_ID) if where is None else where(key)
+        name = f"{child}/sub#{next(self._names)}"
+        number = next(self._numbers.setdefault(child, count()))
+        marker = marker_of(child, number, seed=self._seed)
+        sending = _Sending(process, _PROBE_PATIENCE_S, {"deadline_s": None}, is_cancelling=False)
+        asked = self._client_of(sending).turn(
+            name, child, marker, f"Please note this {marker}", turn_id=marker
         )
         # As a request over a socket comes: without the context by which the manager would know it.
         await asyncio.get_running_loop().create_task(asked, context=Context())
+        if sending.reply is not None:
+            done = next(n for n, one in enumerate(self.history) if one.process == name)
+            details = self._details(marker, sending.reply, ())
+            self.history[done] = self.history[done]._replace(details=details)
 
     # ---- the nemesis, and the end
 
@@ -332,6 +366,6 @@ class Play:
         self.history.append(
             Operation(
                 scenario.keys[0], "effects", "world", "ok", now_ns, now_ns,
-                effects=tuple(self._world.effects),
+                effects=(*self._world.effects, *remembered(self._shared["memories"])),
             )
         )  # fmt: skip

@@ -57,7 +57,7 @@ def served(
         )
     site = Site(0, data, Delays(0), {})
     store = JsonStore(data)
-    site.store = fault.parts.store(slow(store, site.io), site)
+    site.store = fault.parts.store(slow(store, site.io, {}), site)
     manager = site.manager = SessionManager(
         store=site.store,
         agents=fault.parts.agents(AgentShelf(AGENTS, tools), site),

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -23,7 +23,7 @@ from kode_lab.key import SessionKey
 from kode_lab.message import Message, Model
 from kode_lab.sessions import AgentShelf, JsonStore, SessionManager, TurnReply
 from kode_lab.sessions.open_turn import Finished, OpenTurn
-from kode_lab.sessions.store import Lease, Stored
+from kode_lab.sessions.store import Lease, Stored, UserMemory
 
 __all__ = ["Altered", "Front", "Parts", "Process", "Site", "slow"]
 
@@ -54,7 +54,7 @@ class Altered:
         return getattr(self._part, name)
 
 
-def slow(store: Any, io: Callable[[], Awaitable[None]]) -> Altered:
+def slow(store: Any, io: Callable[[], Awaitable[None]], memories: dict[str, UserMemory]) -> Altered:
     """Return the store as if each of its calls were I/O, so that others run meanwhile.
 
     The embedded store writes within one pass of the loop; one that asks a database does not. It
@@ -76,12 +76,26 @@ def slow(store: Any, io: Callable[[], Awaitable[None]]) -> Altered:
         await io()
         return finished
 
+    # Without the store's thread, for which a virtual clock does not wait.
+    async def read_memory(user_id: str) -> UserMemory:
+        found = memories.get(user_id, UserMemory(0, {}))
+        await io()
+        return UserMemory(found.version, dict(found.entries))
+
+    async def write_memory(user_id: str, entries: Mapping[str, Any], *, version: int) -> bool:
+        await io()
+        if memories.get(user_id, UserMemory(0, {})).version != version:
+            return False
+        memories[user_id] = UserMemory(version + 1, dict(entries))
+        return True
+
     async def peek(key: SessionKey) -> list[Message]:
         messages: list[Message] = await store.peek(key)
         await io()
         return messages
 
-    return Altered(store, load=load, journal=journal, append=append, peek=peek)
+    own = {"read_memory": read_memory, "write_memory": write_memory}
+    return Altered(store, load=load, journal=journal, append=append, peek=peek, **own)
 
 
 def _as_it_is(part: Any, _site: Site) -> Any:
@@ -176,7 +190,8 @@ class Process:
             journal_bytes=_JOURNAL_BYTES,
             disk=site.disk,
         )
-        site.store = parts.store(slow(store, site.io), site)
+        memories = site.shared.setdefault("memories", {})  # as a database: they outlive a process
+        site.store = parts.store(slow(store, site.io, memories), site)
         self.manager = site.manager = SessionManager(
             store=site.store,
             agents=parts.agents(agents, site),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from itertools import count
@@ -48,6 +48,7 @@ __all__ = [
     "undeleting",
     "unsynced",
     "without_repeats",
+    "writing_memories_back",
 ]
 
 Entries: TypeAlias = Sequence[dict[str, Any]]
@@ -499,3 +500,16 @@ def undeleting(store: Any, _site: Site) -> Altered:
 def unsynced(disk: Any, _site: Site) -> Altered:
     """Report that each directory is synced, and sync none."""
     return Altered(disk, sync_directory=lambda _path: None)
+
+
+def writing_memories_back(store: Any, _site: Site) -> Altered:
+    """Write a user's memory back whole, whatever came to it since it was read."""
+
+    async def write_memory(user_id: str, entries: Mapping[str, Any], *, version: int) -> bool:
+        del version
+        while True:
+            newest = (await store.read_memory(user_id)).version
+            if await store.write_memory(user_id, entries, version=newest):
+                return True
+
+    return Altered(store, write_memory=write_memory)

@@ -8,7 +8,7 @@ names and schemas, so that nothing but the tool's own code differs.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -17,8 +17,9 @@ from kode_lab.faults.virtual_time import Delays
 from kode_lab.history.operation import Effect, markers_in
 from kode_lab.key import SessionKey
 from kode_lab.sessions import Toolbox, ToolContext
+from kode_lab.sessions.store import UserMemory
 
-__all__ = ["TOOLS", "World"]
+__all__ = ["TOOLS", "World", "remembered"]
 
 _Noting = Callable[["World", str, ToolContext], Awaitable[str]]
 
@@ -168,8 +169,25 @@ async def _racing_list(world: World, text: str, context: ToolContext) -> str:
     return "noted"
 
 
+async def _in_memory(world: World, text: str, context: ToolContext) -> str:
+    """Keep the note in the memory that the user's sessions share, once for each call."""
+    number = world.by_call.setdefault(context.idempotency_key, f"m{len(world.by_call) + 1}")
+    await context.memory.put(number, [text, context.key.session_id])
+    return "noted"
+
+
+def remembered(memories: Mapping[str, UserMemory]) -> list[Effect]:
+    """Return the notes in the memories of users."""
+    return [
+        Effect(number, text, next(iter(markers_in(text)), ""), user_id, session_id)
+        for user_id, memory in memories.items()
+        for number, (text, session_id) in memory.entries.items()
+    ]
+
+
 TOOLS: dict[str, _Noting] = {
     "right": _once,
+    "memory": _in_memory,
     "without idempotency": _each_time,
     "module-level session": _for_the_current,
     "context of the worker": _by_workers,

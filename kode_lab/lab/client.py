@@ -70,6 +70,8 @@ class Client:
         self.least_shown: float = least if window or self._declares.compacts else math.inf
         self.is_learning = False
         self._kept: list[tuple[str, int, Outcome, dict[str, Any]]] = []
+        # Of turns that were asked: a reply names others that it answers by their ids.
+        self._markers: dict[str, str] = {}
 
     async def turn(
         self,
@@ -89,17 +91,24 @@ class Client:
         """
         turn_id = turn_id or marker[1:]
         outcome = Outcome("info", "interrupted")
+        self._markers[turn_id] = marker
+        merged, into = list[str](), ""
         self._history.invoke(key, process, self._now_ns(), marker=marker, turn_id=turn_id)
         try:
             async with asyncio.timeout(timeout_s):
                 answer = await self._target.turn(key, prompt, turn_id)
-            outcome = outcome_of(marker, answer, needs_quote=self._declares.needs_quote)
+            merged = [self._markers.get(one, one) for one in answer.steered]
+            into = self._markers.get(answer.into, answer.into)
+            outcome = outcome_of(
+                marker, answer, needs_quote=self._declares.needs_quote, together=(*merged, into)
+            )
         except (Refused, CallerError) as refused:
             outcome = Outcome("fail", _words(refused))
         except TimeoutError as late:
             waited = f"no answer within timeout_s={timeout_s:g}" if timeout_s else _words(late)
             outcome = Outcome("info", waited)
         except Superseded as closed:
+            into = self._markers.get(closed.into, closed.into)
             outcome = Outcome("info", _words(closed), is_final=True)
         except Exception as failure:  # noqa: BLE001 - what a broken service does is for the judge
             outcome = Outcome("info", _words(failure))
@@ -114,10 +123,15 @@ class Client:
             if seen is not None:
                 # What the model's server received is the stronger witness: no reply can alter it.
                 outcome = outcome._replace(read=seen)
-            if outcome.stop_reason or outcome.tools is not None:
+            if outcome.stop_reason or outcome.tools is not None or merged or into:
                 details = facts.get("details", NO_DETAILS)
                 tools = details.tools if outcome.tools is None else outcome.tools
-                facts["details"] = details._replace(stop_reason=outcome.stop_reason, tools=tools)
+                facts["details"] = details._replace(
+                    stop_reason=outcome.stop_reason,
+                    tools=tools,
+                    merged=(marker, *merged) if merged else (),
+                    into=into,
+                )
             ended = (process, self._now_ns(), outcome, facts)
             self._kept.append(ended) if self.is_learning else self._complete(*ended)
         return outcome

@@ -312,7 +312,7 @@ class Scenario(Value):
     phases: tuple[Phase, ...] = ()
     faults: Mapping[Fault, Share] = Field(default_factory=dict)
     agents: tuple[str, ...] = Field(default=(AGENT,), min_length=1)
-    strategy: Literal["", "enqueue", "reject", "interrupt", "rollback"] = ""
+    strategy: Literal["", "enqueue", "reject", "interrupt", "rollback", "steer"] = ""
     timeout_s: float = Field(default=60.0, gt=0, le=86_400, strict=True)
     profile: Profile = Profile(ttft_s=0.02, jitter=0.3)
     speed: float = Field(default=1.0, gt=0, le=SPEED_LIMIT, strict=True)

@@ -158,7 +158,8 @@ class Agent:
         if finished.is_sealed:
             raise Superseded(
                 f"{self.key}: turn {turn_id!r} was interrupted and closed; "
-                "what it did stays in the conversation: send it with a new turnId"
+                "what it did stays in the conversation: send it with a new turnId",
+                into="" if turn_id == finished.turn_id else finished.turn_id,
             )
         facts = finished.facts
         stop_reason, steered = facts.get("stop_reason", "end_turn"), tuple(facts.get("steered", ()))

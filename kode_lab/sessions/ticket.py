@@ -251,7 +251,8 @@ class Ticket:
                 one.outcome.set_exception(
                     Superseded(
                         f"{self.key}: turn {self.turn_id!r:.60}, which was given this prompt, was "
-                        f"ended ({self.superseded_by})"
+                        f"ended ({self.superseded_by})",
+                        into=self.turn_id,
                     )
                 )
             else:

@@ -68,6 +68,8 @@ class ManagerTarget:
             reply.text,
             config=reply.config_version,
             stop_reason=_unusual(reply.stop_reason),
+            steered=reply.steered,
+            into=reply.into,
         )
 
     async def history(self, key: SessionKey) -> History:
@@ -203,6 +205,8 @@ def _reply(fields: Any, pieces_ns: Sequence[int] = ()) -> Answer:
         config=fields.get("configVersion", ""),
         pieces_ns=tuple(pieces_ns),
         stop_reason=_unusual(fields.get("stopReason", "")),
+        steered=tuple(fields.get("steered", ())),
+        into=fields.get("into", ""),
     )
 
 

@@ -13,7 +13,7 @@ Idea: a Jepsen client (invoke, then ok, fail or info) and its database (setup, k
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from kode_lab.history.operation import Effect, Read, echo_in, markers_in
@@ -62,6 +62,8 @@ class Answer(NamedTuple):
         stop_reason: why the reply ended, if the service says so and it is not ``end_turn``.
         tools: the names of the turn's tool calls that changed the world, each with one effect in
             what ``effects`` returns; None if the service does not tell.
+        steered: the ids of turns whose prompts this one was given while it ran.
+        into: the id of the running turn that this prompt was given to, whose reply this is.
     """
 
     kind: str
@@ -74,6 +76,8 @@ class Answer(NamedTuple):
     pieces_ns: tuple[int, ...] = ()
     stop_reason: str = ""
     tools: tuple[str, ...] | None = None
+    steered: tuple[str, ...] = ()
+    into: str = ""
 
 
 class History(NamedTuple):
@@ -217,9 +221,12 @@ class Outcome(NamedTuple):
     tools: tuple[str, ...] | None = None
 
 
-def outcome_of(marker: str, answer: Answer, *, needs_quote: bool = True) -> Outcome:
+def outcome_of(
+    marker: str, answer: Answer, *, needs_quote: bool = True, together: Collection[str] = ()
+) -> Outcome:
     """Return what an answer proves: ``ok`` only for a reply that quotes its own marker.
 
+    ``together`` are the markers of other prompts that the service says the reply answers, too.
     A reply that quotes only other markers is not acknowledged, but it is kept as evidence: it
     answers somebody else's prompt.
     """
@@ -241,7 +248,7 @@ def outcome_of(marker: str, answer: Answer, *, needs_quote: bool = True) -> Outc
         quoted = markers_in(text)
         answered = marker if marker in quoted else (quoted or [""])[-1]
         read = None
-    if answered == marker or not (needs_quote or answered):
+    if answered == marker or answered in together or not (needs_quote or answered):
         seen = answer.read or (read if answered == marker else None)
         pieces_ns = answer.pieces_ns
         return Outcome(
