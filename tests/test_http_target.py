@@ -591,6 +591,7 @@ def test_a_template_leaves_other_braces_alone():
         (None, ""),
         ([{"type": "text", "text": "a"}, {"type": "image"}, "b"], "a\nb"),
         ({"parts": [{"text": "a"}]}, "a"),
+        ([{"type": "tool_result", "content": "quotes the prompt"}], ""),
     ],
 )
 def test_the_text_of_a_content_is_a_text_or_blocks(content, text):

@@ -33,7 +33,7 @@ _PROMPTS = (
     "Thank you. And now this one: {marker}",
     "What was the last thing that I told you? {marker}",
 )
-_TOOL_PROMPT = "Use the tool {tool} for this: {marker}"
+_TOOL_PROMPT = "Use the tool {tool} for tomorrow at 10:00: {marker}"
 # So many turns in a row that were shown only the latest ones make a window evident.
 _WINDOW_TURNS = 3
 # For another process to have its question before both ask.
@@ -290,6 +290,12 @@ class Battery:
         self._working.update(keys)
         for _ in range(self._rounds):
             await self._all((self._client, key) for key in keys[: self._few] for _ in range(2))
+        if not self._client.tool_calls:
+            offered = ", ".join(sorted(self._client.offered)) or "none"
+            self.not_done["tools"] = (
+                f"no call of {self._declares.tool} succeeded; the tools that the service offers: "
+                f"{offered}"
+            )
 
     async def _again(self) -> None:
         if not self._declares.is_idempotent:

@@ -41,6 +41,8 @@ class Client:
         least_shown: a turn that was shown at least so many earlier ones may have been shown only
             the latest ones: the service declares a window or that it summarises old turns, or a
             session showed it.
+        tool_calls: how many calls of the declared tool the model saw succeed.
+        offered: names of tools that the service offered its model.
         is_learning: completions are kept back until ``release``, so that what they show of the
             service's window is known before they are written.
     """
@@ -68,6 +70,8 @@ class Client:
         # A window of six messages is shown as two turns and the new one: half is not held against.
         least = max(1, window // 2 - 1) if window else 1
         self.least_shown: float = least if window or self._declares.compacts else math.inf
+        self.tool_calls = 0
+        self.offered: set[str] = set()
         self.is_learning = False
         self._kept: list[tuple[str, int, Outcome, dict[str, Any]]] = []
         # Of turns that were asked: a reply names others that it answers by their ids.
@@ -119,6 +123,9 @@ class Client:
                 outcome = outcome._replace(answered="")
             if isinstance(seen, WitnessedTurn):
                 facts = _witnessed(seen, self._declares, has_config=bool(outcome.config))
+                if self._declares.tool:
+                    self.tool_calls += len(facts["details"].tools or ())
+                    self.offered.update(*(call.offered for call in seen.calls))
                 seen = seen.read
             if seen is not None:
                 # What the model's server received is the stronger witness: no reply can alter it.
@@ -242,10 +249,9 @@ def _witnessed(turn: WitnessedTurn, declares: Declaration, *, has_config: bool) 
     results = list(dict.fromkeys(result for one in shown for result in one))
     # A result that names other turns and not its own was given to the wrong call.
     crossed = [r.markers[0] for r in results if r.markers and turn.marker not in r.markers]
-    details = Details(
-        tools=(declares.tool,) * max(map(len, shown), default=0) or None,
-        model=model._replace(tool_results=tuple((turn.marker, other) for other in crossed)),
-    )
+    given = (*model.tool_results, *((turn.marker, other) for other in crossed))
+    tools = (declares.tool,) * max(map(len, shown), default=0) or None
+    details = Details(tools=tools, model=model._replace(tool_results=given))
     made = [Effect(result.id, declares.tool, turn.marker) for result in results if result.id]
     return {"details": details} | ({"effects": made} if made and not declares.has_book else {})
 

@@ -24,6 +24,10 @@ __all__ = ["JsonPath", "Template", "filled", "in_json", "in_url", "text_in"]
 _HOLE = re.compile(r"\{([a-z_][a-z0-9_]*)\}")
 _STEP = re.compile(r"""\.([A-Za-z_$@][\w$@-]*)|\[(-?\d+|\*)\]|\[(?:'([^']*)'|"([^"]*)")\]""")
 _SHOWN_CHARS = 300
+_TOOL_BLOCKS = frozenset({
+    "tool_result", "tool_use", "tool_call", "tool-result", "tool-call", "tool-invocation",
+    "function_call", "function_call_output", "thinking", "reasoning",
+})  # fmt: skip
 
 
 def in_url(value: str) -> str:
@@ -142,12 +146,17 @@ class JsonPath:
 
 
 def text_in(value: Any) -> str:
-    """Return the text of a message's content: a string, or a list of strings and text blocks."""
+    """Return the text of a message's content: a string, or a list of strings and text blocks.
+
+    What tools were asked and answered stands in messages too, and quotes prompts: it is no text.
+    """
     if isinstance(value, str):
         return value
     if isinstance(value, list):
         return "\n".join(filter(None, map(text_in, value)))
     if isinstance(value, dict):
+        if str(value.get("type", "")).lower() in _TOOL_BLOCKS:
+            return ""
         for name in ("text", "content", "value", "parts"):
             if name in value:
                 return text_in(value[name])
