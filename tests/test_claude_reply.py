@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kode_lab.claude.formats.messages import events_of
 from kode_lab.claude.formats.seam import pieces_of
 from kode_lab.claude.reply import Assembly, reply_of
 from kode_lab.errors import ModelGarbage
+
+# A busy machine must not fail a test.
+SURE = settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 
 WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60)
 VALUES = st.recursive(
@@ -50,6 +53,7 @@ def assembled(events):
     return assembly, pieces
 
 
+@SURE
 @given(CONTENT)
 def test_a_streamed_message_is_put_together_again_as_it_was(content):
     sent = message(content)
@@ -59,6 +63,7 @@ def test_a_streamed_message_is_put_together_again_as_it_was(content):
     assert "".join(pieces) == "".join(b["text"] for b in content if b["type"] == "text")
 
 
+@SURE
 @given(CONTENT, st.data())
 def test_a_stream_is_complete_only_with_its_last_event(content, data):
     events = [data for data, _ in events_of(message(content))]
@@ -66,6 +71,7 @@ def test_a_stream_is_complete_only_with_its_last_event(content, data):
     assert not assembled(shorter)[0].is_complete
 
 
+@SURE
 @given(WORDS)
 def test_pieces_of_a_text_are_the_text(text):
     assert "".join(pieces_of(text)) == text

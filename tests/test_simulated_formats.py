@@ -8,7 +8,7 @@ import json
 
 import jsonschema
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from simulated_http import HEADERS, http, serving, until
 
@@ -16,6 +16,9 @@ from kode_lab.claude import Fault
 from kode_lab.claude.schemas import fitting
 from kode_lab.history.operation import marker_of
 from kode_lab.key import SessionKey
+
+# A busy machine must not fail a test.
+SURE = settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 
 ADA = SessionKey.of("ada", "agent")
 A1, A2, A3 = (marker_of(ADA, number) for number in (1, 2, 3))
@@ -608,7 +611,7 @@ SCHEMAS = st.recursive(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(SURE, max_examples=50)
 @given(SCHEMAS, st.booleans(), st.text(max_size=6))
 def test_a_value_is_made_that_fits_whatever_the_schema(schema, is_full, text):
     value = fitting(schema, {"a": 3, "b": "b"}, text=text, is_full=is_full)

@@ -6,7 +6,7 @@ import json
 from datetime import date
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kode_lab.claude.conversation import shown_to
@@ -17,6 +17,9 @@ from kode_lab.claude.script import plan_of
 from kode_lab.history.operation import Read, digest_of, echo_in, echo_of, marker_of
 from kode_lab.key import SessionKey
 from kode_lab.message import ToolResult, assistant, tool_results, user
+
+# A busy machine must not fail a test.
+SURE = settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 
 TODAY = date(2026, 3, 2)
 NAMES = ("create_schedule", "query_schedules", "update_schedule", "delete_schedule")
@@ -228,16 +231,19 @@ def test_a_turn_without_its_final_reply_was_shown_by_half():
     assert shown_to([user(marker_of(BOB, 1)), user(a3)])[1].half == ()
 
 
+@SURE
 @given(MARKERS, READS, st.text(max_size=80), st.text(max_size=80))
 def test_an_echo_tells_what_was_shown_whatever_stands_around_it(own, read, before, after):
     assert echo_in(before + echo_of(own, read) + after) == (own, read)
 
 
+@SURE
 @given(MARKERS, READS, MARKERS, READS)
 def test_the_last_of_two_echoes_counts(own, read, other, earlier):
     assert echo_in(f"{echo_of(other, earlier)} and {echo_of(own, read)}") == (own, read)
 
 
+@SURE
 @given(st.text(max_size=200))
 def test_a_text_without_an_echo_has_none(text):
     assert echo_in(text) is None
@@ -261,6 +267,7 @@ VALUES = st.recursive(
 FIELDS = ["model", "messages", "max_tokens", "tools", "tool_choice", "system", "stream", "extra"]
 
 
+@SURE
 @given(VALUES | st.dictionaries(st.sampled_from(FIELDS), VALUES), st.booleans())
 def test_no_body_whatever_breaks_the_rules_and_what_they_let_pass_is_answered(body, is_count):
     path = "/v1/messages/count_tokens" if is_count else "/v1/messages"
@@ -273,6 +280,7 @@ def test_no_body_whatever_breaks_the_rules_and_what_they_let_pass_is_answered(bo
         assert answer_plan.text or answer_plan.calls
 
 
+@SURE
 @given(st.lists(VALUES, min_size=1, max_size=4))
 def test_no_messages_whatever_break_the_rules_and_what_they_let_pass_is_answered(messages):
     messages = [
@@ -295,6 +303,7 @@ PROMPTS = st.text(max_size=60) | st.builds(
 )
 
 
+@SURE
 @given(PROMPTS.filter(str.strip), st.text(max_size=40))
 def test_whatever_is_said_and_whatever_tools_answer_the_turn_stays_legal_and_ends(prompt, said):
     plans, _ = converse(prompt, lambda *_: said)

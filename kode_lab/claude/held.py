@@ -30,9 +30,9 @@ class HeldStates(Generic[State]):
         self._limit = limit
         self._ttl_s = ttl_s
         self._clock = clock
-        self._states: OrderedDict[str, tuple[State, float]] = OrderedDict()
+        self._states: OrderedDict[str | bytes, tuple[State, float]] = OrderedDict()
 
-    def get(self, state_id: str) -> State | None:
+    def get(self, state_id: str | bytes) -> State | None:
         """Return a state, or None when it is unknown or too old."""
         found = self._states.get(state_id)
         if found is None:
@@ -44,14 +44,14 @@ class HeldStates(Generic[State]):
         self._states.move_to_end(state_id)
         return found[0]
 
-    def put(self, state_id: str, state: State) -> None:
+    def put(self, state_id: str | bytes, state: State) -> None:
         """Keep a state under its id."""
         self._states[state_id] = state, self._clock()
         self._states.move_to_end(state_id)
         if len(self._states) > self._limit:
             self._states.popitem(last=False)
 
-    def drop(self, state_id: str) -> bool:
+    def drop(self, state_id: str | bytes) -> bool:
         """Forget a state; return whether it was there."""
         return self._states.pop(state_id, None) is not None
 

@@ -122,6 +122,7 @@ def problem_of(
     is_count: bool = False,
     betas: frozenset[str] | None = None,
     pairs: Pairing | None = None,
+    are_tools_known: bool = False,
 ) -> ApiError | None:
     """Return the error that the API answers a request with, or None when it is legal.
 
@@ -131,15 +132,22 @@ def problem_of(
         is_count: whether it only asks for a count of tokens, which needs no ``max_tokens``.
         betas: the names in the request's ``anthropic-beta``; None makes every beta field legal.
         pairs: what the messages before those of the body left open; it is moved past them.
+        are_tools_known: the same tools were checked before.
     """
     # The rules are generators of complaints, in the order in which a reader of the request would
     # meet them; only the first complaint is asked for, so a rule may rely on those before it.
-    sentence = next(_complaints(body, version, is_count, betas, pairs or Pairing()), None)
+    complaints = _complaints(body, version, is_count, betas, pairs or Pairing(), are_tools_known)
+    sentence = next(complaints, None)
     return None if sentence is None else ApiError(400, sentence)
 
 
 def _complaints(
-    body: Any, version: str, is_count: bool, betas: frozenset[str] | None, pairs: Pairing
+    body: Any,
+    version: str,
+    is_count: bool,
+    betas: frozenset[str] | None,
+    pairs: Pairing,
+    are_tools_known: bool,
 ) -> Iterator[str]:
     if not isinstance(body, dict):
         yield "the request body must be an object"
@@ -163,8 +171,9 @@ def _complaints(
     yield from _plain_complaints(body)
     if not _SHAPED.isdisjoint(body):
         yield from _beta_complaints(body)
-    servers = {server["name"] for server in body.get("mcp_servers") or ()}
-    yield from _tool_complaints(body.get("tools") or [], body.get("tool_choice"), servers)
+    if not are_tools_known or body.get("tool_choice"):
+        servers = {server["name"] for server in body.get("mcp_servers") or ()}
+        yield from _tool_complaints(body.get("tools") or [], body.get("tool_choice"), servers)
     yield from _message_complaints(body["messages"], pairs)
 
 
@@ -307,7 +316,8 @@ def _message_complaints(messages: Any, pairs: Pairing) -> Iterator[str]:
         yield f"messages: too many; MESSAGES_LIMIT={MESSAGES_LIMIT}"
     is_first = not pairs.index
     for index, message in enumerate(messages, pairs.index):
-        yield from _shape_complaints(f"messages.{index}", message)
+        if not _is_usual(message):
+            yield from _shape_complaints(f"messages.{index}", message)
     if is_first and messages[0]["role"] != "user":
         yield 'messages: first message must use the "user" role'
     yield from _pairing_complaints(messages, pairs)
@@ -316,6 +326,18 @@ def _message_complaints(messages: Any, pairs: Pairing) -> Iterator[str]:
             "This model does not support assistant message prefill. "
             "The conversation must end with a user message."
         )
+
+
+def _is_usual(message: Any) -> bool:
+    """Whether a message is one of those that most are: some text of the user or the assistant."""
+    if type(message) is not dict or len(message) != 2:
+        return False
+    role, content = message.get("role"), message.get("content")
+    if role not in ("user", "assistant"):
+        return False
+    if type(content) is list and len(content) == 1 and type(content[0]) is dict:
+        content = content[0].get("text") if content[0].get("type") == "text" else None
+    return type(content) is str and bool(content) and not content.isspace()
 
 
 def _shape_complaints(where: str, message: Any) -> Iterator[str]:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Protocol
 
 import httptools
 
-__all__ = ["BrokenResponse", "HttpClient", "NoResponse", "Response", "events_in"]
+__all__ = ["BrokenResponse", "HttpClient", "NoResponse", "Response", "Unreachable", "events_in"]
 
 # We drop idle connections before the server does: a POST that meets a closing one fails.
 _KEEPALIVE_S = 15.0
@@ -34,6 +34,10 @@ _EVENT_LIMIT_BYTES = 64_000_000
 
 class NoResponse(Exception):
     """The service cannot be reached, or has closed the connection without a response."""
+
+
+class Unreachable(NoResponse):
+    """No connection was made, so nothing was sent."""
 
 
 class BrokenResponse(Exception):
@@ -127,9 +131,9 @@ class HttpClient:
                         begun, self._host, self._port, ssl=self._ssl
                     )
         except TimeoutError:
-            raise NoResponse(f"no connection within {_CONNECT_S:g} s") from None
+            raise Unreachable(f"no connection within {_CONNECT_S:g} s") from None
         except OSError as error:
-            raise NoResponse(f"{type(error).__name__}: {error}") from error
+            raise Unreachable(f"{type(error).__name__}: {error}") from error
         return connection
 
     def _drop_old(self) -> None:

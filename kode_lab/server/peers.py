@@ -19,10 +19,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
-import aiohttp
-from yarl import URL
-
 from kode_lab.http import Send
+from kode_lab.http.client import BrokenResponse, HttpClient, NoResponse, Response, Unreachable
 from kode_lab.key import SessionKey
 
 __all__ = [
@@ -78,6 +76,17 @@ class PassedOn(NamedTuple):
     headers: tuple[tuple[str, str], ...] = ()
     body: bytes = b""
 
+    def to_bytes(self) -> bytes:
+        """Return it as it is sent."""
+        lines = "".join(f"{name}: {value}\r\n" for name, value in self.headers)
+        return b"%b %b HTTP/1.1\r\nhost: localhost\r\n%bcontent-length: %d\r\n\r\n%b" % (
+            self.method.encode("ascii"),
+            self.target,
+            lines.encode("latin-1"),
+            len(self.body),
+            self.body,
+        )
+
 
 class HttpAnswer(NamedTuple):
     """A whole answer."""
@@ -101,7 +110,7 @@ class Peers:
         self.carried = 0
         self._slot = slot
         self._connections_limit = connections_limit
-        self._clients: dict[int, aiohttp.ClientSession] = {}
+        self._clients: dict[int, HttpClient] = {}
         self._unanswered: dict[int, int] = {}
         self._under_way = 0
         self._all_done = asyncio.Event()
@@ -127,9 +136,7 @@ class Peers:
         self._pinging = asyncio.create_task(self._keep_pinging())
 
     @contextlib.asynccontextmanager
-    async def at_home(
-        self, key: SessionKey, request: PassedOn
-    ) -> AsyncIterator[aiohttp.ClientResponse | None]:
+    async def at_home(self, key: SessionKey, request: PassedOn) -> AsyncIterator[Response | None]:
         """Send a request to its session's home and return the answer's head; None if we are it.
 
         Raises:
@@ -145,14 +152,16 @@ class Peers:
                     continue
                 try:
                     answer = await self._send(number, request)
-                except aiohttp.ClientConnectorError:  # it is not there, or we have no file left
+                except Unreachable:  # it is not there, or we have no file left
                     continue
                 self.carried += 1
-                async with answer:
+                try:
                     yield answer
+                finally:
+                    await answer.aclose()
                 return
             yield None
-        except aiohttp.ClientError as error:
+        except (NoResponse, BrokenResponse) as error:
             raise WorkerLost from error
         finally:
             self._under_way -= 1
@@ -174,9 +183,13 @@ class Peers:
         """Return the successful answers of the other workers by number, without silent workers."""
 
         async def asked(number: int) -> bytes:
-            with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-                async with asyncio.timeout(_FIGURES_S), await self._send(number, request) as answer:
-                    body = await answer.read()
+            with contextlib.suppress(NoResponse, BrokenResponse, TimeoutError):
+                async with asyncio.timeout(_FIGURES_S):
+                    answer = await self._send(number, request)
+                    try:
+                        body = await answer.read()
+                    finally:
+                        await answer.aclose()
                     return body if answer.status == 200 else b""
             return b""
 
@@ -195,30 +208,18 @@ class Peers:
         if self._under_way and within_s > 0:
             await asyncio.wait((asyncio.ensure_future(self._all_done.wait()),), timeout=within_s)
         for client in self._clients.values():
-            await client.close()
+            client.close()
         self._clients.clear()
 
     # ---- inside
 
-    async def _send(self, number: int, request: PassedOn) -> aiohttp.ClientResponse:
+    async def _send(self, number: int, request: PassedOn) -> Response:
         client = self._clients.get(number)
         if client is None:
-            client = self._clients[number] = aiohttp.ClientSession(
-                connector=aiohttp.UnixConnector(
-                    str(self._slot.socket(number)), limit=self._connections_limit
-                ),
-                timeout=aiohttp.ClientTimeout(total=None),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                auto_decompress=False,
-                skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent", "Content-Type"),
-            )
-        return await client.request(
-            request.method,
-            URL(f"http://localhost{request.target.decode('latin-1')}", encoded=True),
-            headers=request.headers,
-            data=request.body or None,
-            allow_redirects=False,
-        )
+            path = str(self._slot.socket(number))
+            client = HttpClient(path, None, concurrency=self._connections_limit)
+            self._clients[number] = client
+        return await client.send(request.to_bytes())
 
     async def _keep_pinging(self) -> None:
         while True:
@@ -228,35 +229,36 @@ class Peers:
     async def _ping(self, number: int) -> None:
         try:
             async with asyncio.timeout(_PING_S):
-                async with await self._send(number, PassedOn("GET", b"/healthz")) as answer:
+                answer = await self._send(number, PassedOn("GET", b"/healthz"))
+                try:
                     await answer.read()
+                finally:
+                    await answer.aclose()
         except TimeoutError:  # it is stopped, or very busy
             self._unanswered[number] = self._unanswered.get(number, 0) + 1
             return
-        except aiohttp.ClientError:  # it is not there, which each request finds out by itself
-            pass
+        except (NoResponse, BrokenResponse):
+            pass  # it is not there, which each request finds out by itself
         self._unanswered.pop(number, None)
 
 
-def _passed_headers(answer: aiohttp.ClientResponse) -> list[tuple[bytes, bytes]]:
-    """Return the headers of another worker's answer that are the client's as well."""
+def _passed_headers(answer: Response) -> list[tuple[bytes, bytes]]:
+    """Return the headers of the home's answer that are the client's as well."""
     return [
-        (name.lower(), value)
-        for name, value in answer.raw_headers
-        if name.lower().decode("latin-1") not in _OWN_HEADERS
+        (name.encode("latin-1"), value.encode("latin-1"))
+        for name, value in answer.headers.items()
+        if name not in _OWN_HEADERS
     ]
 
 
-async def pass_answer(answer: aiohttp.ClientResponse, send: Send) -> None:
+async def pass_answer(answer: Response, send: Send) -> None:
     """Send another worker's answer to the client: a stream as it comes, else whole."""
     head = {"status": answer.status, "headers": _passed_headers(answer)}
-    if answer.content_type != "text/event-stream":
-        body = await answer.read()
-        await send({"type": "http.response.start", **head})
-        await send({"type": "http.response.body", "body": body})
-        return
     await send({"type": "http.response.start", **head})
+    if not answer.headers.get("content-type", "").startswith("text/event-stream"):
+        await send({"type": "http.response.body", "body": await answer.read()})
+        return
     await send({"type": "http.response.body", "body": b"", "more_body": True})  # the head, now
-    async for piece in answer.content.iter_any():
+    async for piece in answer.pieces():
         await send({"type": "http.response.body", "body": piece, "more_body": True})
     await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -65,6 +65,8 @@ MODELS = (
 )
 _PER_MESSAGE_TOKENS = 4
 _PAGE_LIMIT = 1_000
+_OFFERS_LIMIT = 1_000
+_OFFERS_LIMIT_BYTES = 65_536
 # As documented: a thread expires five minutes after its last request.
 THREAD_TTL_S = 300.0
 _BETA = re.compile(r"[a-z0-9-]+-20\d{2}-\d{2}-\d{2}|[a-z][a-z0-9-]{2,80}")
@@ -93,6 +95,8 @@ class MessagesFormat:
         self._prefixes: Prefixes[Conversation] = Prefixes()
         self._threads: HeldStates[Held] = HeldStates(ttl_s=thread_ttl_s)
         self._continuing: set[str] = set()
+        # Of tools that were checked: what can be called. Most clients send the same each time.
+        self._offers: HeldStates[tuple[ToolOffer, ...]] = HeldStates(_OFFERS_LIMIT)
         self._continued: HeldStates[bool] = HeldStates(ttl_s=thread_ttl_s)
 
     def operation(self, method: str, path: str) -> str | None:
@@ -294,6 +298,8 @@ class MessagesFormat:
         is_count: bool,
     ) -> GenerationRequest | ApiError:
         body, fold = opened.body, opened.fold
+        if not isinstance(body, dict):
+            return ApiError(400, "the request body must be an object")
         if fold is None and held is not None:
             fold = held.conversation
         before = fold.pairs if fold is not None else None
@@ -302,10 +308,20 @@ class MessagesFormat:
         whole: Any = body
         if held is not None:
             whole = body | {name: held.body[name] for name in _FIXED[:2] if name in held.body}
+        beside = orjson.dumps((whole.get("system"), whole.get("tools")))
+        is_simple = not body.get("mcp_servers")
+        known = self._offers.get(beside) if is_simple else None
         if problem is None and self._is_strict:
             version = headers.get(b"anthropic-version", b"").decode("latin-1")
             betas = frozenset(_betas(headers))
-            problem = problem_of(whole, version, is_count=is_count, betas=betas, pairs=pairs)
+            problem = problem_of(
+                whole,
+                version,
+                is_count=is_count,
+                betas=betas,
+                pairs=pairs,
+                are_tools_known=known is not None,
+            )
         if problem is not None and self._is_strict:
             return problem
         messages, model = body["messages"], body["model"]
@@ -329,7 +345,9 @@ class MessagesFormat:
                 "thread_unsupported_request",
                 unsupported=["context_management"],
             )
-        tokens = _input_tokens(conversation, whole.get("system"), whole.get("tools"))
+        count = conversation.count
+        size = len(beside) + conversation.size_chars + count + 2
+        tokens = size // 4 + _PER_MESSAGE_TOKENS * count
         applied: list[dict[str, Any]] = []
         edits = (body.get("context_management") or {}).get("edits") or ()
         if edits and self._is_strict:
@@ -343,7 +361,12 @@ class MessagesFormat:
                 conversation = conversation_of(shown)
                 tokens -= sum(edit["cleared_input_tokens"] for edit in applied)
         servers = {server["name"]: server for server in body.get("mcp_servers") or ()}
-        offers = tuple(_offers([*(whole.get("tools") or ()), *conversation.added], servers))
+        offers = known
+        if offers is None:
+            offers = tuple(_offers(whole.get("tools") or (), servers))
+            if is_simple and len(beside) < _OFFERS_LIMIT_BYTES:
+                self._offers.put(beside, offers)
+        offers += tuple(_offers(conversation.added, {}))
         listed = {offer.server for offer in offers}
         choice = body.get("tool_choice") or {}
         shape = (body.get("output_config") or {}).get("format") or body.get("output_format")
@@ -610,13 +633,6 @@ def _with_system(conversation: Conversation, system: Any) -> Conversation:
         for block in system:
             conversation.mention(str(block.get("text", "")))
     return conversation
-
-
-def _input_tokens(conversation: Conversation, system: Any, tools: Any) -> int:
-    """About how many tokens a request holds: a quarter of its characters as JSON."""
-    count = conversation.count
-    size = size_of((system, tools)) + conversation.size_chars + count + 2
-    return size // 4 + _PER_MESSAGE_TOKENS * count
 
 
 def _parsed(arguments: str) -> Any:
