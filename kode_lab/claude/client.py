@@ -43,7 +43,14 @@ from kode_lab.errors import (
     ModelRefused,
     ModelUnavailable,
 )
-from kode_lab.http.client import BrokenResponse, HttpClient, NoResponse, Response, events_in
+from kode_lab.http.client import (
+    BrokenResponse,
+    HttpClient,
+    NoResponse,
+    Response,
+    Unreachable,
+    events_in,
+)
 from kode_lab.message import Reply, Request
 
 if TYPE_CHECKING:
@@ -364,7 +371,7 @@ class Claude:
                 f"anthropic-version: {version}\r\n{length}\r\n"
             )
             answer = await self._http.send(head.encode("ascii") + body)
-        except (NoResponse, BrokenResponse) as error:
+        except (Unreachable, NoResponse, BrokenResponse) as error:
             raise ModelUnavailable(
                 f"no answer from {self._where}: {error}; "
                 "check the address and the network, then send again"

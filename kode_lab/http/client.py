@@ -33,10 +33,10 @@ _EVENT_LIMIT_BYTES = 64_000_000
 
 
 class NoResponse(Exception):
-    """The service cannot be reached, or has closed the connection without a response."""
+    """The service has closed the connection without a response."""
 
 
-class Unreachable(NoResponse):
+class Unreachable(Exception):
     """No connection was made, so nothing was sent."""
 
 
@@ -75,6 +75,7 @@ class HttpClient:
         The caller must ``aclose`` the response.
 
         Raises:
+            Unreachable: no connection could be made.
             NoResponse: there is none.
             BrokenResponse: it is not HTTP.
         """

@@ -183,7 +183,7 @@ class Peers:
         """Return the successful answers of the other workers by number, without silent workers."""
 
         async def asked(number: int) -> bytes:
-            with contextlib.suppress(NoResponse, BrokenResponse, TimeoutError):
+            with contextlib.suppress(Unreachable, NoResponse, BrokenResponse, TimeoutError):
                 async with asyncio.timeout(_FIGURES_S):
                     answer = await self._send(number, request)
                     try:
@@ -237,7 +237,7 @@ class Peers:
         except TimeoutError:  # it is stopped, or very busy
             self._unanswered[number] = self._unanswered.get(number, 0) + 1
             return
-        except (NoResponse, BrokenResponse):
+        except (Unreachable, NoResponse, BrokenResponse):
             pass  # it is not there, which each request finds out by itself
         self._unanswered.pop(number, None)
 
