@@ -47,7 +47,7 @@ from kode_lab.sessions.lock import LockStatistics
 from kode_lab.sessions.open_turn import Finished, OpenTurn
 from kode_lab.sessions.residents import Agent, Residents
 from kode_lab.sessions.session import Session, checked_model
-from kode_lab.sessions.store import Amendable, Lease, Lookable, Rewindable, Store
+from kode_lab.sessions.store import Amendable, Lease, Lookable, Resumable, Rewindable, Store
 from kode_lab.sessions.ticket import (
     Ticket,
     TurnEvent,
@@ -742,10 +742,17 @@ class SessionManager:
 
     async def _agent(self, lease: Lease, ticket: Ticket | None = None) -> Agent:
         """Return the session's agent: the resident if it may be used, else one made now."""
+        left = self._residents.outdated(lease)
         agent = self._residents.take(lease)
         if agent is None:
             start_ns = time.monotonic_ns()
-            agent = Agent(lease, await self._store.load(lease))
+            if left is None or not isinstance(self._store, Resumable):
+                agent = Agent(lease, await self._store.load(lease))
+            else:
+                stored, is_news = await self._store.load_since(lease, left.fence)
+                agent = left if is_news else Agent(lease, stored)
+                if is_news:
+                    agent.catch_up(lease, stored)
             if ticket is not None:
                 facts = {"kode_lab.messages": len(agent.conversation)}
                 self._span(ticket, "load", start_ns, facts)

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from kode_lab.errors import Superseded
 from kode_lab.key import SessionKey
 from kode_lab.message import Block, Message, Reply, tool_calls_of
-from kode_lab.sessions.conversation import Conversation
+from kode_lab.sessions.conversation import Conversation, encode
 from kode_lab.sessions.open_turn import OUTCOME_UNKNOWN, Finished, OpenTurn
 from kode_lab.sessions.store import Lease, Stored
 from kode_lab.sessions.ticket import TurnReply
@@ -100,6 +100,17 @@ class Agent:
         for finished in self.finished.values():
             self._index_facts(finished)
         self._turns_bytes = sum(map(_bytes_of, stored.finished.values()))
+
+    def catch_up(self, lease: Lease, news: Stored) -> None:
+        """Add what others did since this agent was used."""
+        self.fence, self.open, self._call_ids = lease.fence, news.open, None
+        if self.open is not None:
+            self.open.begun = {call.id for call in self.open.calls}
+        self.conversation.extend(map(encode, news.messages))
+        self.finished.update(news.finished)
+        for finished in news.finished.values():
+            self._index_facts(finished)
+            self._turns_bytes += _bytes_of(finished)
 
     @property
     def call_ids(self) -> set[str]:
@@ -259,6 +270,11 @@ class Residents:
         self._limit_bytes = limit_bytes
         self._idle_limit_s = idle_limit_s
         self.size_bytes = 0
+
+    def outdated(self, lease: Lease) -> Agent | None:
+        """Return the session's agent if others held the session since, else None."""
+        agent = self._agents.get(lease.key)
+        return None if agent is None or agent.fence == lease.fence - 1 else agent
 
     def take(self, lease: Lease) -> Agent | None:
         """Return the session's agent if it may be used under this lease, else forget it."""

@@ -23,6 +23,7 @@ __all__ = [
     "Lease",
     "Lookable",
     "MemoryStore",
+    "Resumable",
     "Rewindable",
     "Store",
     "Stored",
@@ -125,6 +126,18 @@ class Store(Protocol):
 
     async def aclose(self) -> None:
         """Release everything."""
+        ...
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """A store that can load what came since an earlier lease, instead of the whole session."""
+
+    async def load_since(self, lease: Lease, since: int) -> tuple[Stored, bool]:
+        """Return what came since the lease with the fence ``since``, and True.
+
+        Where the store cannot tell what came since, it returns all that is stored, and False.
+        """
         ...
 
 

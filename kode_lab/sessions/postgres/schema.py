@@ -118,9 +118,9 @@ async def migrate(
             await connection.execute(_TABLES + _MEMORY)
             await connection.execute("INSERT INTO meta VALUES ($1, '{}')", FORMAT)
         elif found.format == 1:
-            await connection.execute(_FROM_1 + _MEMORY)
+            await connection.execute(_FROM_1 + _FROM_2 + _MEMORY)
         elif found.format == 2:
-            await connection.execute(_MEMORY)
+            await connection.execute(_FROM_2 + _MEMORY)
         await connection.execute(
             "UPDATE meta SET format = $1, settings = $2::text::jsonb", FORMAT, json.dumps(settings)
         )
@@ -210,7 +210,8 @@ CREATE TABLE conversation (
     id       bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     session  bigint NOT NULL,
     agent_id text COLLATE "C" NOT NULL,
-    hash     bytea NOT NULL
+    hash     bytea NOT NULL,
+    revision int NOT NULL DEFAULT 0  -- grows when turns that are there change
 );
 CREATE UNIQUE INDEX conversation_of_session ON conversation (session, hash);
 CREATE TABLE ticket (
@@ -248,7 +249,9 @@ CREATE TABLE step (
 );
 """
 
-# Since format 3. Each write has a token of its own: one that is sent twice finds it, and is no
+# Since format 3, as the next one.
+_FROM_2 = "ALTER TABLE conversation ADD revision int NOT NULL DEFAULT 0;"
+# Each write has a token of its own: one that is sent twice finds it, and is no
 # conflict with itself.
 _MEMORY = """
 CREATE TABLE memory (
@@ -451,8 +454,11 @@ END $$;
 -- Return what is stored of conversations, each made if it is new: a row for each (kind null), then
 -- its turns ('t') and the steps of its open turn ('s') in their order; nothing where the session
 -- is another worker's. What an earlier statement of this worker still has to bring is void then.
+-- Who knows the first turns up to one with the fence "before", in this revision, gets only the
+-- turns after them: the first row says from which number on, and the revision in "last".
 CREATE FUNCTION load(
-    me bigint, sessions bigint[], fences bigint[], agents text[], hashes bytea[]
+    me bigint, sessions bigint[], fences bigint[], agents text[], hashes bytea[], counts int[],
+    befores bigint[], revisions int[]
 ) RETURNS TABLE (
     place int, conversation bigint, kind text, number int, turn_id text, fence bigint, first int,
     last int, is_sealed boolean, version text, input_tokens bigint, output_tokens bigint,
@@ -462,6 +468,8 @@ CREATE FUNCTION load(
 DECLARE
     c bigint;
     turns int;
+    start int;
+    newest int;
 BEGIN
     FOR i IN 1 .. cardinality(sessions) LOOP
         PERFORM FROM session WHERE id = sessions[i] AND holder = me AND fence = fences[i];
@@ -471,21 +479,31 @@ BEGIN
             CONTINUE WHEN NOT FOUND;
         END IF;
         LOOP
-            SELECT id INTO c FROM conversation WHERE session = sessions[i] AND hash = hashes[i];
+            SELECT id, revision INTO c, newest FROM conversation
+                WHERE session = sessions[i] AND hash = hashes[i];
             EXIT WHEN FOUND;
             INSERT INTO conversation (session, agent_id, hash)
                 VALUES (sessions[i], agents[i], hashes[i])
-                ON CONFLICT DO NOTHING RETURNING id INTO c;
+                ON CONFLICT DO NOTHING RETURNING id, revision INTO c, newest;
             EXIT WHEN FOUND;
         END LOOP;
+        start := 0;
+        IF counts[i] > 0 AND revisions[i] = newest AND EXISTS (SELECT FROM turn t
+                WHERE t.conversation = c AND t.number = counts[i] - 1 AND t.fence = befores[i]) THEN
+            start := counts[i];
+        END IF;
         place := i;
         conversation := c;
         kind := NULL;
+        number := start;
+        last := newest;
         RETURN NEXT;
         RETURN QUERY SELECT i, c, 't', t.number, t.turn_id, t.fence, t.first, t.last, t.is_sealed,
             t.version, t.input_tokens, t.output_tokens, t.messages::text, t.facts::text,
-            t.is_rewound FROM turn t WHERE t.conversation = c ORDER BY t.number;
+            t.is_rewound FROM turn t WHERE t.conversation = c AND t.number >= start
+            ORDER BY t.number;
         GET DIAGNOSTICS turns = ROW_COUNT;
+        turns := turns + start;
         RETURN QUERY SELECT i, c, 's', t.number, NULL, t.fence, 0, 0, false, NULL, 0::bigint,
             0::bigint, t.entry::text, NULL, false
             FROM step t WHERE t.conversation = c AND t.turn = turns ORDER BY t.number;
@@ -539,6 +557,7 @@ BEGIN
     IF is_first THEN
         DELETE FROM step WHERE conversation = what;
         IF is_all THEN
+            UPDATE conversation SET revision = revision + 1 WHERE id = what;
             DELETE FROM turn WHERE conversation = what;
         END IF;
     END IF;
@@ -562,6 +581,7 @@ BEGIN
     is_first := raise_fence(me, which, under, becomes);
     IF is_first THEN
         DELETE FROM step WHERE conversation = what;
+        UPDATE conversation SET revision = revision + 1 WHERE id = what;
         UPDATE turn SET is_rewound = true, messages = '[]'
             WHERE conversation = what AND first >= count AND NOT is_rewound;
         INSERT INTO turn VALUES (what, at_turn, id, becomes, count, count - 1, false, '', 0, 0,
@@ -597,6 +617,7 @@ DECLARE
     is_first boolean := raise_fence(me, which, under, becomes);
 BEGIN
     IF is_first THEN
+        UPDATE conversation SET revision = revision + 1 WHERE id = what;
         UPDATE turn t SET messages = (
             SELECT json_agg(CASE WHEN t.first + e.n - 1 = place THEN changed::json ELSE e.m END
                 ORDER BY e.n)

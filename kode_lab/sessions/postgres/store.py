@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from collections import OrderedDict
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
@@ -92,6 +93,9 @@ class PostgresStore:
         self._leases = PostgresLeases(self._worker, self._work, limit=warm_sessions_limit)
         self._saves: GroupCommit[Write, None] = GroupCommit(self._save, may_be_one=_may_be_one)
         self._loads: GroupCommit[_Load, list[Any]] = GroupCommit(self._load)
+        # What was known of a conversation when its last lease here ended, and that lease's fence.
+        self._left: OrderedDict[SessionKey, tuple[int, Known]] = OrderedDict()
+        self._left_limit = warm_sessions_limit
 
     async def open(self) -> Self:
         """Connect now, and raise what is wrong; doing it twice does nothing."""
@@ -127,10 +131,22 @@ class PostgresStore:
 
     def release(self, lease: Lease) -> None:
         """End the lease; ending it twice does nothing."""
+        local = self._leases.local(lease)
+        if local is not None and (known := local.known.get(lease.key.agent_id)) is not None:
+            self._left[lease.key] = (lease.fence, known)
+            self._left.move_to_end(lease.key)
+            if len(self._left) > self._left_limit:
+                self._left.popitem(last=False)
         self._leases.release(lease)
 
     async def load(self, lease: Lease) -> Stored:
-        """Return what is stored of the session.
+        """Return what is stored of the session; raises what ``load_since`` raises."""
+        return (await self.load_since(lease, 0))[0]
+
+    async def load_since(self, lease: Lease, since: int) -> tuple[Stored, bool]:
+        """Return what came since an earlier lease of this worker, and whether it is only that.
+
+        It is all that is stored where the lease is not known, or what was there has changed.
 
         Raises:
             StaleLease: another worker held the session since.
@@ -142,12 +158,17 @@ class PostgresStore:
         before: Known | None = local.known.get(agent_id)
         # The first load of an epoch needs no higher fence: nothing was sent before it.
         fence = local.write_fence if not local.known else local.raised_fence()
-        rows = await self._loads.do(_Load(local.id, fence, sql_text(agent_id), name_hash(agent_id)))
+        at, left = self._left.get(lease.key, (0, None))
+        if left is None or at != since or not left.is_certain:
+            left = Known(0)
+        order = (left.turns, left.fence, left.revision)
+        where = (local.id, fence, sql_text(agent_id), name_hash(agent_id))
+        rows = await self._loads.do(_Load(*where, *order))
         if not rows:
             self._lose(lease, local)
             raise _stale(lease)
         try:
-            stored, known = stored_of(rows)
+            stored, known = stored_of(rows, left)
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise SessionDamaged(
                 f"{lease.key}: conversation {rows[0]['conversation']} in the database cannot be "
@@ -157,7 +178,7 @@ class PostgresStore:
         before = before or self._leases.rolled_back.pop(tuple(lease.key), None)
         if before is not None and known.turns < before.turns:
             raise _missing(lease, known.turns, before)
-        return stored
+        return stored, rows[0]["number"] > 0
 
     async def journal(self, lease: Lease, turn: OpenTurn, entry: dict[str, Any]) -> None:
         """Save one step of the turn; when it returns, the step survives.
@@ -380,7 +401,7 @@ class PostgresStore:
         places = sorted(range(len(orders)), key=orders.__getitem__)
         columns = [list(column) for column in zip(*(orders[n] for n in places), strict=True)]
         answers: list[list[Any]] = [[] for _ in orders]
-        query = "SELECT * FROM load($1, $2, $3, $4, $5)"
+        query = "SELECT * FROM load($1, $2, $3, $4, $5, $6, $7, $8)"
         for row in await self._work.fetch(query, self._worker.id, *columns):
             answers[places[row[0] - 1]].append(row)
         return answers
@@ -454,14 +475,24 @@ class Known:
         messages: how many these hold.
         steps: rows of its unfinished turn.
         fence: of its last turn.
+        revision: how often turns that are there were changed.
         is_certain: no write of ours has an unknown outcome.
     """
 
-    __slots__ = ("fence", "id", "is_certain", "last_turn_id", "messages", "steps", "turns")
+    __slots__ = (
+        "fence",
+        "id",
+        "is_certain",
+        "last_turn_id",
+        "messages",
+        "revision",
+        "steps",
+        "turns",
+    )
 
     def __init__(self, number: int) -> None:
         self.id = number
-        self.turns = self.messages = self.steps = self.fence = 0
+        self.turns = self.messages = self.steps = self.fence = self.revision = 0
         self.last_turn_id = ""
         self.is_certain = True
 
@@ -484,6 +515,9 @@ class _Load(NamedTuple):
     fence: int
     agent: str
     hash: bytes
+    turns: int
+    before: int
+    revision: int
 
 
 class _Kind(NamedTuple):
@@ -600,20 +634,23 @@ def _filled(messages: Sequence[Message], turn: Finished) -> tuple[Any, ...]:
     return (*where, *turn.usage, body, facts)
 
 
-def stored_of(rows: Sequence[Any]) -> tuple[Stored, Known]:
+def stored_of(rows: Sequence[Any], left: Known) -> tuple[Stored, Known]:
     """Return what the rows of one conversation hold, and what its holder must know of them.
+
+    Where the first row says so, they are only those after what was known before.
 
     Raises:
         ValueError, KeyError, TypeError, IndexError: it is not what this store writes.
     """
-    known = Known(rows[0]["conversation"])
+    known = left.copy() if rows[0]["number"] else Known(rows[0]["conversation"])
+    known.revision, known.steps = rows[0]["last"], 0
     messages: list[Message] = []
     finished: dict[str, Finished] = {}
     open_turn: OpenTurn | None = None
     for row in rows[1:]:
         body = decode(row["body"].encode())
         if row["kind"] == "t":
-            follows = row["is_rewound"] or row["first"] == len(messages)
+            follows = row["is_rewound"] or row["first"] == known.messages + len(messages)
             if not follows or row["number"] != known.turns:
                 raise ValueError(f"turn {row['number']} does not follow the one before")
             messages.extend(body)
@@ -643,7 +680,7 @@ def stored_of(rows: Sequence[Any]) -> tuple[Stored, Known]:
                 open_turn = OpenTurn.reopened(entry)
             else:
                 open_turn.replay(entry)
-    known.messages = len(messages)
+    known.messages += len(messages)
     return Stored(messages, finished, open_turn), known
 
 
