@@ -122,6 +122,61 @@ def test_a_warm_session_stays_with_its_worker_and_moves_when_another_wants_it(
     asyncio.run(scenario())
 
 
+def test_a_session_that_comes_back_brings_only_the_turns_since_then(postgres, postgres_schema):
+    """What was changed among the turns that are known here makes it bring all of them."""
+
+    async def scenario():
+        async with stores(postgres, postgres_schema) as (one, two):
+
+            async def news(since):
+                lease = await one.hold(KEY, queue_limit=1)
+                try:
+                    stored, is_news = await one.load_since(lease, since.fence)
+                    assert list(stored.finished)[-1] in ("b", "d", "back")
+                    await one.append(lease, turn_of(f"{lease.fence}", words="mine"), [])
+                    return lease, is_news, prompts(stored.messages)
+                finally:
+                    one.release(lease)
+
+            lease, _ = await take(one, "a", words="a")
+            await take(two, "b", words="b")
+            lease, is_news, said = await news(lease)
+            assert (is_news, said) == (True, ["b"])
+            other = await two.hold(KEY, queue_limit=1)
+            await two.load(other)
+            await two.amend(other, 0, user("edited"))
+            two.release(other)
+            await take(two, "d", words="d")
+            lease, is_news, said = await news(lease)
+            assert (is_news, said) == (False, ["edited", "b", "mine", "d"])
+            other = await two.hold(KEY, queue_limit=1)
+            await two.load(other)
+            await two.rewind(other, 2, "back", ["b"])
+            two.release(other)
+            lease, is_news, said = await news(lease)
+            assert (is_news, said) == (False, ["edited"])
+
+    asyncio.run(scenario())
+
+
+def test_two_managers_hand_a_session_to_and_fro(tmp_path, postgres, postgres_schema):
+    async def scenario():
+        async with stores(postgres, postgres_schema) as both:
+            models = [Clerk(), Clerk()]
+            async with contextlib.AsyncExitStack() as stack:
+                managers = [
+                    await stack.enter_async_context(managing(tmp_path, model, store=store))
+                    for model, store in zip(models, both, strict=True)
+                ]
+                for number in range(6):
+                    await managers[number % 2].turn(ADA, f"{number}", turn_id=f"t{number}")
+                    asked = models[number % 2].requests[-1].messages
+                    assert prompts(asked) == [f"{n}" for n in range(number + 1)]
+                assert (await managers[0].turn(ADA, "5", turn_id="t5")).is_replay
+
+    asyncio.run(scenario())
+
+
 def test_workers_take_turns_in_the_order_of_their_tickets(postgres, postgres_schema):
     async def scenario():
         async with stores(postgres, postgres_schema, 3) as workers:

@@ -557,7 +557,7 @@ BEGIN
     IF is_first THEN
         DELETE FROM step WHERE conversation = what;
         IF is_all THEN
-            UPDATE conversation SET revision = revision + 1 WHERE id = what;
+            UPDATE conversation v SET revision = v.revision + 1 WHERE v.id = what;
             DELETE FROM turn WHERE conversation = what;
         END IF;
     END IF;
@@ -581,7 +581,7 @@ BEGIN
     is_first := raise_fence(me, which, under, becomes);
     IF is_first THEN
         DELETE FROM step WHERE conversation = what;
-        UPDATE conversation SET revision = revision + 1 WHERE id = what;
+        UPDATE conversation v SET revision = v.revision + 1 WHERE v.id = what;
         UPDATE turn SET is_rewound = true, messages = '[]'
             WHERE conversation = what AND first >= count AND NOT is_rewound;
         INSERT INTO turn VALUES (what, at_turn, id, becomes, count, count - 1, false, '', 0, 0,
@@ -617,7 +617,7 @@ DECLARE
     is_first boolean := raise_fence(me, which, under, becomes);
 BEGIN
     IF is_first THEN
-        UPDATE conversation SET revision = revision + 1 WHERE id = what;
+        UPDATE conversation v SET revision = v.revision + 1 WHERE v.id = what;
         UPDATE turn t SET messages = (
             SELECT json_agg(CASE WHEN t.first + e.n - 1 = place THEN changed::json ELSE e.m END
                 ORDER BY e.n)
