@@ -16,7 +16,7 @@ def test_every_public_name_is_on_the_page():
     assert set(kode_lab.__all__) - {"__version__"} <= named
 
 
-@pytest.mark.parametrize("page", ["api.md", "models-and-tools.md"])
+@pytest.mark.parametrize("page", ["api.md", "models-and-tools.md", "living-sessions.md"])
 def test_every_example_prints_what_the_page_says(tmp_path, monkeypatch, capsys, page):
     pattern = r"(?ms)^```python\n(.*?)^```\n(?:\nIt prints `([^`]*)`)?"
     parts = re.findall(pattern, (DOCS / page).read_text("utf-8"))
