@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -24,9 +25,10 @@ from benchmarks.scene import (
     take,
 )
 from kode_lab.key import SessionKey
+from kode_lab.message import Reply, Request, text_of
 from kode_lab.server.limits import file_budget
 from kode_lab.server.serve import settled
-from kode_lab.sessions import JsonStore, SessionManager
+from kode_lab.sessions import AgentConfig, JsonStore, SessionManager
 
 __all__ = ["concurrent", "turn"]
 
@@ -70,7 +72,9 @@ async def _turn(directory: Path, effort: float) -> list[Row]:
         other_us = await interleaved(
             {"around": lambda: cpu_us(around, len(many))}, share(7, effort, least=2), of=min
         )
+    stopped = await _stops(directory, share(20, effort, least=4))
     return [
+        stopped,
         row(
             "turn: whole turns a CPU-second, from a session's turn 10 on",
             1e6 / spent_us["young"],
@@ -91,6 +95,40 @@ async def _turn(directory: Path, effort: float) -> list[Row]:
             baseline=spent_us["young"],
         ),
     ]
+
+
+async def _stops(directory: Path, count: int) -> Row:
+    """Return the longest time of a ``stop``, where turns hang in the model or in a thread."""
+    hung, begun = threading.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def hang() -> str:
+        loop.call_soon_threadsafe(begun.set)
+        hung.wait(60)
+        return "done"
+
+    async def model(request: Request, on_text: object = None) -> Reply:  # noqa: ARG001
+        if "model" in text_of(request.messages[-1]):
+            begun.set()
+            await asyncio.Event().wait()
+        return Reply(({"type": "tool_use", "id": "c", "name": "hang", "input": {}},), "tool_use")
+
+    agent = AgentConfig("clerk", "any", tools=[hang])
+    longest_s = 0.0
+    async with SessionManager(store=directory / "stops", agents=[agent], model=model) as manager:
+        for number in range(count):
+            key = SessionKey.of(f"stopped {number}", "clerk")
+            begun.clear()
+            where = "model" if number % 2 else "thread"
+            turn = asyncio.create_task(manager.turn(key, f"hang in the {where}"))
+            await begun.wait()
+            start_s = time.perf_counter()
+            await manager.stop(key)
+            longest_s = max(longest_s, time.perf_counter() - start_s)
+            await asyncio.gather(turn, return_exceptions=True)
+        hung.set()
+    name = f"turn: the longest of {count} stops, of turns that hang in the model or in a thread"
+    return row(name, longest_s * 1e3, "ms", bar="value <= 100")
 
 
 def concurrent(effort: float) -> list[Row]:
