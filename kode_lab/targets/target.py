@@ -248,7 +248,8 @@ def outcome_of(
         quoted = markers_in(text)
         answered = marker if marker in quoted else (quoted or [""])[-1]
         read = None
-    if answered == marker or answered in together or not (needs_quote or answered):
+    is_own = answered == marker or bool(answered and answered in together)
+    if is_own or not (needs_quote or answered):
         seen = answer.read or (read if answered == marker else None)
         pieces_ns = answer.pieces_ns
         return Outcome(
