@@ -4,6 +4,7 @@
 # make bench                every figure of speed; NAMES="turn append" for some, ARGS=--save to keep
 # make lint                 ruff and mypy
 # make clients              real clients against the simulated model; downloads them, writes a table
+# make notebooks            every notebook in JupyterLab in a real browser; writes a table
 # make machines             load from several machines with clocks apart; Linux, root; writes a table
 # make clean                remove what can be made again; runs in results/ stay
 #
@@ -18,7 +19,7 @@ NAMES =
 IN = .venv/bin/python
 PIP = $(IN) -m pip --disable-pip-version-check --quiet install --root-user-action ignore
 
-.PHONY: help reproduce test mutants bench lint clients machines clean
+.PHONY: help reproduce test mutants bench lint clients machines notebooks clean
 .NOTPARALLEL:
 
 help:
@@ -47,6 +48,9 @@ lint: .venv/.installed-dev
 # Twenty minutes and 3 GB, in a temporary directory; needs Python, Node 20 and the registries.
 clients: .venv/.installed
 	$(IN) tests/clients/run.py --table results/clients.md $(ARGS)
+
+notebooks: .venv/.installed-dev
+	$(IN) tests/notebooks/run.py --table results/notebooks.md $(ARGS)
 
 machines: .venv/.installed
 	$(IN) tests/machines/run.py --table results/loadtests/machines.md $(ARGS)

@@ -44,7 +44,6 @@ MAY_IMPORT = {
     "load": (*WORDS, "targets", "lab.client", "lab.records", "lab.times"),
     "load.command": (*WORDS, *TOWERS, *OUTSIDE, *LABORATORY),
     "load.fault_table": (*WORDS, *TOWERS, *OUTSIDE, *LABORATORY),
-    "load.report": (*WORDS, *TOWERS, *OUTSIDE, *LABORATORY),
     "load.services": (*WORDS, *TOWERS, *OUTSIDE, *LABORATORY),
     # floor 4: the door
     "pytest_plugin": (*WORDS, "lab"),

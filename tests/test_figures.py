@@ -15,6 +15,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import pytest
+from figure_lint import contrast, figure_lint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -27,10 +28,9 @@ from kode_lab.errors import InvalidRecord
 from kode_lab.history.operation import Operation
 from kode_lab.key import SessionKey
 from kode_lab.lab.turn_view import turns_of
-from kode_lab.pictures import figure_lint, two_sessions
 from kode_lab.pictures import style as ink
+from kode_lab.pictures import two_sessions
 from kode_lab.pictures.finding import finding_of
-from kode_lab.pictures.lint import contrast
 from kode_lab.pictures.page import Page, between, nice_ticks, seconds
 
 ADA, BOB = SessionKey.of("ada", "a", "s1"), SessionKey.of("bob", "a", "s2")

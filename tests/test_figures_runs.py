@@ -6,6 +6,7 @@ import logging
 import math
 
 import pytest
+from figure_lint import figure_lint
 from matplotlib.text import Text
 from synthetic_runs import MS, ZERO_NS, Recording, S, a_crowd, turn
 
@@ -14,7 +15,6 @@ from kode_lab.history.operation import NEMESIS, Operation
 from kode_lab.key import SessionKey
 from kode_lab.pictures import (
     crash_bands,
-    figure_lint,
     latency,
     many_sessions,
     percentiles,

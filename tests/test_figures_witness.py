@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+from figure_lint import figure_lint
 from judge_spec import SPECS
 
 from kode_lab.check import check
@@ -13,7 +14,7 @@ from kode_lab.check.verdict import ANOMALIES, Anomaly
 from kode_lab.history.operation import Operation, marker_of, read_of
 from kode_lab.history.span import Span
 from kode_lab.key import SessionKey
-from kode_lab.pictures import figure_lint, witness
+from kode_lab.pictures import witness
 from kode_lab.pictures.witness import draw_witness
 
 S = 10**9

@@ -15,19 +15,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kode_lab.load.session_user import SessionUser
-    from kode_lab.load.tool_user import ToolUser
+    from kode_lab.load.session_user import SessionUser, ToolUser
 
 __all__ = ["SessionUser", "ToolUser"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "SessionUser":
-        from kode_lab.load.session_user import SessionUser  # noqa: PLC0415 - patches sockets
+    if name in __all__:
+        from kode_lab.load import session_user  # noqa: PLC0415 - patches sockets
 
-        return SessionUser
-    if name == "ToolUser":
-        from kode_lab.load.tool_user import ToolUser  # noqa: PLC0415 - as above
-
-        return ToolUser
+        return getattr(session_user, name)
     raise AttributeError(f"kode_lab.load has no {name!r}; it has {', '.join(__all__)}")

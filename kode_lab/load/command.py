@@ -116,12 +116,13 @@ def run_load(options: Namespace) -> int:
             recorder.close()
     run = recorder.finish(status, exit_status=code)
     export(run)
-    pictures = 0
-    if not options.no_pictures:
-        from kode_lab.load.report import write_report  # noqa: PLC0415 - matplotlib
+    where = f"run {run.path}"
+    if not options.no_pictures and (run.path / "verdict.json").exists():
+        from kode_lab.reports.page import report  # noqa: PLC0415 - matplotlib
 
-        pictures = write_report(run)
-    where = f"run {run.path}" + (f", report.html with {pictures} pictures" if pictures else "")
+        page = report(run, figures=run.path / "figures")
+        page.save(run.path / "report.html")
+        where += f", report.html with {page.html.count('<figure>')} pictures"
     sys.stderr.write(f"kode-lab: {where}\n")
     sys.stderr.flush()
     return _say_verdict(run.path, code)

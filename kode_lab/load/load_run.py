@@ -18,14 +18,18 @@ import sys
 import tempfile
 import time
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import aiohttp  # noqa: F401 - loaded now, not when the first test starts
 import gevent
+from gevent.pool import Pool
 from locust import events
 from locust.runners import STATE_MISSING, MasterRunner, WorkerRunner
 
+from kode_lab.history.operation import QUIET
+from kode_lab.key import SessionKey
 from kode_lab.lab.records import RunRecorder
 from kode_lab.load.bridge import Bridge
 from kode_lab.load.machines import (
@@ -38,7 +42,6 @@ from kode_lab.load.machines import (
     machine_clock,
     merge,
 )
-from kode_lab.load.probe import probe
 from kode_lab.load.ranges import problem_of
 from kode_lab.load.recorder import HISTORY, Recorder, merged
 from kode_lab.load.server_watch import ServerWatch
@@ -65,6 +68,7 @@ _WATCH_S = 0.5
 _END_S = 300.0
 _STATUSES = ("valid", "invalid", "unknown")
 _UNUSABLE = 3
+_PROBES_AT_ONCE, _ATTEMPTS_LIMIT, _PROBE_PAUSE_S = 16, 20, 0.25
 # By it a worker sees whether the master's directory is its own too.
 _CLOCK_FILE = ".clock"
 
@@ -188,7 +192,7 @@ class LoadRun:
             self.state = "asking every session once more"
             # Who never answered is not there: nothing is known of it, and it owes nothing.
             if self.tail.look().counts["ok"]:
-                probe(self.environment, self.recorder, list(self.tail.sessions))
+                _probe(self.environment, self.recorder, list(self.tail.sessions))
             self._merge()
             self.state = "judging"
         save_figures(self.environment, self.recorder.run_dir, self.tail, figures)
@@ -429,6 +433,37 @@ class LoadRun:
         if self._living() - self._hushed.keys():
             _LOG.warning("not all workers answered within %g s of --patience", patience_s)
         return [figures for figures in self._hushed.values() if figures]
+
+
+def _probe(environment: Any, recorder: Recorder, keys: Iterable[SessionKey]) -> None:
+    """Declare all faults over; take one turn of each session, read it, and ask what tools did.
+
+    A lock that leaked, or a session that was damaged, shows only here; and without the
+    authoritative read it cannot be known whether an acknowledged turn was kept.
+    """
+    user = environment.user_classes[0](environment)
+    user.on_start()
+    user.attempts_limit = _ATTEMPTS_LIMIT
+    recorder.fault(QUIET)
+    pool = Pool(_PROBES_AT_ONCE)
+    asked = list(keys)
+    for key in asked:
+        pool.spawn(_ask_again, user, key)
+    pool.join()
+    if getattr(user, "has_tools", False):
+        for key in {key.user_id: key for key in asked}.values():
+            pool.spawn(user.ask_world, key)
+        pool.join()
+
+
+def _ask_again(user: Any, key: SessionKey) -> None:
+    user.take_turn(key, time.monotonic_ns(), is_load=False)
+    if not user.declaration.has_history:
+        return
+    for _ in range(_ATTEMPTS_LIMIT):
+        if not user.read_back(key):
+            return
+        gevent.sleep(_PROBE_PAUSE_S)
 
 
 def listen() -> None:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Sequence
+from datetime import date, timedelta
 from typing import Any
 
 import gevent
@@ -37,10 +38,16 @@ from kode_lab.load.ranges import problem_of
 from kode_lab.load.recorder import LATE, Recorder
 from kode_lab.targets.target import Answer, Declaration, History, Outcome, Target
 
-__all__ = ["SessionUser"]
+__all__ = ["SessionUser", "ToolUser"]
 
 _PAUSE_S, _PAUSE_LIMIT_S = 0.05, 2.0
 FIRST, BETWEEN = "time to first token", "between tokens"
+
+# The assistant asks for eight days in one turn, and is shown at most fifty schedules a day: so
+# many of one user's turns are told of as these days hold.
+_DAYS, _DAYS_ASKED = 64, 8
+_FIRST_DAY = date(2031, 1, 1)
+_AUDIT = "audit"
 
 listen()
 
@@ -212,3 +219,39 @@ class SessionUser(User):
 
     async def _asked_world(self, key: SessionKey) -> Any:
         await self._client.effects(self.recorder.next_process(), key)
+
+
+class ToolUser(SessionUser):
+    """One whose turns each make one schedule, and who asks at the end what was made.
+
+    The title of a schedule is its turn's marker, so each one names the turn that made it: one id
+    for two turns, two schedules of one turn, or one in another user's book are plain to see. Each
+    session's record of its tools tells of them (the target's ``history``), and so does the book,
+    which each user asks in a session that nothing else uses.
+    """
+
+    abstract = True
+    has_tools = True
+
+    def prompt(self, marker: str) -> str:
+        """Ask for a schedule with the turn's marker as its title, on one of the days."""
+        day = _FIRST_DAY + timedelta(days=self.draw.randrange(_DAYS))
+        return f'Create "plan {marker[1:]}" on {day} at 10:00 {marker}'
+
+    async def effects(self, user_id: str) -> Sequence[Effect]:
+        """Return every schedule in this user's book, asked for day by day.
+
+        Raises:
+            KodeLabError: the book was not shown whole.
+        """
+        key = SessionKey.of(user_id, self.agent_id, _AUDIT)
+        for at in range(0, _DAYS, _DAYS_ASKED):
+            day = _FIRST_DAY + timedelta(days=at)
+            words = f"List my schedules for {_DAYS_ASKED} days from {day}"
+            answer = await self.target.turn(key, words, f"{_AUDIT}-{at}")
+            if answer.kind != "reply":
+                raise KodeLabError(f"the book was not told: {answer.error}")
+        told = await self.target.history(key)
+        if not isinstance(told, History) or told.listed is None:
+            raise KodeLabError("the book was not told whole")
+        return [effect._replace(user_id=user_id) for effect in told.listed]

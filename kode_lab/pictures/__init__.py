@@ -19,7 +19,6 @@ from kode_lab.pictures.curves import (
     draw_percentiles,
     draw_throughput,
 )
-from kode_lab.pictures.lint import figure_lint
 from kode_lab.pictures.many_sessions import draw_many
 from kode_lab.pictures.page import Picture
 from kode_lab.pictures.two_sessions import draw_sessions
@@ -28,7 +27,6 @@ from kode_lab.pictures.witness import draw_witness
 __all__ = [
     "Picture",
     "crash_bands",
-    "figure_lint",
     "latency",
     "many_sessions",
     "percentiles",

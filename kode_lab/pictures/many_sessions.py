@@ -303,7 +303,9 @@ def _draw_margin(
     if not most:
         return
     left, right = scale.end_pt + 10, WIDTH_PT - MARGIN_PT
-    page.text(left, top - 18, "waited in all", color=SOFT)
+    waited = [one.waited_ns for one in rows if one.waited_ns]
+    page.text(left, top - 30, "waited in all", color=SOFT)
+    page.text(left, top - 18, f"median {seconds(median(waited))}", color=SOFT)
     page.text(left, top - 6, f"{seconds(most)} at most", color=WAIT_WORD, is_bold=True)
     thick = max(min(pitch * 0.72, 7.0), min(pitch, 0.9))
     places = [
@@ -317,8 +319,3 @@ def _draw_margin(
         if one.waited_ns
     ]
     page.boxes(places, WAIT)
-    waited = [one.waited_ns for one in rows if one.waited_ns]
-    at = top + (len(waited) / 2) * pitch
-    if len(waited) >= 20 and at - top > 24:
-        page.line([(left + places[len(waited) // 2][2] + 2, at), (left + 24, at)], GUIDE)
-        page.text(left + 27, at + 3, f"median {seconds(median(waited))}", 8.5, color=SOFT)

@@ -41,6 +41,8 @@ __all__ = ["Report", "claims_in", "figure_of", "heading_of", "page_of", "report"
 _WITNESS_LIMIT = 5
 _SLOWEST = 10
 _LANES_LIMIT = 12
+# Of more turns than this a picture says no more than of these, and takes minutes.
+_DRAWN_LIMIT = 200_000
 _ERRORS_LIMIT = 8
 _CLAIM = ("test", "what", "verdict", "reported", "measured", "how")
 # A page is read, not searched: claims.json has all of them.
@@ -105,8 +107,12 @@ class _Records:
         return self.trace
 
 
-def report(run: Run) -> Report:
-    """Return the report of a run, judged anew from its records."""
+def report(run: Run, *, figures: Path | None = None) -> Report:
+    """Return the report of a run, judged anew from its records.
+
+    Args:
+        figures: a directory where the pictures are kept as files, too.
+    """
     records = _records(run)
     try:
         verdict: Verdict | None = check(records.history, records.trace or None, run.claimed)
@@ -124,9 +130,10 @@ def report(run: Run) -> Report:
         *_head(records, title, status, under),
         *(_claims_part(claims) if claims else ()),
         *(_verdict_part(verdict) if verdict else ()),
-        *(_witness_part(verdict) if verdict else ()),
-        *_pictures_part(records),
+        *(_witness_part(verdict, figures) if verdict else ()),
+        *_pictures_part(records, figures),
         *_tables_part(records),
+        *_printed_part(run),
         *(() if "history" in run.facts else _repeat_part(run)),
     ]
     return Report(title, status, page_of(f"{title[:120]} ({run.id})", parts))
@@ -207,7 +214,7 @@ def _verdict_part(verdict: Verdict) -> Iterator[str]:
     yield f"<dl>{tiles}</dl>"
 
 
-def _witness_part(verdict: Verdict) -> Iterator[str]:
+def _witness_part(verdict: Verdict, kept: Path | None) -> Iterator[str]:
     smallest: dict[str, Anomaly] = {}
     for anomaly in verdict.anomalies:
         smallest.setdefault(anomaly.name, anomaly)
@@ -219,42 +226,51 @@ def _witness_part(verdict: Verdict) -> Iterator[str]:
     for name, anomaly in list(smallest.items())[:_WITNESS_LIMIT]:
         count = verdict.counts.get(name, 1)
         yield f"<h3>{escape(name)}: {escape(ANOMALIES[name][1])} ({count:,} found)</h3>"
-        yield from _figure(lambda anomaly=anomaly: witness(anomaly))  # type: ignore[misc]
+        is_first = anomaly is verdict.anomalies[0]
+        stem = kept and kept / ("witness" if is_first else f"witness-{name.replace(' ', '-')}")
+        yield from _figure(lambda anomaly=anomaly: witness(anomaly), stem)  # type: ignore[misc]
         yield f"<pre>{escape(explain(anomaly))}</pre>"
     if len(smallest) > _WITNESS_LIMIT:
         yield f'<p class="soft">{len(smallest) - _WITNESS_LIMIT} more kinds are left out.</p>'
 
 
-def _pictures_part(records: _Records) -> Iterator[str]:
+def _pictures_part(records: _Records, kept: Path | None) -> Iterator[str]:
     from kode_lab import pictures as figures  # noqa: PLC0415
 
+    run = records.run
     yield "<h2>Pictures</h2>"
-    drawn = sorted((records.run.path / "figures").glob("*.png"))
-    if drawn and "report" in records.run.parameters:
+    drawn = sorted((run.path / "figures").glob("*.png"))
+    if drawn and "report" in run.parameters:
         # A reproduction has drawn its tests already, each in the seconds of its report.
         yield from (_image(path.stem.replace("-", " "), "", path.read_bytes()) for path in drawn)
         return
-    if not records.turns:
-        yield "<p>There is no turn to draw.</p>"
+    if not records.turns or len(records.turns) > _DRAWN_LIMIT:
+        why = f"{len(records.turns):,} turns are too many" if records.turns else "There is no turn"
+        yield f"<p>{why} to draw.</p>"
         return
+    drawers: dict[str, Callable[[], Picture]] = {
+        "sessions": lambda: figures.many_sessions(records),
+        "percentiles": lambda: figures.percentiles(records),
+        "latency": lambda: figures.latency(records),
+    }
     if len(records.turns) <= _LANES_LIMIT:
-        speed = records.run.parameters.get("speed")
+        speed = run.parameters.get("speed")
         speed = speed if isinstance(speed, int | float) and speed > 0 else 1.0
-        yield from _figure(lambda: figures.two_sessions(records, speed=speed))
-    else:
-        yield from _figure(lambda: figures.many_sessions(records))
-        yield from _figure(lambda: figures.percentiles(records))
-        yield from _figure(lambda: figures.latency(records))
+        drawers = {"sessions": lambda: figures.two_sessions(records, speed=speed)}
     if any(o.process == NEMESIS and o.f != QUIET for o in records.history):
-        yield from _figure(lambda: figures.crash_bands(records))
+        drawers["crashes"] = lambda: figures.crash_bands(records)
+    for name, draw in drawers.items():
+        yield from _figure(draw, kept and kept / name)
 
 
-def _figure(draw: Callable[[], Picture]) -> Iterator[str]:
+def _figure(draw: Callable[[], Picture], stem: Path | None) -> Iterator[str]:
     try:
         picture = draw()
     except KodeLabError as error:
         yield f'<p class="soft">A picture is missing: {escape(str(error))}</p>'
         return
+    if stem is not None:
+        picture.save(stem)
     yield figure_of(picture)
 
 
@@ -318,6 +334,15 @@ def _tables_part(records: _Records) -> Iterator[str]:
         yield "<h3>Turns without an answer, by what their clients were told</h3>"
         listed = [(f"{count:,}", name) for name, count in errors.most_common(_ERRORS_LIMIT)]
         yield _table(("turns", "error"), listed)
+
+
+def _printed_part(run: Run) -> Iterator[str]:
+    """Return what a load test printed: its figures beside Locust's, and the generator's own."""
+    try:
+        said = (run.path / "summary.txt").read_text("utf-8", "replace")
+    except OSError:
+        return
+    yield f'<h2>As it was printed</h2>\n<pre class="columns">{escape(said.strip())}</pre>'
 
 
 def claims_in(run: Run) -> dict[str, Any] | None:
