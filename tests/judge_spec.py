@@ -41,6 +41,10 @@ def differences(spec, check):
             found.append(f"{engine}: {verdict.evidence.most_overtaken} overtook, not {spec.most}")
         found += [f.reason for f in verdict.findings if "the rule failed" in f.reason]
         told.append(verdict)
+    for anomaly in told[0].anomalies:
+        alone = check(list(anomaly.witness), overtaking_limit=spec.limit)
+        if anomaly.name not in alone.counts or len(set(anomaly.witness)) < len(anomaly.witness):
+            found.append(f"the witness alone shows {dict(alone.counts)}, not {anomaly.name}")
     return found if told[0] == told[1] else [*found, "the engines differ"]
 
 
@@ -1930,9 +1934,165 @@ SPECS = {
         """
         ada:1  |--a--|                         -> a    model-results t1>t2,t2>t1
         ada:1    |--b--|                       -> a b  model-results t3>t3
-        ada:1             |-=-|                -> a b
+        ada:1      |--c--|                     -> a b c  model-results t4>t4
+        ada:1             |-=-|                -> a b c
         """,
         {"crossed tool answers": 1},
+    ),
+    "an effect of a turn that is not in the history": Spec(
+        """
+        ada:1  |--a--|                         -> a    did 7 create a ada
+        ada:1    |--b--|                       -> a b
+        ada:1             |-=-|                -> a b
+        ada:1             |-world-|            did 7 create a ada did 8 create zz ada
+        """,
+        {},
+    ),
+    "one id for two effects, each told twice": Spec(
+        """
+        ada:1  |--a--|                         -> a    did 7 create a ada
+        ada:1    |--b--|                       -> a b  did 7 create b ada
+        ada:1             |-=-|                -> a b
+        ada:1             |-world-|            did 7 create a ada did 7 create b ada
+        """,
+        {"duplicate id": 1},
+    ),
+    "a lost effect beside one that is there": Spec(
+        """
+        ada:1  |--a--|                         -> a    tools create,delete
+        ada:1    |--b--|                       -> a b  tools create
+        ada:1             |-=-|                -> a b
+        ada:1             |-world-|            did 7 create a ada did 8 create b ada
+        """,
+        {"lost effect": 1},
+        (
+            "Then the client of T1 was told of delete, so R1 lists its effect.",
+            "However, 1 of the tool calls of a have none there: a contradiction.",
+        ),
+    ),
+    "a list of effects that was asked for before the turn ended": Spec(
+        """
+        ada:1  |--a--------|                   -> a    tools create
+        ada:1    |--b--|                       -> a b
+        ada:1             |-=-|                -> a b
+        ada:1        |-world-|
+        """,
+        {},
+    ),
+    "a lost effect of another user's list": Spec(
+        """
+        ada:1  |--a--|                         -> a    tools create
+        ada:1    |--b--|                       -> a b
+        ada:1             |-=-|                -> a b
+        bob:1             |-world-|
+        """,
+        {},
+    ),
+    "an effect for another session of its user": Spec(
+        """
+        ada:1  |--a--|                         -> a
+        ada:1    |--b--|                       -> a b  did 7 create b bob
+        ada:1             |-=-|                -> a b
+        """,
+        {"tool misattributed": 1},
+    ),
+    "sessions that answered before the faults were over, and after": Spec(
+        """
+        ada:1  |--a--?
+        ada:1    |--b--|                       -> b
+        nemesis          !quiet
+        ada:1               |--c--|            -> b c
+        ada:1               |--d--?
+        ada:1                       |-=-|      -> b c
+        """,
+        {},
+    ),
+    "a turn that was sent as the faults ended": Spec(
+        """
+        ada:1    |--b--|                       -> b
+        ada:1    |--c--|                       -> b c
+        nemesis             !quiet
+        ada:1               |--d--?
+        ada:1               |--e--|            -> b c e
+        ada:1                       |-=-|      -> b c e
+        """,
+        {},
+    ),
+    # ---- views that are written as lists
+    "a burst whose members list what they were shown": Spec(
+        """
+        ada:1  |--a--|                                     -> a      listed
+        ada:1    |--b------|                               -> a b c  listed merged b,c
+        ada:1     |--c-----|                               -> a b c  listed merged b,c
+        ada:1                |-=-|                         -> a b c
+        """,
+        {},
+    ),
+    "a burst whose members list only what came before": Spec(
+        """
+        ada:1  |--a--|                                     -> a      listed
+        ada:1    |--b------|                               -> a b    listed merged b,c
+        ada:1     |--c-----|                               -> a c    listed merged b,c
+        ada:1                |-=-|                         -> a b c
+        """,
+        {},
+    ),
+    "a burst that was shown another session's list": Spec(
+        """
+        ada:1  |--a--|                                     -> a      listed
+        ada:1    |--b------|                               -> b      listed merged b,c
+        ada:1     |--c-----|                               -> a b c  listed merged b,c
+        ada:1                |-=-|                         -> a b c
+        """,
+        {"lost update": 1},
+    ),
+    "a listed view with another session's turn": Spec(
+        """
+        ada:1  |--a--|                                     -> a      listed
+        ada:1    |--b--|                                   -> a x b  listed
+        bob:1    |--x--|                                   -> x      listed
+        ada:1                |-=-|                         -> a b
+        bob:1                |-=-|                         -> x
+        """,
+        {"cross-session leak": 1},
+    ),
+    "a listed view of the last turns": Spec(
+        """
+        ada:1  |--a--|                                     -> a      listed
+        ada:1    |--b--|                                   -> a b    listed
+        ada:1           |--c--|                            -> b c    listed suffix
+        ada:1                       |-=-|                  -> a b c
+        """,
+        {},
+    ),
+    "a listed view of other turns than the last": Spec(
+        """
+        ada:1  |--a--|                                     -> a      listed
+        ada:1    |--b--|                                   -> a b    listed
+        ada:1           |--c--|                            -> a c    listed suffix
+        ada:1                       |-=-|                  -> a b c
+        """,
+        {"stale read": 1},
+    ),
+    "a fork that lists what it took over": Spec(
+        """
+        ada:1  |--a--|                                     -> a      listed
+        ada:1    |--b--|                                   -> a b    listed
+        ada:2           |-fork:ada/1@b-|
+        ada:2                            |--c--|           -> a b c  listed
+        ada:1                                    |-=-|     -> a b
+        ada:2                                    |-=-|     -> a b c
+        """,
+        {},
+    ),
+    "a steered prompt of a steered prompt": Spec(
+        """
+        ada:1  |--a------------|                           -> a
+        ada:1    |--b--|                                   -> a b    listed into a
+        ada:1        |--c--|                               -> a b c  listed into b
+        ada:1                       |-=-|                  -> a b c
+        """,
+        {},
     ),
     "a lost effect": Spec(
         """

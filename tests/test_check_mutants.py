@@ -19,6 +19,7 @@ from trace_spec import TRACES, trace_differences
 import kode_lab.check
 from benchmarks.histories import declared_run, large_history, random_history, valid_run
 from benchmarks.selftest import is_explained
+from kode_lab.errors import InvalidRecord
 
 HOME = Path(kode_lab.check.__file__).parent
 # What the verdict depends on, each after those that it imports.
@@ -45,6 +46,12 @@ FLIPS = {
 HISTORIES = [random_history(seed) for seed in range(150)]
 EXPLAINED = [is_explained(history) for history in HISTORIES]
 RIGHT = [*(valid_run(seed, turns=18) for seed in range(2)), declared_run(1), declared_run(2)]
+# Two turns with one marker are no evidence: with other turn ids, without any, in two sessions.
+AMBIGUOUS = [
+    [turn, turn._replace(process="again", turn_id="another")]
+    for turn in (o for o in RIGHT[0] if o.f == "turn")
+][:1]
+AMBIGUOUS += [[turn._replace(turn_id="") for turn in pair] for pair in AMBIGUOUS]
 LARGE = large_history(600, sessions=6, indeterminate=0.2)
 
 
@@ -90,12 +97,22 @@ def mutants_of(module):
         yield getattr(node, "lineno", 0), mutant
 
 
+def is_accepted(check, history):
+    """Whether a judge takes a history for evidence."""
+    try:
+        check(history)
+    except InvalidRecord:
+        return False
+    return True
+
+
 def is_noticed(check):
     """Whether anything says that this judge is wrong; a crash is noticed, too."""
     try:
         return (
             any(differences(spec, check) for spec in SPECS.values())
             or any(trace_differences(name, check) for name in TRACES)
+            or any(is_accepted(check, history) for history in AMBIGUOUS)
             or any(
                 right == bool(check(history, engine=engine).anomalies)
                 for history, right in zip(HISTORIES, EXPLAINED, strict=True)

@@ -101,6 +101,25 @@ TRACES = {
         ],
         {},
     ),
+    "turns that begin long after another's ended": (
+        [(key, f"t{at}", 0, at * 35, at * 35 + 20) for at, key in enumerate(FOUR)],
+        {},
+    ),
+    "turns that waited for a moment only": (
+        [
+            (key, f"t{at}", max(0, 20 * at - 4), 20 * at, 20 * at + 20)
+            for at, key in enumerate(FOUR)
+        ],
+        {},
+    ),
+    "turns that waited for a pool, of which the group had a place": (
+        [
+            (key, f"t{at}", 0, at * 20, at * 20 + 20)
+            for at, key in enumerate(keys("1:1", "a:2", "b:3", "1:4", "c:5", "d:6", "1:7", "e:8"))
+        ]
+        + [(FREE[0], "f", 0, 0, 170)],
+        {},
+    ),
     "sessions that once worked together": (
         [*one_after_another(FOUR), (FOUR[0], "x", 75, 75, 90)],
         {},

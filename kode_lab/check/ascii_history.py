@@ -15,7 +15,8 @@ right, a column a microsecond:
     nemesis      !kill   !restart   !quiet        faults
 
 What was shown may hold other sessions' markers, and ``b/`` for half of ``b``. After the list may
-stand ``suffix`` (only the end was shown), ``undone`` (rolled back), ``did ID NAME MARKER USER`` for
+stand ``suffix`` (only the end was shown), ``undone`` (rolled back), ``listed`` (the markers
+themselves are written, not their position and digest), ``did ID NAME MARKER USER`` for
 an effect, and words with one value: ``answers M``, ``config V``, ``at POSITION``, ``merged a,b``,
 ``into M``, ``streamed a,b``, ``tools create,create``, ``stopped REASON``, ``model-stopped REASON``,
 ``model-configs v1,v2``, ``model-results call>other``, ``model-calls 3-9``. ``world`` in a bar
@@ -93,6 +94,8 @@ def _operation(found: re.Match[str], start: int, number: int) -> Operation:
     seen, facts, effects = _told(found["rest"].split(), number)
     f, marker, details = _kind(what)
     read = Read(int(facts["at"]), None) if "at" in facts else None
+    if "listed" in facts:
+        read = Read(0, None, is_suffix="suffix" in facts, markers=seen)
     return Operation(
         key,
         f,
@@ -155,7 +158,7 @@ def _told(
     return seen, facts, effects
 
 
-_FLAGS = ("suffix", "undone")
+_FLAGS = ("suffix", "undone", "listed")
 _FACTS = (
     *("answers", "config", "at", "merged", "into", "streamed", "tools", "stopped"),
     *("model-stopped", "model-configs", "model-results", "model-calls"),
@@ -166,7 +169,7 @@ def _with_facts(details: Details, facts: Mapping[str, str]) -> Details:
     lists: dict[str, Any] = {
         n: tuple(facts[n].split(",")) for n in ("merged", "streamed", "tools") if n in facts
     }
-    if not facts.keys() - {"answers", "config", "at", "suffix"}:
+    if not facts.keys() - {"answers", "config", "at", "suffix", "listed"}:
         return details
     model = None
     if any(name.startswith("model-") for name in facts):
@@ -191,6 +194,8 @@ def _with_read(operation: Operation, owner: dict[str, SessionKey]) -> Operation:
     seen = operation.markers
     if seen is None or operation.process == NEMESIS:
         return operation
+    if operation.read is not None and operation.read.markers is not None:
+        return operation._replace(markers=None, is_suffix=False)
     half = tuple(word[:-1] for word in seen if word.endswith("/"))
     seen = tuple(word.rstrip("/") for word in seen)
     if operation.f == "read":

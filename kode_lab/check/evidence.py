@@ -347,11 +347,9 @@ def _merged(
     seen = [attempt for attempt in acknowledged if attempt.read is not None]
     first = seen[0] if seen else acknowledged[0]
     whole = first._replace(invoke_ns=begun, complete_ns=acknowledged[0].complete_ns)
-    return whole, [(first, other) for other in seen[1:] if _view(other) != _view(first)]
-
-
-def _view(attempt: Operation) -> tuple[object, ...] | None:
-    return attempt.read and attempt.read[:2]
+    views = [(attempt.read.position, attempt.read.digest) for attempt in seen if attempt.read]
+    others = zip(seen[1:], views[1:], strict=True)
+    return whole, [(first, other) for other, view in others if view != views[0]]
 
 
 def _own(markers: Iterable[str], turns: Mapping[str, object]) -> list[str]:

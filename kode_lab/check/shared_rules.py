@@ -97,7 +97,7 @@ def tools(
         if effect not in heard and owner is not None:
             yield from _astray(effect, operation, owner)
         first = by_id.setdefault(effect.id, (effect, operation))
-        is_known = effect in heard or effect[:3] in heard
+        is_known = effect[:3] in heard
         heard.update((effect, effect[:3]))
         if first[0][:3] != effect[:3] and not is_known:
             witness = _both(first[1], operation)
@@ -364,13 +364,13 @@ def _waits(holds: Mapping[str, Sequence[Hold]]) -> tuple[set[frozenset[str]], li
 
 
 def _is_needless(hold: Hold, before: Hold, since_ns: int) -> bool:
-    waited_ns = before.end_ns - since_ns
-    gap_ns, length_ns = hold.start_ns - before.end_ns, before.end_ns - before.start_ns
-    # A lock that is given up is taken soon; a grant that always takes its time is no cause.
-    is_soon = gap_ns <= waited_ns and 2 * gap_ns <= length_ns
-    # Seen from outside, each turn takes its time on the way; to be a wait, it must be a long one.
-    is_seen = isinstance(hold.one, Span) or 4 * waited_ns >= length_ns
-    return waited_ns > 0 and is_soon and is_seen
+    """Whether a turn began soon after another one ended, for which it may have waited.
+
+    A lock that is given up is taken soon. Seen from outside, each turn takes its time on the way;
+    to be a wait, it must be a long one.
+    """
+    length_ns = before.end_ns - before.start_ns
+    return 2 * (hold.start_ns - before.end_ns) <= length_ns <= 4 * (before.end_ns - since_ns)
 
 
 def _coarse(
