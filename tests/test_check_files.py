@@ -18,7 +18,6 @@ from benchmarks.histories import declared_run, valid_run
 from kode_lab.check import ANOMALIES, GUARANTEES, check, check_path, judge
 from kode_lab.check.ascii_history import drawn
 from kode_lab.check.columns import kept_columns, read_columns
-from kode_lab.check.judge import LINE_LIMIT_BYTES
 from kode_lab.cli import main
 from kode_lab.errors import InvalidRecord
 from kode_lab.history.operation import (
@@ -29,7 +28,7 @@ from kode_lab.history.operation import (
     Read,
     digest_of,
 )
-from kode_lab.history.reader import read_operations
+from kode_lab.history.reader import LINE_LIMIT_BYTES, read_operations
 from kode_lab.history.span import Span, span_line
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -102,7 +101,7 @@ MINUTE_NS = 60 * 10**9
             "read needs markers, or position",
         ),
         ([INVOKE, OK | {"read": READ | {"tail": "m"}}], 2, "read.tail is a list of texts"),
-        ([INVOKE, OK | {"time_ns": True}], 2, "needs time_ns"),
+        ([INVOKE, OK | {"time_ns": True}], 2, "time_ns is "),
         ([INVOKE, OK | {"time_ns": 2**63}], 2, "TIME_LIMIT_NS"),
         ([INVOKE | {"f": "trun"}], 1, "f 'trun' is none of turn, read, effects"),
         ([{"type": "info", "process": "nemesis", "time_ns": 1}], 1, "f None names no fault"),
@@ -403,7 +402,7 @@ def test_the_command_names_the_line_of_unusable_input_and_says_so_by_its_status(
     path.write_text(json.dumps(INVOKE) + '\n{"type": "ok"}\n')
     status, out, err = run_command(capsys, path)
     assert (status, out) == (3, "")
-    assert err == "kode-lab: InvalidRecord: line 2: an event needs process (str)\n"
+    assert err == "kode-lab: InvalidRecord: line 2: process is missing: write text\n"
     status, _, err = run_command(capsys, tmp_path / "nowhere")
     assert (status, err.count("\n")) == (3, 1)
     assert "cannot be read" in err

@@ -8,7 +8,7 @@ from judge_spec import SPECS, differences
 from kode_lab.check import ANOMALIES, GUARANTEES, check, sentences
 from kode_lab.check.ascii_history import draw, drawn
 from kode_lab.check.evidence import WITNESS_OVERTAKERS
-from kode_lab.check.render import anomaly_of, reads_html, reads_text
+from kode_lab.check.render import anomaly_of, reads_html
 from kode_lab.check.verdict import worst
 from kode_lab.errors import InvalidRecord, InvalidScenario
 from kode_lab.key import SessionKey
@@ -157,11 +157,6 @@ def test_a_pass_tells_its_evidence_and_who_was_turned_away():
 
 
 def test_all_reads_of_a_session_stand_in_one_table_with_a_colour_for_each_marker():
-    assert reads_text(LOST_UPDATE, ADA).splitlines() == [
-        "       0.000        0.006  a     acknowledged   a",
-        "       0.002        0.008  b     acknowledged   b",
-        "       0.011        0.015  read  acknowledged   a",
-    ]
     page = reads_html(LOST_UPDATE, ADA)
     # Where a is shown, twice, it has one colour, and b another.
     assert page.count("hsl(205 ") == 2
@@ -171,10 +166,9 @@ def test_all_reads_of_a_session_stand_in_one_table_with_a_colour_for_each_marker
 def test_a_table_of_reads_names_what_is_foreign_and_what_is_left_out():
     leak = drawn(SPECS["leak into a prompt"].picture)
     bob = SessionKey("bob", "1", "agent")
-    assert "FOREIGN a" in reads_text(leak, bob)
     assert "foreign a" in reads_html(leak, bob)
     many = drawn("ada:1 |--z--| -> a b c d e f g h i j z")
-    assert "... c d e f g h i j z" in reads_text(many, ADA)
+    assert "… <span" in reads_html(many, ADA)
 
 
 def test_a_drawing_is_read_back_from_what_draws_it():

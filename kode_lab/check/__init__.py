@@ -29,7 +29,7 @@ from kode_lab.check.verdict import (
     breaks,
     worst,
 )
-from kode_lab.check.witness import explain, reads_of, sentences
+from kode_lab.check.witness import explain, sentences
 
 __all__ = [
     "ANOMALIES",
@@ -45,7 +45,6 @@ __all__ = [
     "check_path",
     "explain",
     "main",
-    "reads_of",
     "sentences",
     "worst",
 ]

@@ -444,6 +444,8 @@ def _paired(
 ) -> Columns:
     """Return the columns of the operations that the events are the beginnings and ends of."""
     time_ns = events.pop("time")
+    if not len(time_ns):
+        raise _Refused
     if (np.maximum.accumulate(time_ns) - time_ns).max() > CLOCK_SKEW_LIMIT_S * 1_000_000_000:
         raise _Refused
     event, process = events.pop("event"), events.pop("process")

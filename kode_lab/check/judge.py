@@ -54,7 +54,7 @@ from kode_lab.history.operation import (
     Operation,
     Read,
 )
-from kode_lab.history.reader import read_operations
+from kode_lab.history.reader import lines_of, read_operations
 from kode_lab.history.span import Span, read_spans
 from kode_lab.key import SessionKey
 
@@ -66,14 +66,11 @@ __all__ = [
     "COLUMNS_FROM_OPERATIONS",
     "check",
     "check_path",
-    "lines_of",
     "main",
 ]
 
 # Below these, importing numpy and msgspec costs more than they save.
 COLUMNS_FROM_OPERATIONS, COLUMNS_FROM_BYTES = 5_000, 2_000_000
-# The final read of a hundred thousand turns has two million characters; this is no read any more.
-LINE_LIMIT_BYTES = 32_000_000
 # How many anomalies of one name are kept with their witnesses; all are counted.
 WITNESS_LIMIT = 20
 # Suspects are read again and heard in portions of so many operations, so memory stays bounded.
@@ -216,41 +213,6 @@ def main(
         sys.stdout.write(f"{verdict}\n")
     status: int = verdict.exit_status
     return status
-
-
-def lines_of(path: Path) -> Iterator[str]:
-    """Return a file's lines as text.
-
-    A last line without its line break was cut when its writer died: it is as if it had never been
-    written, unless it is whole.
-
-    Raises:
-        InvalidRecord: a line is not UTF-8, or longer than ``LINE_LIMIT_BYTES``.
-    """
-    number = 0
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise InvalidRecord(f"{path.name} cannot be read: {error.strerror}") from None
-    with file:
-        while line := file.readline(LINE_LIMIT_BYTES + 1):
-            number += 1
-            if len(line) > LINE_LIMIT_BYTES:
-                raise InvalidRecord(f"longer than LINE_LIMIT_BYTES={LINE_LIMIT_BYTES}", line=number)
-            if not line.endswith(b"\n") and not _is_json(line):
-                return
-            try:
-                yield line.decode()
-            except UnicodeDecodeError as error:
-                raise InvalidRecord(f"not UTF-8: {error.reason}", line=number) from None
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except (ValueError, RecursionError):
-        return False
-    return True
 
 
 def _check_options(engine: str, overtaking_limit: int | None) -> None:

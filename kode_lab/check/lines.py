@@ -11,7 +11,6 @@ msgspec is used because it decodes into typed fields at a third of what ``json``
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, compress
 from pathlib import Path
@@ -24,13 +23,12 @@ from numpy.typing import NDArray
 
 from kode_lab.errors import InvalidRecord
 from kode_lab.history.event import event_of
+from kode_lab.history.reader import LINE_LIMIT_BYTES, is_whole
 
-__all__ = ["CHUNK_BYTES", "LINE_LIMIT_BYTES", "Chunk", "chunks_of", "decode", "is_whole"]
+__all__ = ["CHUNK_BYTES", "Chunk", "chunks_of", "decode"]
 
 # Its objects stay in the second cache of a processor; chunks ten times as large cost 40 % more.
 CHUNK_BYTES = 160_000
-# The final read of a hundred thousand turns has two million characters.
-LINE_LIMIT_BYTES = 32_000_000
 
 _Text = str | None | UnsetType
 _Texts = list[str] | None | UnsetType
@@ -159,15 +157,6 @@ def chunks_of(path: Path) -> Iterator[tuple[int, bytes]]:
                 rest += data
     if rest and is_whole(rest):
         yield at, rest + b"\n"
-
-
-def is_whole(line: bytes) -> bool:
-    """Whether a line is JSON, and so was not cut."""
-    try:
-        json.loads(line)
-    except (ValueError, RecursionError):
-        return False
-    return True
 
 
 def decode(data: bytes, first: int) -> Chunk:

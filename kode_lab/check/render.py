@@ -13,12 +13,12 @@ from typing import Any
 
 from kode_lab.check.ascii_history import draw
 from kode_lab.check.verdict import ANOMALIES, GUARANTEES, Anomaly, Evidence, Verdict
-from kode_lab.check.witness import ReadRow, explain, reads_of, sentences
+from kode_lab.check.witness import ENDED, explain, sentences
 from kode_lab.history.operation import Operation, Read
 from kode_lab.history.span import Span
 from kode_lab.key import SessionKey
 
-__all__ = ["anomaly_of", "html_of", "json_of", "reads_html", "reads_text", "text_of"]
+__all__ = ["anomaly_of", "html_of", "json_of", "reads_html", "text_of"]
 
 # Of each name the smallest witness is told in full; the others are counted, and are in the JSON.
 TOLD_LIMIT = 5
@@ -140,37 +140,46 @@ def html_of(verdict: Verdict) -> str:
     )
 
 
-def reads_text(operations: Iterable[Operation], key: SessionKey) -> str:
-    """Return what each operation of one session was shown, a line each, by the time it was sent."""
-    rows = reads_of(operations, key)
-    width = max((len(row.label) for row in rows), default=0)
-    return "\n".join(
-        f"{row.invoke_ms:>12.3f} {_ended_ms(row):>12}  {row.label:<{width}}  {row.ended:<14} "
-        f"{'... ' if not row.is_whole else ''}{' '.join(row.shown)}"
-        f"{' FOREIGN ' + ' '.join(row.foreign) if row.foreign else ''}"
-        for row in rows
-    )
-
-
 def reads_html(operations: Iterable[Operation], key: SessionKey) -> str:
-    """Return the same as a table in which each marker has its colour wherever it is shown."""
-    rows = reads_of(operations, key)
-    hue = {
-        marker: _HUES[at % len(_HUES)]
-        for at, marker in enumerate(dict.fromkeys(m for row in rows for m in row.shown))
-    }
-    body = "".join(
-        f"<tr><td>{row.invoke_ms:.3f}</td><td>{_ended_ms(row)}</td><td>{escape(row.label)}</td>"
-        f'<td>{row.ended}</td><td style="text-align:left">{"… " if not row.is_whole else ""}'
-        f"{''.join(_chip(marker, hue[marker]) for marker in row.shown)}"
-        f"{''.join(_foreign_chip(marker) for marker in row.foreign)}</td></tr>"
-        for row in rows
-    )
+    """Return what each operation of one session was shown, by the time it was sent, as a table.
+
+    Each marker has its colour wherever it is shown.
+    """
+    hues: dict[str, int] = {}
+    rows: list[str] = []
+    own = sorted((o for o in operations if o.key == key), key=lambda o: o.invoke_ns)
+    for one in own:
+        shown: tuple[str, ...] = one.markers or ()
+        foreign: tuple[str, ...] = ()
+        is_whole = True
+        if one.f == "effects":
+            continue
+        if one.f == "turn" and one.read is not None:
+            shown, foreign = one.read.tail, one.read.foreign
+            is_whole = one.read.position == len(shown)
+        sent_ms, ended_ms = ((t - own[0].invoke_ns) / 1e6 for t in (one.invoke_ns, one.complete_ns))
+        chips = "".join(
+            '<span style="padding:0 .3em;margin-right:.2em;background:'
+            f'hsl({hues.setdefault(m, _HUES[len(hues) % len(_HUES)])} 70% 50% / .25)">'
+            f"{escape(m)}</span>"
+            for m in ((*shown, one.marker) if one.f == "turn" else shown)
+        )
+        strange = "".join(
+            f'<span style="outline:1px solid {_COLOURS["invalid"]};padding:0 .3em">'
+            f"foreign {escape(marker)}</span>"
+            for marker in foreign
+        )
+        ended = "never" if ended_ms == math.inf else f"{ended_ms:.3f}"
+        rows.append(
+            f"<tr><td>{sent_ms:.3f}</td><td>{ended}</td><td>{escape(one.marker or 'read')}</td>"
+            f'<td>{ENDED[one.type]}</td><td style="text-align:left">{"" if is_whole else "… "}'
+            f"{chips}{strange}</td></tr>"
+        )
     head = "<tr><th>sent, ms</th><th>ended, ms</th><th>turn</th><th></th><th>was shown</th></tr>"
     return (
         f'<table style="font-size:12px;color:var(--jp-content-font-color1,#000)">'
         f"<caption>Session {escape(str(key))}: what each turn was shown</caption>"
-        f"{head}{body}</table>"
+        f"{head}{''.join(rows)}</table>"
     )
 
 
@@ -243,21 +252,3 @@ def _anomaly_html(anomaly: Anomaly) -> str:
         f"{escape(str(anomaly.key))}: {escape(ANOMALIES[anomaly.name][1])}</p>"
         f"{picture}<p>{said}</p>"
     )
-
-
-def _chip(marker: str, hue: int) -> str:
-    return (
-        f'<span style="background:hsl({hue} 70% 50% / .25);padding:0 .3em;margin-right:.2em">'
-        f"{escape(marker)}</span>"
-    )
-
-
-def _foreign_chip(marker: str) -> str:
-    return (
-        f'<span style="outline:1px solid {_COLOURS["invalid"]};padding:0 .3em">'
-        f"foreign {escape(marker)}</span>"
-    )
-
-
-def _ended_ms(row: ReadRow) -> str:
-    return "never" if row.complete_ms == math.inf else f"{row.complete_ms:.3f}"

@@ -1,4 +1,4 @@
-"""Why it is a breach: an anomaly's witness as sentences, and all reads of one session as a table.
+"""Why it is a breach: an anomaly's witness as sentences.
 
 The data comes first (``Anomaly``: operations and facts), the prose is made from it: *Let* names the
 operations, *Then* says what must follow from them, *However* says what was seen instead. The
@@ -10,19 +10,18 @@ Idea: Elle's explanations, which can be checked by a reader who trusts neither p
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
 
 from kode_lab.check.verdict import Anomaly
 from kode_lab.history.operation import DECLARATIONS, NEMESIS, Operation
 from kode_lab.history.span import Span
-from kode_lab.key import SessionKey, shown
+from kode_lab.key import shown
 
-__all__ = ["ReadRow", "explain", "reads_of", "sentences"]
+__all__ = ["ENDED", "explain", "sentences"]
 
 _LETTERS = {"turn": "T", "read": "R", "effects": "R"}
 _LETTERS |= dict.fromkeys(DECLARATIONS, "D")
-_ENDED = {"ok": "acknowledged", "fail": "refused", "info": "never answered"}
+ENDED = {"ok": "acknowledged", "fail": "refused", "info": "never answered"}
 # Facts that are moments; other nanoseconds are durations.
 _MOMENTS = ("crash_ns",)
 _Telling = Callable[[Sequence[str], str, Mapping[str, object]], tuple[str, str]]
@@ -63,46 +62,6 @@ def sentences(anomaly: Anomaly) -> tuple[str, ...]:
     return tuple(told)
 
 
-class ReadRow(NamedTuple):
-    """One line of the table of all reads of a session.
-
-    Attributes:
-        label: the turn's marker, or "read".
-        shown: the markers that it was shown, in order, its own last.
-        is_whole: whether ``shown`` is all of them, or only the last.
-    """
-
-    label: str
-    process: str
-    ended: str
-    invoke_ms: float
-    complete_ms: float
-    shown: tuple[str, ...]
-    foreign: tuple[str, ...]
-    is_whole: bool
-
-
-def reads_of(operations: Iterable[Operation], key: SessionKey) -> list[ReadRow]:
-    """Return what each operation of one session was shown, by the time it was sent."""
-    own = sorted((o for o in operations if o.key == key), key=lambda o: o.invoke_ns)
-    rows: list[ReadRow] = []
-    for op in own:
-        if op.f == "effects":
-            continue
-        seen: tuple[str, ...] = op.markers or ()
-        foreign: tuple[str, ...] = ()
-        is_whole = True
-        if op.f == "turn" and op.read is not None:
-            seen, foreign = op.read.tail, op.read.foreign
-            is_whole = op.read.position == len(seen)
-        if op.f == "turn":
-            seen = (*seen, op.marker)
-        times = (_ms(op.invoke_ns, own[0].invoke_ns), _ms(op.complete_ns, own[0].invoke_ns))
-        label = op.marker or "read"
-        rows.append(ReadRow(label, op.process, _ENDED[op.type], *times, seen, foreign, is_whole))
-    return rows
-
-
 def _began(one: Operation | Span) -> int:
     return one.start_ns if isinstance(one, Span) else one.invoke_ns
 
@@ -123,7 +82,7 @@ def _described(one: Operation | Span, origin_ns: int) -> str:
         "read": "the read",
         "effects": "the list of effects",
     } | {name: f"the declared {name}" for name in DECLARATIONS}
-    times = f"sent at {_ms(one.invoke_ns, origin_ns):.3f} ms, {_ENDED[one.type]}"
+    times = f"sent at {_ms(one.invoke_ns, origin_ns):.3f} ms, {ENDED[one.type]}"
     if one.complete_ns != math.inf and one.type != "info":
         times += f" at {_ms(one.complete_ns, origin_ns):.3f} ms"
     seen = ""

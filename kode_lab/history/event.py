@@ -70,8 +70,10 @@ def event_of(line: str, number: int) -> dict[str, Any]:
     """
     event = _object(line, number)
     for name, kind in _NEEDED.items():
-        if type(event.get(name)) is not kind:
-            raise InvalidRecord(f"an event needs {name} ({kind.__name__})", line=number)
+        value = event.get(name)
+        if type(value) is not kind:
+            told = "missing" if value is None else f"{value!r:.40}"
+            raise InvalidRecord(f"{name} is {told}: write {_KINDS[kind]}", line=number)
     if event["type"] != "invoke" and event["type"] not in COMPLETIONS:
         raise InvalidRecord(
             f"type {event['type']!r:.60} is none of invoke, ok, fail, info", line=number
@@ -103,7 +105,9 @@ def _object(line: str, number: int) -> dict[str, Any]:
             # An escaped half of a surrogate pair is no character: it could not be written back.
             json.dumps(event, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise InvalidRecord(f"not JSON: {error!s:.120}", line=number) from None
+        is_edn = line.lstrip().startswith(("{:", "#", "[{:"))
+        hint = "; is this EDN? Then let the file's name end in .edn" if is_edn else ""
+        raise InvalidRecord(f"not JSON: {error!s:.120}{hint}", line=number) from None
     if not isinstance(event, dict):
         raise InvalidRecord("an event is a JSON object", line=number)
     return event

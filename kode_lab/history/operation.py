@@ -317,21 +317,18 @@ class HistoryWriter:
         time_ns: int,
         type: str,  # noqa: A002 - Jepsen's word for it
         *,
-        read: Read | None = None,
         markers: Iterable[str] | None = None,
-        error: str = "",
-        answered: str = "",
-        config: str = "",
         effects: Iterable[Effect] | None = None,
-        is_suffix: bool = False,
-        details: Details = NO_DETAILS,
+        **facts: Any,
     ) -> None:
-        """Write how the process's open request ended: ``ok``, ``fail`` or ``info``."""
-        ended = Operation(
-            _NO_KEY, "", process, type, time_ns, time_ns, "", "", read,
-            None if markers is None else tuple(markers), error, answered, config,
-            None if effects is None else tuple(effects), is_suffix, details,
-        )  # fmt: skip
+        """Write how the process's open request ended: ``ok``, ``fail`` or ``info``.
+
+        Args:
+            facts: other fields of the ``Operation``.
+        """
+        facts["markers"] = None if markers is None else tuple(markers)
+        facts["effects"] = None if effects is None else tuple(effects)
+        ended = Operation(_NO_KEY, "", process, type, time_ns, time_ns, **facts)
         self._write(completion_event(ended))
 
     def fault(self, name: str, time_ns: int, detail: str = "") -> None:

@@ -8,8 +8,10 @@ because a judge that guessed would give a verdict on another history.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from kode_lab.errors import InvalidKey, InvalidRecord
@@ -28,7 +30,18 @@ from kode_lab.history.operation import (
 )
 from kode_lab.key import SessionKey
 
-__all__ = ["CLOCK_SKEW_LIMIT_S", "DEFAULT_AGENT", "operations_in", "read_operations"]
+__all__ = [
+    "CLOCK_SKEW_LIMIT_S",
+    "DEFAULT_AGENT",
+    "LINE_LIMIT_BYTES",
+    "is_whole",
+    "lines_of",
+    "operations_in",
+    "read_operations",
+]
+
+# The final read of a hundred thousand turns has two million characters; this is no read any more.
+LINE_LIMIT_BYTES = 32_000_000
 
 # Lines are written as things happen, so times of one clock fall back only by what threads race.
 CLOCK_SKEW_LIMIT_S = 60
@@ -48,6 +61,42 @@ _KINDS = ("turn", "read", "effects", *DECLARATIONS, "edit")
 _DETAILS = frozenset(
     ("merged", "into", "streamed", "tools", "stop_reason", "rolled_back", "model", "upto")
 ) | {"replaces", "from"}
+
+
+def lines_of(path: Path) -> Iterator[str]:
+    """Return a file's lines as text.
+
+    A last line without its line break was cut when its writer died: it is as if it had never been
+    written, unless it is whole.
+
+    Raises:
+        InvalidRecord: a line is not UTF-8, or longer than ``LINE_LIMIT_BYTES``.
+    """
+    number = 0
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise InvalidRecord(f"{path.name} cannot be read: {error.strerror}") from None
+    with file:
+        while line := file.readline(LINE_LIMIT_BYTES + 1):
+            number += 1
+            if len(line) > LINE_LIMIT_BYTES:
+                raise InvalidRecord(f"longer than LINE_LIMIT_BYTES={LINE_LIMIT_BYTES}", line=number)
+            if not line.endswith(b"\n") and not is_whole(line):
+                return
+            try:
+                yield line.decode()
+            except UnicodeDecodeError as error:
+                raise InvalidRecord(f"not UTF-8: {error.reason}", line=number) from None
+
+
+def is_whole(line: bytes) -> bool:
+    """Whether a line is JSON, and so was not cut."""
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def read_operations(lines: Iterable[str]) -> Iterator[Operation]:

@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any
 
 from kode_lab.errors import InvalidRecord, KodeLabError, NewerFormat, StoreUnwritable
 from kode_lab.history.operation import HistoryWriter, Operation
-from kode_lab.history.reader import read_operations
+from kode_lab.history.reader import lines_of, read_operations
 from kode_lab.history.span import Span, read_spans, span_line
 
 if TYPE_CHECKING:
@@ -64,8 +64,6 @@ def _parsed(
     path: Path, reader: Callable[[Iterable[str]], Iterable[Any]], _mtime_ns: int, _size_bytes: int
 ) -> tuple[Any, ...]:
     """Return the records of a file; once, as long as it does not change."""
-    from kode_lab.check.judge import lines_of  # noqa: PLC0415 - a run can be kept without a judge
-
     return tuple(reader(lines_of(path)))
 
 
