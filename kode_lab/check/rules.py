@@ -74,7 +74,8 @@ def _strangers(case: Case) -> Iterator[tuple[Operation, str]]:
     turns = case.turns
     for operation in case.tellers:
         if operation.read is not None and operation.read.foreign:
-            yield from ((operation, marker) for marker in operation.read.foreign)
+            # What a fork took over has the markers of its source.
+            yield from ((operation, m) for m in operation.read.foreign if m not in turns)
         streamed = operation.details.streamed
         if streamed:
             yield from ((operation, marker) for marker in streamed if marker not in turns)

@@ -171,7 +171,8 @@ def _astray(effect: Effect, operation: Operation, owner: Operation) -> Iterator[
     if effect.user_id not in ("", key.user_id) or effect.session_id not in ("", key.session_id):
         facts: dict[str, Any] = {"owner": str(key), "ran_for": [effect.user_id, effect.session_id]}
         yield Anomaly("tool misattributed", key, _both(operation, owner), effect.marker, facts)
-    if owner.type == "fail":
+    # A rollback takes a turn out of its session; what its tools did elsewhere stays.
+    if owner.type == "fail" and not owner.details.is_rolled_back:
         facts = {"effect": list(effect)}
         yield Anomaly("aborted read", key, (owner, operation), effect.marker, facts)
 

@@ -279,6 +279,11 @@ _STORE_FAULTS = (
         ("stale read",), Scenario(is_reading=True), Parts(store=stores.lagging),
     ),
     Fault(
+        "fork-without-the-newest",
+        "a copy of a session lacks the turn that was acknowledged last",
+        ("broken fork",), Scenario(is_forking=True), Parts(store=stores.forking_short),
+    ),
+    Fault(
         "undeleted",
         "a deleted session comes back when it is used again",
         ("resurrected",), Scenario(is_deleting=True), Parts(store=stores.undeleting),
@@ -302,6 +307,22 @@ _TURN_FAULTS = (
         "acknowledged-on-enqueue",
         "a turn is acknowledged when it is queued, and parallel workers take the queue",
         ("real-time reorder",), PLAIN, Parts(front=fronts.acknowledging_on_enqueue),
+    ),
+    Fault(
+        "rollback-only-stops",
+        "a turn that is rolled back is only stopped: what it did stays",
+        ("rolled-back turn",), Scenario(strategy="rollback", clients=3),
+        Parts(front=fronts.only_stopping),
+    ),
+    Fault(
+        "stream-to-the-last-client",
+        "text is streamed to the client that asked last, whosesoever it is",
+        ("cross-session leak",), Scenario(is_streaming=True), Parts(front=fronts.mixing_streams),
+    ),
+    Fault(
+        "answers-in-one-variable",
+        "the answer of a tool is kept in one variable for all calls",
+        ("crossed tool answers",), PLAIN, Parts(tools="one answer"),
     ),
     Fault(
         "configuration-mutated",

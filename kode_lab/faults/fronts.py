@@ -7,6 +7,7 @@ answer, or go on working after a client was told that the turn is over.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from itertools import count
 from typing import Any
 
@@ -14,15 +15,17 @@ from kode_lab.errors import DeadlineExceeded, Refused
 from kode_lab.faults.site import Altered, Front, Site
 from kode_lab.key import SessionKey
 from kode_lab.message import Usage
-from kode_lab.sessions import TurnReply
+from kode_lab.sessions import TurnEvent, TurnReply
 from kode_lab.sessions.lock import KeyedLock
 
 __all__ = [
     "acknowledging_on_enqueue",
     "going_on",
     "leaving_messages",
+    "mixing_streams",
     "nameless",
     "one_child",
+    "only_stopping",
     "reporting_whole",
     "same_session",
 ]
@@ -97,7 +100,37 @@ def leaving_messages(front: Front, site: Site) -> Altered:
     return Altered(front, turn=turn)
 
 
-def same_session(front: Front, _site: Site) -> Altered:
+def only_stopping(front: Any, _site: Site) -> Altered:
+    """Stop a turn that is to be rolled back, and keep what it did."""
+
+    async def turn(
+        key: SessionKey, prompt: str, *, strategy: str | None = None, **how: Any
+    ) -> TurnReply:
+        other = "interrupt" if strategy == "rollback" else strategy
+        reply: TurnReply = await front.turn(key, prompt, strategy=other, **how)
+        return reply
+
+    return Altered(front, turn=turn)
+
+
+def mixing_streams(front: Any, _site: Site) -> Altered:
+    """Send each piece of text to the client that asked last."""
+    listeners: list[Callable[[TurnEvent], None]] = []
+
+    async def turn(
+        key: SessionKey, prompt: str, *, on_event: Callable[[TurnEvent], None], **how: Any
+    ) -> TurnReply:
+        def send(event: TurnEvent) -> None:
+            listeners[-1](event)
+
+        listeners.append(on_event)
+        reply: TurnReply = await front.turn(key, prompt, on_event=send, **how)
+        return reply
+
+    return Altered(front, turn=turn)
+
+
+def same_session(front: Any, _site: Site) -> Altered:
     """Let a sub-agent speak in the session of the turn that waits for it."""
     return Altered(front, sub_session=lambda key: key)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import count
 from typing import TypeAlias
 
@@ -19,7 +19,7 @@ from kode_lab.errors import ModelUnavailable
 from kode_lab.faults.site import Altered, Site
 from kode_lab.faults.virtual_time import Delays
 from kode_lab.history.operation import ModelCalls, echo_of
-from kode_lab.message import Model, Reply, Request, Usage, text_of
+from kode_lab.message import Message, Model, Reply, Request, Usage, text_of
 from kode_lab.sessions import AgentConfig, AgentShelf
 
 __all__ = [
@@ -77,6 +77,7 @@ class Scribe:
                 (*known.calls, (began_ns, self._now_ns())),
                 reply.stop_reason,
                 (*known.configs, version),
+                (*known.tool_results, *_answers_in(request.messages[-1])),
             )
         return reply
 
@@ -98,6 +99,19 @@ class Scribe:
         is_cut = self._cutting_percent and self._delays.is_chosen(self._cutting_percent)
         stop_reason = "max_tokens" if is_cut else "end_turn"
         return Reply(({"type": "text", "text": text},), stop_reason, _USAGE)
+
+
+def _answers_in(message: Message) -> Iterator[tuple[str, str]]:
+    """Return of each tool result the call that it was given for, and the one that it names."""
+    for block in message["content"]:
+        if block["type"] == "tool_result":
+            content = block.get("content") or ""
+            words = (
+                content if isinstance(content, str) else text_of({**message, "content": content})
+            )
+            _, is_named, call_id = words.partition(" for ")
+            if is_named:
+                yield block["tool_use_id"], call_id
 
 
 _OnText: TypeAlias = Callable[[str], None] | None

@@ -56,17 +56,24 @@ class _Sending:
     Attributes:
         own_mistake: an exception that no service may raise: the laboratory is wrong.
         reply: what came back, or None.
+        is_rolled_back: another turn with the strategy ``rollback`` ended it.
+        heard: the events that came while it ran.
     """
 
     declaration = Declaration("the process under test", needs_quote=False)
 
     def __init__(
-        self, process: Process, patience_s: float, how: dict[str, Any], *, is_cancelling: bool
+        self, process: Process, patience_s: float, how: dict[str, Any], scenario: Scenario
     ) -> None:
         self._process = process
         self._patience_s = patience_s
         self._how = how
-        self._is_cancelling = is_cancelling
+        self._scenario = scenario
+        self.is_rolled_back = False
+        self.heard: list[TurnEvent] = []
+        # Clients are told of steering, whatever comes of it.
+        if scenario.is_streaming or scenario.strategy == "steer":
+            how["on_event"] = self.heard.append
         self.own_mistake: BaseException | None = None
         self.reply: TurnReply | None = None
 
@@ -78,7 +85,7 @@ class _Sending:
         work = process.site.spawn(process.front.turn(key, prompt, turn_id=turn_id, **self._how))
         done, _ = await asyncio.wait((work,), timeout=self._patience_s)
         if not done:
-            if self._is_cancelling:
+            if self._scenario.is_cancelling:
                 work.cancel()
             return Answer("unknown", error="the client left")
         if work.cancelled() or not process.is_up():
@@ -96,9 +103,11 @@ class _Sending:
             )
         if not isinstance(error, KodeLabError | asyncio.CancelledError):
             self.own_mistake = error
-        kind = "refused" if isinstance(error, Refused | CallerError) else "unknown"
         is_final = isinstance(error, Superseded)
         into = error.into if isinstance(error, Superseded) else ""
+        self.is_rolled_back = is_final and not into and self._scenario.strategy == "rollback"
+        is_refused = isinstance(error, Refused | CallerError) or self.is_rolled_back
+        kind = "refused" if is_refused else "unknown"
         return Answer(kind, error=type(error).__name__, is_final=is_final, into=into)
 
     async def history(self, key: SessionKey) -> None:
@@ -209,21 +218,19 @@ class Play:
         for attempt in range(scenario.attempts):
             process = self._processes[(number + attempt) % scenario.processes]
             how: dict[str, Any] = {"deadline_s": deadline_s}
-            heard: list[TurnEvent] = []
-            if scenario.strategy == "steer":  # which clients are told, whatever comes of it
-                how["on_event"] = heard.append
             if scenario.strategy is not None and number == scenario.clients - 1:
                 how["strategy"] = scenario.strategy
-            sending = _Sending(process, patience_s, how, is_cancelling=scenario.is_cancelling)
+            sending = _Sending(process, patience_s, how, scenario)
             ended = await self._client_of(sending).turn(
                 f"{name}#{next(self._names)}", key, marker, f"{asks} {marker}", turn_id=marker
             )
             if sending.own_mistake is not None:
                 raise sending.own_mistake
+            heard = sending.heard
             steered = [event.data for event in heard if event.kind == "steered"]
-            if sending.reply is not None or steered:
+            if sending.reply is not None or steered or sending.is_rolled_back:
                 self._log.done[-1] = self._log.done[-1]._replace(
-                    details=self._details(marker, sending.reply, steered)
+                    details=self._details(marker, sending, steered)
                 )
             # Whose place another turn took must not take it back.
             if ended.type == "ok" or ended.is_final:
@@ -232,21 +239,25 @@ class Play:
             await asyncio.sleep(pause_ms / 1_000 + self._delays.take_s(scenario.think_ms))
             patience_s = scenario.patient_ms / 1_000
 
-    def _details(self, marker: str, reply: TurnReply | None, heard: Sequence[Steered]) -> Details:
+    def _details(self, marker: str, sending: _Sending, heard: Sequence[Steered]) -> Details:
         """Return what the client was told beside the text, and what the model's side recorded."""
+        reply = sending.reply
         steered = [one.turn_id for one in heard if one.into == marker]
         into = next((one.into for one in heard if one.turn_id == marker), "")
         if reply is None:
-            return Details(merged=(marker, *steered) if steered else (), into=into)
+            merged = (marker, *steered) if steered else ()
+            return Details(merged=merged, into=into, is_rolled_back=sending.is_rolled_back)
         steered = steered or [*reply.steered]
         # Each note has one effect, which the world knows by its text.
         notes = (call.input["text"] for call in reply.tool_calls if call.name == "note")
+        streamed = "".join(event.data for event in sending.heard if event.kind == "text")
         return Details(
             tools=tuple(text for text in notes if marker in text),
             stop_reason=reply.stop_reason,
             model=self._model.recorded.get(marker),
             merged=(marker, *steered) if steered else (),
             into=into or reply.into,
+            streamed=tuple(markers_in(streamed)) if self._scenario.is_streaming else (),
         )
 
     def _client_of(self, sending: _Sending) -> Client:
@@ -297,7 +308,8 @@ class Play:
         name = f"{child}/sub#{next(self._names)}"
         number = next(self._numbers.setdefault(child, count()))
         marker = marker_of(child, number, seed=self._seed)
-        sending = _Sending(process, _PROBE_PATIENCE_S, {"deadline_s": None}, is_cancelling=False)
+        patient = self._scenario._replace(is_cancelling=False)
+        sending = _Sending(process, _PROBE_PATIENCE_S, {"deadline_s": None}, patient)
         asked = self._client_of(sending).turn(
             name, child, marker, f"Please note this {marker}", turn_id=marker
         )
@@ -305,7 +317,7 @@ class Play:
         await asyncio.get_running_loop().create_task(asked, context=Context())
         if sending.reply is not None:
             done = next(n for n, one in enumerate(self.history) if one.process == name)
-            details = self._details(marker, sending.reply, ())
+            details = self._details(marker, sending, ())
             self.history[done] = self.history[done]._replace(details=details)
 
     # ---- the nemesis, and the end
@@ -350,6 +362,20 @@ class Play:
             self._log.complete(name, self._clock.now_ns(), "ok")
             await asyncio.sleep(_SETTLE_S)
 
+    async def _fork(self, key: SessionKey) -> None:
+        """Copy a session, take a turn in the copy, and read it."""
+        markers, _ = self._told(key, await self._processes[0].manager.history(key))
+        copy = key._replace(session_id=f"{key.session_id}, copied")
+        self._numbers[copy] = count()
+        details = Details(source=key, upto=markers[-1])
+        name = f"forking#{next(self._names)}"
+        self._log.invoke(copy, name, self._clock.now_ns(), f="fork")
+        await self._processes[0].manager.fork(key, copy)
+        self._log.complete(name, self._clock.now_ns(), "ok", details=details)
+        await asyncio.sleep(_SETTLE_S)
+        await self._turn(copy, "copied", 0, _PROBE_PATIENCE_S)
+        await self._read(copy, "final", self._processes[0])
+
     async def _finish(self) -> None:
         """Wait for quiet, then probe each session once, and read it once."""
         scenario = self._scenario
@@ -362,6 +388,9 @@ class Play:
         await asyncio.sleep(_SETTLE_S)
         for key in scenario.keys:
             await self._read(key, "final", self._processes[0])
+        if scenario.is_forking:
+            for key in scenario.keys:
+                await self._fork(key)
         now_ns = self._clock.now_ns()
         self.history.append(
             Operation(

@@ -42,6 +42,8 @@ class Scenario(NamedTuple):
         is_reading: each client also reads the history, now and then.
         is_deleting: the sessions are used, deleted, and used again.
         is_delegating: turns ask a sub-agent in the same session.
+        is_streaming: each client keeps the text that it was sent while its turn ran.
+        is_forking: at the end each session is copied to another one, which is then used.
         guarantees: what is claimed, or None for what there is evidence of.
         overtaking_limit: how many turns sent after one may stand before it, or None.
     """
@@ -66,6 +68,8 @@ class Scenario(NamedTuple):
     is_reading: bool = False
     is_deleting: bool = False
     is_delegating: bool = False
+    is_streaming: bool = False
+    is_forking: bool = False
     guarantees: tuple[str, ...] | None = None
     overtaking_limit: int | None = None
 

@@ -35,7 +35,8 @@ _MODEL_CONCURRENCY = 1_000
 
 def _is_servable(fault: Fault) -> bool:
     scenario, parts = fault.scenario, fault.parts
-    has_conditions = scenario.processes > 1 or scenario.crash or scenario.is_delegating
+    needs_clients = scenario.is_delegating or scenario.is_streaming or scenario.is_forking
+    has_conditions = scenario.processes > 1 or scenario.crash or needs_clients
     return not has_conditions and parts.tools == "right" and parts.disk is Parts().disk
 
 

@@ -94,7 +94,9 @@ def slow(store: Any, io: Callable[[], Awaitable[None]], memories: dict[str, User
         await io()
         return messages
 
-    own = {"read_memory": read_memory, "write_memory": write_memory}
+    # Named here too: a check for a protocol, as Rewindable, does not call __getattr__.
+    own = {"fill": store.fill, "rewind": store.rewind}
+    own |= {"read_memory": read_memory, "write_memory": write_memory}
     return Altered(store, load=load, journal=journal, append=append, peek=peek, **own)
 
 

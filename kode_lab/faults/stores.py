@@ -34,6 +34,7 @@ __all__ = [
     "checking_before_writing",
     "compacting",
     "forgetting_to_release",
+    "forking_short",
     "in_two_writes",
     "lagging",
     "littered",
@@ -495,6 +496,17 @@ def undeleting(store: Any, _site: Site) -> Altered:
         return messages
 
     return Altered(store, delete=delete, append=append, peek=peek)
+
+
+def forking_short(store: Any, _site: Site) -> Altered:
+    """Leave the newest turn out of a copy."""
+
+    async def fill(lease: Lease, messages: Sequence[Message], turns: Sequence[Finished]) -> None:
+        count = max((turn.first for turn in turns), default=0)
+        kept = [turn for turn in turns if turn.first < count]
+        await store.fill(lease, messages[:count], kept)
+
+    return Altered(store, fill=fill, rewind=store.rewind)
 
 
 def unsynced(disk: Any, _site: Site) -> Altered:

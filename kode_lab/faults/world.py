@@ -46,6 +46,7 @@ class World:
         self.next_id = 1
         # What wrong tools keep where they should not.
         self.current: SessionKey | None = None
+        self.answer = ""
         self.jobs: asyncio.Queue[Any] | None = None
         self.workers: list[asyncio.Task[None]] = []
         self.delegate_to: Callable[[SessionKey, str], Awaitable[Any]] | None = None
@@ -59,9 +60,7 @@ class World:
                 text: what.
                 context: of the session.
             """
-            await noting(self, text, context)
-            # The same words for every session, so that what answers them may mix them up.
-            return "noted"
+            return await noting(self, text, context)
 
         @self.box.tool
         async def delegate(text: str, context: ToolContext) -> str:
@@ -101,7 +100,10 @@ class World:
 
 
 async def _once(world: World, text: str, context: ToolContext) -> str:
-    """Make the note, once for each call."""
+    """Make the note, once for each call.
+
+    The answer is the same words for every session, so that what caches answers may mix them up.
+    """
     await world.write()
     if context.idempotency_key not in world.by_call:
         world.by_call[context.idempotency_key] = world.new_id()
@@ -185,6 +187,13 @@ def remembered(memories: Mapping[str, UserMemory]) -> list[Effect]:
     ]
 
 
+async def _one_answer(world: World, text: str, context: ToolContext) -> str:
+    """Keep the answer in one variable for all calls; it says which call it is for."""
+    world.answer = f"noted for {context.call_id}"
+    await _once(world, text, context)
+    return world.answer
+
+
 TOOLS: dict[str, _Noting] = {
     "right": _once,
     "memory": _in_memory,
@@ -193,4 +202,5 @@ TOOLS: dict[str, _Noting] = {
     "context of the worker": _by_workers,
     "racing ids": _racing_ids,
     "racing list": _racing_list,
+    "one answer": _one_answer,
 }
