@@ -20,8 +20,8 @@ import pytest
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
-START_LIMIT_S = 60
-RUN_LIMIT_S = 120
+START_LIMIT_S = 180
+RUN_LIMIT_S = 300
 LOOK_S = 0.3
 CALM_LOOKS = 5
 # Cells that were dropped wait for ever; a kernel that is idle so long beside them has lost them.
