@@ -14,6 +14,9 @@ BANNED_NAMES = {"util", "utils", "helper", "helpers", "common", "misc", "base", 
 VALUE_BASES = {
     "Value",  # of lab.scenario: a frozen BaseModel
     *("Fields", "HttpRequest", "Condition"),  # of targets.description: the same
+    *("_Wire", "SessionName"),  # of server.schemas: a BaseModel with names in camelCase
+    *("WireFormat", "OpenAiFormat"),  # of claude.formats: a Protocol, with what formats share
+    *("Witness",),  # of claude.records: a Protocol, with the questions that two servers answer
     "ModuleType",
     "BaseModel",
     "Struct",

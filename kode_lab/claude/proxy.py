@@ -22,10 +22,9 @@ from kode_lab.claude.api import answer_lab, fingerprint_of, formats, noted, rout
 from kode_lab.claude.exchange import Exchange
 from kode_lab.claude.formats.responses import ResponsesFormat
 from kode_lab.claude.formats.seam import ApiError, GenerationRequest, WireFormat
-from kode_lab.claude.records import READS_LIMIT, ModelCall, Records, Statistics, WitnessedTurn
+from kode_lab.claude.records import READS_LIMIT, ModelCall, Records, Witness
 from kode_lab.claude.simulated import LIMITS, serve_until_signal
 from kode_lab.errors import InvalidScenario
-from kode_lab.history.operation import Read
 from kode_lab.http import DropConnection, HttpServer, Receive, Scope, Send, check_local_access
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ _URLS_LIMIT = 1_000
 _KEPT_LIMIT_BYTES = 8_000_000
 
 
-class RecordingProxy:
+class RecordingProxy(Witness):
     """A proxy before one upstream: ``async with RecordingProxy(url) as proxy: proxy.base_url``."""
 
     def __init__(
@@ -146,26 +145,6 @@ class RecordingProxy:
     def port(self) -> int:
         """The port it listens on."""
         return self._server.port
-
-    def read(self, marker: str) -> Read | None:
-        """Return what the first request with this newest marker was shown, or None."""
-        return self._records.read(marker)
-
-    def turn(self, marker: str) -> WitnessedTurn | None:
-        """Return all requests whose newest marker is this one, or None."""
-        return self._records.turn(marker)
-
-    def turns(self) -> tuple[WitnessedTurn, ...]:
-        """Return all turns that are remembered, by the arrival of their first request."""
-        return self._records.turns()
-
-    def records(self) -> tuple[ModelCall, ...]:
-        """Return the latest requests, oldest first."""
-        return self._records.recent()
-
-    def statistics(self) -> Statistics:
-        """Return the counts so far."""
-        return self._records.statistics()
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         method, path = scope["method"], scope["path"]

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from kode_lab.history.operation import ModelCalls, Read
 
@@ -28,6 +28,7 @@ __all__ = [
     "Records",
     "ShownResult",
     "Statistics",
+    "Witness",
     "WitnessedTurn",
 ]
 
@@ -295,6 +296,32 @@ class Records:
     def _known(self, marker: str) -> str:
         turn = self._turns.get(marker)
         return marker if turn is None else turn.marker
+
+
+class Witness(Protocol):
+    """What a server that witnesses answers in Python; it has its ``_records``."""
+
+    _records: Records
+
+    def read(self, marker: str) -> Read | None:
+        """Return what the first request with this newest marker was shown, or None."""
+        return self._records.read(marker)
+
+    def turn(self, marker: str) -> WitnessedTurn | None:
+        """Return all requests whose newest marker is this one, or None."""
+        return self._records.turn(marker)
+
+    def turns(self) -> tuple[WitnessedTurn, ...]:
+        """Return all turns that are remembered, by the arrival of their first request."""
+        return self._records.turns()
+
+    def records(self) -> tuple[ModelCall, ...]:
+        """Return the latest requests as they were answered, oldest first."""
+        return self._records.recent()
+
+    def statistics(self) -> Statistics:
+        """Return the counts so far."""
+        return self._records.statistics()
 
 
 def read_fields(read: Read) -> dict[str, Any]:

@@ -19,8 +19,7 @@ from kode_lab.claude.api import CONTEXT_LIMIT_TOKENS, SimulatedApi
 from kode_lab.claude.fault import Fault, FaultPlan
 from kode_lab.claude.formats.seam import REQUEST_LIMIT_BYTES
 from kode_lab.claude.profile import Profile, profile_of, report_profile
-from kode_lab.claude.records import READS_LIMIT, ModelCall, Records, Statistics, WitnessedTurn
-from kode_lab.history.operation import Read
+from kode_lab.claude.records import READS_LIMIT, Records, Witness
 from kode_lab.http import ConnectionLimits, HttpServer
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ __all__ = ["LIMITS", "SimulatedClaude", "run_simulated", "serve_until_signal"]
 LIMITS = ConnectionLimits(body_limit_bytes=2 * REQUEST_LIMIT_BYTES)
 
 
-class SimulatedClaude:
+class SimulatedClaude(Witness):
     """A simulated Claude: ``async with SimulatedClaude() as claude``, then ``claude.base_url``."""
 
     def __init__(
@@ -111,26 +110,6 @@ class SimulatedClaude:
     def profile(self) -> Profile:
         """How long it takes."""
         return self._api.profile
-
-    def read(self, marker: str) -> Read | None:
-        """Return what the first request with this newest marker was shown, or None."""
-        return self._records.read(marker)
-
-    def turn(self, marker: str) -> WitnessedTurn | None:
-        """Return all requests whose newest marker is this one, or None."""
-        return self._records.turn(marker)
-
-    def turns(self) -> tuple[WitnessedTurn, ...]:
-        """Return all turns that are remembered, by the arrival of their first request."""
-        return self._records.turns()
-
-    def records(self) -> tuple[ModelCall, ...]:
-        """Return the latest requests as they were answered, oldest first."""
-        return self._records.recent()
-
-    def statistics(self) -> Statistics:
-        """Return the counts so far."""
-        return self._records.statistics()
 
     def arm(self, fault: Fault) -> None:
         """Let something go wrong from now on, after what is armed already."""

@@ -45,8 +45,13 @@ DEADLINE_LEAST_S = 1.0
 DEADLINE_LIMIT_S = 86_400.0
 
 
-# Of all models: names in camelCase, no unknown fields, no conversion of types.
-_WIRE = ConfigDict(alias_generator=to_camel, extra="forbid", strict=True, allow_inf_nan=False)
+class _Wire(BaseModel):
+    """What all models share: names in camelCase, no unknown fields, no conversion of types."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel, extra="forbid", strict=True, allow_inf_nan=False
+    )
+
 
 # Ids and prompts are checked where they are used; here their limits are only described.
 _Id = Annotated[str, Field(json_schema_extra={"minLength": 1, "maxLength": ID_LIMIT_CHARS})]
@@ -99,10 +104,8 @@ _Count = Annotated[int, Field(ge=0)]
 _Seconds = Annotated[float, Field(ge=0)]
 
 
-class TurnBody(BaseModel):
+class TurnBody(_Wire):
     """The body of ``POST /v1/turns``."""
-
-    model_config = _WIRE
 
     user_id: _Id
     agent_id: Annotated[_Id, Field(examples=["schedule-assistant"])]
@@ -124,10 +127,8 @@ class TurnBody(BaseModel):
     deadline_s: Annotated[float, Field(ge=DEADLINE_LEAST_S, le=DEADLINE_LIMIT_S)] | None = None
 
 
-class StopBody(BaseModel):
+class StopBody(_Wire):
     """The body of ``POST …/stop``; it may be left out."""
-
-    model_config = _WIRE
 
     turn_id: Annotated[_TurnId, Field(description="only this turn, running or waiting")] = ""
     how: Annotated[
@@ -137,10 +138,8 @@ class StopBody(BaseModel):
     waiting: Annotated[bool, Field(description="end the waiting turns, too")] = False
 
 
-class RewindBody(BaseModel):
+class RewindBody(_Wire):
     """The body of ``POST …/rewind``."""
-
-    model_config = _WIRE
 
     to_turn: Annotated[
         _TurnId | _Count,
@@ -150,20 +149,16 @@ class RewindBody(BaseModel):
     wait_s: Annotated[_Seconds, Field(le=DEADLINE_LIMIT_S)] | None = None
 
 
-class ApprovalBody(BaseModel):
+class ApprovalBody(_Wire):
     """The body of ``POST …/approvals/{callId}``."""
-
-    model_config = _WIRE
 
     answer: Annotated[_TurnId, Field(description="what the tool is told, for example yes or no")]
     wait_s: Annotated[_Seconds, Field(le=DEADLINE_LIMIT_S)] | None = None
     deadline_s: Annotated[float, Field(ge=DEADLINE_LEAST_S, le=DEADLINE_LIMIT_S)] | None = None
 
 
-class ForkBody(BaseModel):
+class ForkBody(_Wire):
     """The body of ``POST …/fork``."""
-
-    model_config = _WIRE
 
     session_id: Annotated[_Id, Field(description="of the session to make, of the same user")]
     agent_id: Annotated[_Id, Field(description="its agent, if it is another one")] = ""
@@ -174,43 +169,32 @@ class ForkBody(BaseModel):
     wait_s: Annotated[_Seconds, Field(le=DEADLINE_LIMIT_S)] | None = None
 
 
-class UsageJson(BaseModel):
+class UsageJson(_Wire):
     """Tokens of a turn."""
-
-    model_config = _WIRE
 
     input_tokens: _Count
     output_tokens: _Count
 
 
-class ToolCallJson(BaseModel):
+class ToolCallJson(_Wire):
     """One tool call."""
-
-    model_config = _WIRE
 
     id: str
     name: str
     input: dict[str, Any]
 
 
-class SessionName(BaseModel):
+class SessionName(_Wire):
     """The ids of a session."""
 
-    model_config = _WIRE
-
     user_id: str
     session_id: str
     agent_id: str
 
 
-class ReplyJson(BaseModel):
+class ReplyJson(SessionName):
     """The answer to an acknowledged turn."""
 
-    model_config = _WIRE
-
-    user_id: str
-    session_id: str
-    agent_id: str
     turn_id: str
     text: str
     tool_calls: list[ToolCallJson]
@@ -226,15 +210,11 @@ class ReplyJson(BaseModel):
     ] = ""
 
 
-class ErrorJson(BaseModel):
+class ErrorJson(_Wire):
     """Why there is no reply."""
 
-    model_config = _WIRE
-
-    class Details(BaseModel):
+    class Details(_Wire):
         """What an error says."""
-
-        model_config = _WIRE
 
         type: str
         message: str
@@ -247,52 +227,29 @@ class ErrorJson(BaseModel):
     error: Details
 
 
-class StoppedJson(BaseModel):
+class StoppedJson(SessionName):
     """The turns that were stopped."""
 
-    model_config = _WIRE
-
-    user_id: str
-    session_id: str
-    agent_id: str
     stopped: list[str]
 
 
-class RewoundJson(BaseModel):
+class RewoundJson(SessionName):
     """The turns that were removed."""
 
-    model_config = _WIRE
-
-    user_id: str
-    session_id: str
-    agent_id: str
     removed: list[str]
 
 
-class ForkedJson(BaseModel):
+class ForkedJson(SessionName):
     """The session that was made, and how many messages it has."""
 
-    model_config = _WIRE
-
-    user_id: str
-    session_id: str
-    agent_id: str
     messages: _Count
 
 
-class HistoryJson(BaseModel):
+class HistoryJson(SessionName):
     """A conversation as it is saved."""
 
-    model_config = _WIRE
-
-    user_id: str
-    session_id: str
-    agent_id: str
-
-    class Entry(BaseModel):
+    class Entry(_Wire):
         """One message of the Messages API."""
-
-        model_config = _WIRE
 
         role: Literal["user", "assistant"]
         content: list[dict[str, Any]]
@@ -300,10 +257,8 @@ class HistoryJson(BaseModel):
     messages: list[Entry]
 
 
-class TurnInFlight(BaseModel):
+class TurnInFlight(_Wire):
     """One turn that has not ended."""
-
-    model_config = _WIRE
 
     turn_id: str
     state: Literal["waiting", "running"]
@@ -312,19 +267,11 @@ class TurnInFlight(BaseModel):
     tool_calls: _Count
 
 
-class StateJson(BaseModel):
+class StateJson(SessionName):
     """Who holds a session, who waits, and how its latest turn ended."""
 
-    model_config = _WIRE
-
-    user_id: str
-    session_id: str
-    agent_id: str
-
-    class LastTurn(BaseModel):
+    class LastTurn(_Wire):
         """A turn that ended."""
-
-        model_config = _WIRE
 
         turn_id: str
         outcome: str
@@ -338,24 +285,18 @@ class StateJson(BaseModel):
     last_turn: LastTurn | None
 
 
-class SessionsJson(BaseModel):
+class SessionsJson(_Wire):
     """The sessions of a user."""
-
-    model_config = _WIRE
 
     user_id: str
     sessions: list[SessionName]
 
 
-class StatisticsJson(BaseModel):
+class StatisticsJson(_Wire):
     """How much goes on: figures without names."""
 
-    model_config = _WIRE
-
-    class Lock(BaseModel):
+    class Lock(_Wire):
         """The store's lock."""
-
-        model_config = _WIRE
 
         held: _Count
         waiting: _Count
@@ -373,28 +314,18 @@ class StatisticsJson(BaseModel):
     refusals: dict[str, _Count]
 
 
-class LiveJson(BaseModel):
+class LiveJson(_Wire):
     """What the live page shows."""
 
-    model_config = _WIRE
-
-    class Line(BaseModel):
+    class Line(SessionName):
         """One session with turns in flight."""
-
-        model_config = _WIRE
-
-        user_id: str
-        session_id: str
-        agent_id: str
 
         holder: TurnInFlight | None
         waiting: _Count
         waited_s: list[_Seconds]
 
-    class Recent(BaseModel):
+    class Recent(_Wire):
         """A turn that ended lately."""
-
-        model_config = _WIRE
 
         ago_s: _Seconds
         waited_s: _Seconds
@@ -406,18 +337,14 @@ class LiveJson(BaseModel):
     recent: list[Recent]
 
 
-class StatusJson(BaseModel):
+class StatusJson(_Wire):
     """Health or readiness."""
-
-    model_config = _WIRE
 
     status: str
 
 
-class EventJson(BaseModel):
+class EventJson(_Wire):
     """One event of a stream; ``data`` is JSON."""
-
-    model_config = _WIRE
 
     id: str
     event: Annotated[str, Field(json_schema_extra={"enum": list(EVENTS)})]

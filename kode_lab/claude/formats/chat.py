@@ -41,7 +41,7 @@ _CHOICES_LIMIT = 128
 _DONE = StreamEvent(b"data: [DONE]\n\n")
 
 
-class ChatFormat:
+class ChatFormat(words.OpenAiFormat):
     """``POST /v1/chat/completions``; ``is_strict`` refuses what the API refuses."""
 
     name = "chat"
@@ -55,13 +55,6 @@ class ChatFormat:
         if path.endswith("/chat/completions"):
             return "generate" if method == "POST" else "405"
         return None
-
-    def key_problem(
-        self, headers: Mapping[bytes, bytes], query: str, api_key: str | None
-    ) -> ApiError | None:
-        """Return the error for a missing or wrong key."""
-        del query
-        return words.key_problem(headers, api_key)
 
     def receive(
         self, data: bytes, headers: Mapping[bytes, bytes], path: str, query: str = ""
@@ -77,21 +70,6 @@ class ChatFormat:
                 return _request(opened, self._prefixes, is_strict=self._is_strict)
         except ValueError as error:
             return ApiError(400, f"We could not parse the JSON body of your request. ({error})")
-
-    def begin(self, request: GenerationRequest) -> ApiError | None:
-        """Nothing is held for a client, so nothing is reserved."""
-        del request
-        return None
-
-    def finish(self, request: GenerationRequest, reply: GenerationReply | None) -> None:
-        """Keep nothing."""
-
-    def learn(self, request: GenerationRequest, response_id: str) -> None:
-        """Keep nothing."""
-
-    def call_id(self, suffix: str, index: int) -> str:
-        """Return the id of a reply's tool call."""
-        return f"call_{suffix}{index:02d}"
 
     def whole(self, request: GenerationRequest, reply: GenerationReply) -> dict[str, Any]:
         """Return the ``chat.completion`` object."""
@@ -167,17 +145,9 @@ class ChatFormat:
             return words.model_answer(path)
         return ApiError(405, "Method not allowed")
 
-    def error_body(self, error: ApiError, request_id: str) -> dict[str, Any]:
-        """Return the documented body of an error."""
-        return words.error_body(error, request_id)
-
     def error_event(self, error: ApiError, request_id: str) -> bytes:
         """Return the event by which a stream that has begun says that it failed."""
         return b"data: %s\n\n" % orjson.dumps(self.error_body(error, request_id))
-
-    def headers(self, request_id: str) -> Sequence[tuple[bytes, bytes]]:
-        """Return the headers that every answer of this API has."""
-        return ((b"x-request-id", request_id.encode()), (b"openai-version", b"2020-10-01"))
 
     def context_error(self, request: GenerationRequest, limit: int) -> ApiError:
         """Return the error for a conversation longer than the model's context."""

@@ -25,6 +25,7 @@ from kode_lab.claude.formats.seam import (
     GenerationRequest,
     StreamEvent,
     ToolOffer,
+    WireFormat,
     bearer_of,
     is_signed,
     pieces_of,
@@ -71,7 +72,7 @@ _ONE_EACH = (
 )
 
 
-class GeminiFormat:
+class GeminiFormat(WireFormat):
     """``POST /v1beta/models/NAME:generateContent`` and what belongs to it.
 
     ``is_strict`` refuses what the API refuses.
@@ -127,17 +128,6 @@ class GeminiFormat:
         if is_array and isinstance(request, GenerationRequest):
             return request._replace(is_array=True)
         return request
-
-    def begin(self, request: GenerationRequest) -> ApiError | None:
-        """Nothing is held for a client, so nothing is reserved."""
-        del request
-        return None
-
-    def finish(self, request: GenerationRequest, reply: GenerationReply | None) -> None:
-        """Keep nothing."""
-
-    def learn(self, request: GenerationRequest, response_id: str) -> None:
-        """Keep nothing."""
 
     def call_id(self, suffix: str, index: int) -> str:
         """Return the id of a reply's function call."""

@@ -23,6 +23,7 @@ from kode_lab.claude.formats.seam import (
     Held,
     StreamEvent,
     ToolOffer,
+    WireFormat,
     bearer_of,
     is_signed,
     json_pieces,
@@ -81,7 +82,7 @@ _FIXED = ("system", "tools", "model", "thinking", "output_config", "output_forma
 _BILLING = "x-anthropic-billing-header:"
 
 
-class MessagesFormat:
+class MessagesFormat(WireFormat):
     """``POST /v1/messages`` and what belongs to it.
 
     ``is_strict`` refuses what the API refuses; a proxy, whose upstream does that, only reads.

@@ -5,17 +5,22 @@ Source: https://platform.openai.com/docs/guides/error-codes and the types of ope
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 from kode_lab.claude.formats.options import problem_with_options
-from kode_lab.claude.formats.seam import ApiError, GenerationRequest, ToolOffer, bearer_of
+from kode_lab.claude.formats.seam import (
+    ApiError,
+    GenerationRequest,
+    ToolOffer,
+    WireFormat,
+    bearer_of,
+)
 
 __all__ = [
     "MODELS",
+    "OpenAiFormat",
     "context_error",
-    "error_body",
-    "key_problem",
     "model_answer",
     "offers_of",
     "option_problem",
@@ -34,30 +39,43 @@ _TYPES = {
 _CODES = {401: "invalid_api_key", 429: "rate_limit_exceeded"}
 
 
-def error_body(error: ApiError, request_id: str) -> dict[str, Any]:
-    """Return the documented body of an error."""
-    del request_id
-    fallback = "server_error" if error.status >= 500 else "invalid_request_error"
-    return {
-        "error": {
-            "message": error.message,
-            "type": _TYPES.get(error.status, fallback),
-            "param": error.param,
-            "code": error.code or _CODES.get(error.status),
+class OpenAiFormat(WireFormat, Protocol):
+    """What both APIs of OpenAI do alike."""
+
+    def key_problem(
+        self, headers: Mapping[bytes, bytes], query: str, api_key: str | None
+    ) -> ApiError | None:
+        """Return the error for a missing or wrong key."""
+        del query
+        key = bearer_of(headers) or headers.get(b"api-key", b"").decode("latin-1")
+        if not key:
+            return ApiError(
+                401, "You didn't provide an API key. Provide it in an Authorization header."
+            )
+        if api_key is not None and key != api_key:
+            return ApiError(401, "Incorrect API key provided.", code="invalid_api_key")
+        return None
+
+    def call_id(self, suffix: str, index: int) -> str:
+        """Return the id of a reply's tool call."""
+        return f"call_{suffix}{index:02d}"
+
+    def error_body(self, error: ApiError, request_id: str) -> dict[str, Any]:
+        """Return the documented body of an error."""
+        del request_id
+        fallback = "server_error" if error.status >= 500 else "invalid_request_error"
+        return {
+            "error": {
+                "message": error.message,
+                "type": _TYPES.get(error.status, fallback),
+                "param": error.param,
+                "code": error.code or _CODES.get(error.status),
+            }
         }
-    }
 
-
-def key_problem(headers: Mapping[bytes, bytes], api_key: str | None) -> ApiError | None:
-    """Return the error for a missing or wrong key."""
-    key = bearer_of(headers) or headers.get(b"api-key", b"").decode("latin-1")
-    if not key:
-        return ApiError(
-            401, "You didn't provide an API key. Provide it in an Authorization header (Bearer)."
-        )
-    if api_key is not None and key != api_key:
-        return ApiError(401, "Incorrect API key provided.", code="invalid_api_key")
-    return None
+    def headers(self, request_id: str) -> Sequence[tuple[bytes, bytes]]:
+        """Return the headers that every answer of this API has."""
+        return ((b"x-request-id", request_id.encode()), (b"openai-version", b"2020-10-01"))
 
 
 def wrong(param: str, sentence: str, code: str | None = None) -> ApiError:

@@ -66,7 +66,7 @@ class _OpenConversation:
         self.is_locked = False
 
 
-class ResponsesFormat:
+class ResponsesFormat(words.OpenAiFormat):
     """``POST /v1/responses``, and ``/v1/conversations``.
 
     ``is_strict`` refuses what the API refuses; a proxy, whose upstream does that, only reads.
@@ -92,13 +92,6 @@ class ResponsesFormat:
         if path.endswith("/conversations") or "/conversations/" in path:
             return f"{method} conversation"
         return None
-
-    def key_problem(
-        self, headers: Mapping[bytes, bytes], query: str, api_key: str | None
-    ) -> ApiError | None:
-        """Return the error for a missing or wrong key."""
-        del query
-        return words.key_problem(headers, api_key)
 
     def receive(
         self, data: bytes, headers: Mapping[bytes, bytes], path: str, query: str = ""
@@ -182,10 +175,6 @@ class ResponsesFormat:
             return
         _fold(conversation.fold, [item for item in items if isinstance(item, dict)], "", None)
 
-    def call_id(self, suffix: str, index: int) -> str:
-        """Return the id of a reply's tool call."""
-        return f"call_{suffix}{index:02d}"
-
     def whole(self, request: GenerationRequest, reply: GenerationReply) -> dict[str, Any]:
         """Return the ``response`` object."""
         is_cut = reply.stop == "max_tokens"
@@ -235,10 +224,6 @@ class ResponsesFormat:
             )
         return ApiError(405, "Method not allowed")
 
-    def error_body(self, error: ApiError, request_id: str) -> dict[str, Any]:
-        """Return the documented body of an error."""
-        return words.error_body(error, request_id)
-
     def error_event(self, error: ApiError, request_id: str) -> bytes:
         """Return the event by which a stream that has begun says that it failed."""
         told = self.error_body(error, request_id)["error"]
@@ -250,10 +235,6 @@ class ResponsesFormat:
             "sequence_number": 0,
         }
         return b"event: error\ndata: %s\n\n" % orjson.dumps(data)
-
-    def headers(self, request_id: str) -> Sequence[tuple[bytes, bytes]]:
-        """Return the headers that every answer of this API has."""
-        return ((b"x-request-id", request_id.encode()), (b"openai-version", b"2020-10-01"))
 
     def context_error(self, request: GenerationRequest, limit: int) -> ApiError:
         """Return the error for a conversation longer than the model's context."""

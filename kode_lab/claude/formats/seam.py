@@ -173,7 +173,10 @@ class StreamEvent(NamedTuple):
 
 
 class WireFormat(Protocol):
-    """One API, with the state that its server keeps: what it refuses, reads and writes."""
+    """One API, with the state that its server keeps: what it refuses, reads and writes.
+
+    A format inherits from it, and defines again what it does in another way.
+    """
 
     name: str
 
@@ -195,15 +198,16 @@ class WireFormat(Protocol):
 
     def begin(self, request: GenerationRequest) -> ApiError | None:
         """Reserve what only one request at a time may use, or return the error."""
-        ...
+        del request
+        return None
 
     def finish(self, request: GenerationRequest, reply: GenerationReply | None) -> None:
         """Release what was reserved; keep the reply, if it was sent whole."""
-        ...
+        del request, reply
 
     def learn(self, request: GenerationRequest, response_id: str) -> None:
         """Keep what a later request may refer to, when another server wrote the reply."""
-        ...
+        del request, response_id
 
     def call_id(self, suffix: str, index: int) -> str:
         """Return the id of a reply's tool call."""
