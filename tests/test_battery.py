@@ -333,8 +333,25 @@ class Dies(Service):
         self.is_up = True
 
 
-def test_a_service_that_ends_by_itself_is_noted_and_started_again(tmp_path):
-    verdict, battery = judged(Dies(), tmp_path)
+class DiesForgetting(Dies):
+    """Ends by itself once, and keeps nothing: it does not promise to."""
+
+    async def restart(self):
+        raise AssertionError
+
+
+def test_a_service_that_ends_by_itself_and_promises_no_memory_is_judged_up_to_there(tmp_path):
+    verdict, battery = judged(DiesForgetting(), tmp_path)
     assert battery.lost == ["it ended by itself with status 1: out of memory"]
-    assert verdict.evidence.crashes == 1
+    assert verdict.status == "unknown", str(verdict)
+    assert "ended by itself" in battery.not_done["probe"]
+
+
+def test_a_service_that_ends_by_itself_is_noted_and_started_again(tmp_path):
+    service = Dies()
+    promises = (*Dies.declaration.promises, "durable")
+    service.declaration = Dies.declaration._replace(promises=promises)
+    verdict, battery = judged(service, tmp_path)
+    assert battery.lost == ["it ended by itself with status 1: out of memory"]
+    assert verdict.evidence.crashes == 3, "two by the battery, one by itself"
     assert verdict.status == "valid", str(verdict)

@@ -39,6 +39,7 @@ _WINDOW_TURNS = 3
 # For another process to have its question before both ask.
 _TOGETHER_S = 0.02
 _LOST_POLL_S = 0.1
+_GONE = "the service ended by itself, and does not promise that sessions survive that"
 # So many turns in a row without an answer, and it is not loaded any more.
 _SILENT_LIMIT = 6
 # A service that starts, or still works on turns whose clients left, gets so much longer.
@@ -140,7 +141,7 @@ class Battery:
         self._working: set[SessionKey] = set()
         self._process = 0
         self._sent = self._acknowledged = 0
-        self._is_killing = False
+        self._is_killing = self._is_over = False
         self._silent = 0
         self._few = 1 if self._declares.is_heavy else 99
         self._rounds = 1 if self._declares.is_heavy else settings.rounds
@@ -168,6 +169,9 @@ class Battery:
             for name, do in loads.items():
                 if self._settings.loads and name not in self._settings.loads:
                     continue
+                if self._is_over:
+                    self.not_done[name] = _GONE
+                    continue
                 if self._silent >= _SILENT_LIMIT:
                     self.not_done[name] = f"the last {self._silent} turns had no answer in time"
                     continue
@@ -180,6 +184,8 @@ class Battery:
             watch.cancel()
             await asyncio.wait((watch,))
         self._history.fault("quiet", time.monotonic_ns())
+        if self._is_over:
+            self.not_done["probe"] = _GONE
         if "probe" not in self.not_done:
             await self._do("probe", self._probe, None)
 
@@ -436,7 +442,8 @@ class Battery:
                 prompt,
                 timeout_s=timeout_s or self._settings.timeout_s,
             )
-            if outcome.type != "fail" or outcome.is_final or self._is_killing:
+            is_last = outcome.is_final or self._is_killing or self._is_over
+            if outcome.type != "fail" or is_last:
                 break
             pause_s = max(min(outcome.retry_after_s, 2.0), 0.05 * 2**attempt)
             await asyncio.sleep(pause_s * self._draw.uniform(0.5, 1.5))
@@ -459,6 +466,10 @@ class Battery:
             if self._is_killing or not (words := lost()):
                 continue
             self.lost.append(words)
+            if "durable" not in self._declares.promises:
+                # What it kept is gone, as it may be: started again, it would be judged for that.
+                self._is_over = True
+                return
             self._history.fault("kill", time.monotonic_ns(), words)
             try:
                 await target.restart()
