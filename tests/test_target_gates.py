@@ -1,6 +1,7 @@
 """Targets in the hands of others: functions, programs, pytest, the laboratory, ``hold``."""
 
 import asyncio
+import json
 import re
 import subprocess
 import sys
@@ -160,6 +161,84 @@ def test_pytest_is_a_gate(agent, tmp_path):
     assert ended.returncode == 1, ended.stdout + ended.stderr
     assert "1 failed" in ended.stdout
     assert "lost update" in ended.stdout
+
+
+# --- a service with tools, asked by two processes ---------------------------------------------
+
+NOTES = """
+import json, os, sys, threading, urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+sessions, notes, lock = {}, [], threading.Lock()
+HEADERS = {"content-type": "application/json", "x-api-key": "k", "anthropic-version": "2023-06-01"}
+TOOL = {"name": "add_note", "input_schema": {"type": "object", "required": ["text"],
+        "properties": {"text": {"type": "string"}}}}
+
+def model(messages):
+    body = {"model": "claude-sonnet-4-5", "max_tokens": 500, "messages": messages, "tools": [TOOL]}
+    url = os.environ["ANTHROPIC_BASE_URL"] + "/v1/messages"
+    asked = urllib.request.Request(url, json.dumps(body).encode(), HEADERS)
+    with urllib.request.urlopen(asked) as answer:
+        return json.load(answer)["content"]
+
+def turn(key, text):
+    messages = [*sessions.get(key, []), {"role": "user", "content": text}]
+    said = model(messages)
+    while calls := [block for block in said if block["type"] == "tool_use"]:
+        results = []
+        for call in calls:
+            for _ in range(2):  # each call acts twice
+                notes.append({"id": len(notes), "text": call["input"]["text"]})
+            results.append({"type": "tool_result", "tool_use_id": call["id"], "content": text})
+        messages += [{"role": "assistant", "content": said}, {"role": "user", "content": results}]
+        said = model(messages)
+    sessions[key] = [*messages, {"role": "assistant", "content": said}]
+    return said[0]["text"]
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def log_message(self, *_): pass
+    def do_GET(self):
+        self.say(notes if self.path == "/notes" else sessions.get(self.path[3:], []))
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        with lock:
+            self.say({"reply": turn(body["key"], body["text"])})
+    def say(self, value):
+        data = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+NOTES_TOML = """
+url = "http://127.0.0.1:{port}"
+start = "PYTHON notes.py {port}"
+[turn]
+path = "/chat"
+body = { key = "{key}", text = "{prompt}" }
+reply = "$.reply"
+[history]
+path = "/h/{key}"
+items = "$"
+[effects]
+tool = "add_note"
+path = "/notes"
+"""
+
+
+def test_tools_are_counted_in_the_book_and_a_second_process_asks_too(tmp_path, capsys):
+    (tmp_path / "notes.py").write_text(NOTES)
+    path = tmp_path / "notes.toml"
+    path.write_text(NOTES_TOML.replace("PYTHON", sys.executable))
+    words = ["--loads", "processes,tools", "--no-page", "--json", "--model-s", "0"]
+    status, said = judged(capsys, tmp_path, str(path), *words)
+    told = json.loads(said)
+    assert status == 1, said
+    assert set(told["counts"]) == {"effect twice"}, "a right lock, and a history with tool results"
+    assert not {"processes", "tools"} & set(told["not_done"])
 
 
 # --- hold ------------------------------------------------------------------------------------
