@@ -156,7 +156,8 @@ def check_claims(report: Report) -> None:
                 try:
                     statistic_of(one.statistic or measure.statistic, [1.0])
                     if one.measure not in ("outcome", "result", "stored_in"):
-                        bounds_of(one, measure.unit)
+                        is_ratio = one.compared_with is not None and not one.difference
+                        bounds_of(one, "" if is_ratio else measure.unit)
                 except ValueError as error:
                     raise InvalidScenario(f"{where}: {error}") from None
 

@@ -32,6 +32,12 @@ __all__ = [
 
 # Ours may take this much on top of the model's own time: one per cent, or 50 ms for short turns.
 _ALLOWED_SHARE, _ALLOWED_S = 0.01, 0.050
+_FACTORS = {"k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "万": 1e4, "亿": 1e8}
+_PER_S = {
+    **dict.fromkeys(("min", "m", "minute", "分", "分钟"), 60.0),
+    **dict.fromkeys(("h", "hour", "小时"), 3_600.0),
+    **dict.fromkeys(("day", "天"), 86_400.0),
+}
 # A free lock is taken in less time than this.
 _WAITED_S = 0.001
 
@@ -131,31 +137,30 @@ def amount_in(value: float | str, spec: ClaimSpec, unit: str) -> float:
         ValueError: it cannot be read.
     """
     text = value.strip() if isinstance(value, str) else f"{value!r} {spec.unit}".strip()
-    lower = text.lower().lstrip("~≈<>= ").replace("／", "/")
+    lower = re.sub(r"^(about|约|大约|[~≈<>=≤≥ ])+", "", text.lower()).replace("／", "/")
     sign, plain = (-1.0, lower[1:]) if lower[:1] in ("-", "−") else (1.0, lower.lstrip("+"))
     plain = plain.lstrip("$€¥ ")
-    number: float | None
+    number = seconds_in(plain)
+    counted = re.fullmatch(r"(\d[\d.,]*)\s*(?:(k|m|g|b|万|亿)(?![a-z/]))?\s*(.*)", plain)
     if plain.endswith(("%", "％")):
         if (number := seconds_in(plain[:-1].strip())) is not None:
             is_change = spec.compared_with is not None and (sign < 0 or lower[:1] == "+")
             return 1 + sign * number / 100 if is_change else sign * number / 100
-    elif unit == "MB" and (size := re.search(r"(?i)([kmgt]i?)?b$", plain)):
-        if (number := seconds_in(plain[: size.start()])) is not None:
+    elif unit == "share" and (part := re.fullmatch(r"(\d+) *(?:/|of|out of) *(\d+)", plain)):
+        return float(part[1]) / max(1.0, float(part[2]))
+    elif unit == "MB" and (size := re.search(r"([kmgt]i?)?b$", plain)):
+        if (number := seconds_in(plain[: size.start()].replace(",", ""))) is not None:
             return sign * number * 1024.0 ** ("_kmgt".index((size[1] or "_")[0]) - 2)
-    elif unit == "per s" and (found := re.fullmatch(r"([\d.,]+)[^/]*(?:/\s*(\w+))?", plain)):
-        per_s = {
-            "min": 60.0,
-            "m": 60.0,
-            "minute": 60.0,
-            "h": 3600.0,
-            "hour": 3600.0,
-            "day": 86_400.0,
-        }
-        return sign * float(found[1].replace(",", "")) / per_s.get(found[2] or "", 1.0)
-    number = seconds_in(re.sub(r"[x×倍, ]|(?<=\d)\s*(usd|eur|cny|rmb|元)$", "", plain))
-    if number is None:
+    elif unit in ("", "per s") and counted:
+        number = float(counted[1].replace(",", "")) * _FACTORS.get(counted[2] or "", 1.0)
+        per = re.search(r"(?:/|per |每)\s*(\w+)", counted[3]) if unit else None
+        divisor = (
+            60.0 if unit and counted[3].endswith("pm") else _PER_S.get(per[1] if per else "", 1.0)
+        )
+        return sign * number / divisor
+    if number is None and unit != "any":
         raise ValueError(f"{text!r:.40} is no amount of {spec.measure} ({unit or 'a number'})")
-    return sign * number
+    return sign * (number or 0.0)
 
 
 def _each(
