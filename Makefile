@@ -2,6 +2,7 @@
 # make test                 the whole test suite, offline; ARGS="-k key" for a part of it
 # make mutants              change the source in 300 places; each change must fail a specification
 # make bench                every figure of speed; NAMES="turn append" for some, ARGS=--save to keep
+# make bench-peers          a turn beside other frameworks; downloads them into .venv-peers
 # make lint                 ruff and mypy
 # make clients              real clients against the simulated model; downloads them, writes a table
 # make notebooks            every notebook in JupyterLab in a real browser; writes a table
@@ -19,7 +20,7 @@ NAMES =
 IN = .venv/bin/python
 PIP = $(IN) -m pip --disable-pip-version-check --quiet install --root-user-action ignore
 
-.PHONY: help reproduce test mutants bench lint clients machines notebooks clean
+.PHONY: help reproduce test mutants bench bench-peers lint clients machines notebooks clean
 .NOTPARALLEL:
 
 help:
@@ -39,6 +40,14 @@ mutants: .venv/.installed-dev
 
 bench: .venv/.installed-dev
 	@$(IN) -m benchmarks $(NAMES) $(ARGS)
+
+bench-peers: .venv/.installed-dev .venv-peers/.installed
+	@$(IN) -m benchmarks.peers .venv-peers $(ARGS)
+
+.venv-peers/.installed: benchmarks/peers.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip --disable-pip-version-check --quiet install -r benchmarks/peers.txt
+	@touch $@
 
 lint: .venv/.installed-dev
 	$(IN) -m ruff check
@@ -80,5 +89,5 @@ define MAKE_VENV
 endef
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+	rm -rf .venv .venv-peers .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

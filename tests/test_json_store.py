@@ -333,6 +333,36 @@ def test_a_conversation_edited_by_hand_between_two_lives_is_taken_as_it_is(tmp_p
     run(scenario())
 
 
+EARLIER = {
+    "turns.jsonl": b'{"kode_lab":1,"fence":"00000000000000000002","userId":"ada","sessionId":"s1",'
+    b'"agentId":"clerk"}\n{"done":"t1","fence":1,"messages":[0,1],"end":123,"sealed":false,'
+    b'"usage":[0,0],"version":"66808546a3e4"}\n{"done":"t2","fence":2,"messages":[2,3],"end":243,'
+    b'"sealed":false,"usage":[0,0],"version":"66808546a3e4"}\n',
+    "messages.json": b'[\n{"role":"user","content":[{"type":"text","text":"one"}]},\n'
+    b'{"role":"assistant","content":[{"type":"text","text":"re"}]},\n'
+    b'{"role":"user","content":[{"type":"text","text":"two"}]},\n'
+    b'{"role":"assistant","content":[{"type":"text","text":"re"}]}\n]\n',
+}
+
+
+def test_a_directory_of_an_earlier_version_is_read_as_it_is(tmp_path):
+    """Written by the version before locks were kept and limits of fences written."""
+
+    async def scenario():
+        place = tmp_path / "store" / "ada" / "s1:clerk" / "s1:clerk" / "runtime"
+        place.mkdir(parents=True)
+        for name, content in EARLIER.items():
+            (place / name).write_bytes(content)
+        async with managing(tmp_path) as manager:
+            assert (await manager.turn(ADA, "two", turn_id="t2")).is_replay
+            await manager.turn(ADA, "three")
+            assert prompts(await manager.history(ADA)) == ["one", "two", "three"]
+        header = (place / "turns.jsonl").read_bytes().partition(b"\n")[0]
+        assert b'"fence":"00000000000000000004"' in header, "as earlier versions write it"
+
+    run(scenario())
+
+
 def test_an_edit_under_a_resident_agent_refuses_the_next_turn_which_sent_again_goes_on_from_it(
     tmp_path,
 ):
