@@ -63,7 +63,9 @@ def main() -> int:
     rows = peers(environment)
     sys.stdout.write(f"before: {before}\nafter:  {machine()}\n\n{table(rows)}")
     if "--save" in sys.argv:
-        save(rows, ["peers"], before, Path("results") / "bench")
+        path = save(rows, ["peers"], before, Path("results") / "bench")
+        command = "make bench-peers ARGS=--save"
+        path.write_text(path.read_text().replace("python -m benchmarks peers --save", command))
     return 0
 
 
