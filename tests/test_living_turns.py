@@ -24,6 +24,7 @@ from kode_lab.errors import (
 from kode_lab.key import SessionKey
 from kode_lab.message import Reply, text_of
 from kode_lab.sessions import AgentConfig, JsonStore, Pending, SessionManager, Toolbox, ToolContext
+from kode_lab.sessions.files.upkeep import back_up
 from kode_lab.sessions.memory import MEMORY_LIMIT_BYTES, Memory
 from kode_lab.sessions.own_tools import sub_agent
 
@@ -298,6 +299,29 @@ def test_a_steering_prompt_that_is_sent_again_is_given_once(tmp_path):
             third, again = await both(manager, "three", "t3", 4)
             assert (third.steered, again.into, again.is_replay) == ((), "t1", True)
             assert str(await manager.history(ADA)).count("'two'") == 1
+
+    run(scenario())
+
+
+def test_a_watcher_of_a_steering_turn_that_raises_fails_that_turn_only(tmp_path):
+    async def scenario():
+        def watch(event):
+            raise LookupError(event.kind)
+
+        model = Script("first answer", "second answer")
+        model.gates[0] = asyncio.Event()
+        async with managing(tmp_path, model) as manager:
+            main = asyncio.create_task(manager.turn(ADA, "one"))
+            await until(lambda: model.requests)
+            steer = asyncio.create_task(
+                manager.turn(ADA, "two", turn_id="t2", strategy="steer", on_event=watch)
+            )
+            await asyncio.sleep(0)
+            model.gates[0].set()
+            with pytest.raises(LookupError, match="steered"):
+                await steer
+            assert (await main).text == "second answer"
+            assert (await manager.turn(ADA, "two", turn_id="t2")).is_replay
 
     run(scenario())
 
@@ -648,6 +672,19 @@ def test_the_sessions_of_a_user_share_a_memory_and_no_write_loses_another_s_entr
             assert json.loads(last.text) == wanted
             bob = await one.turn(SessionKey.of("bob", "boss"), "bob")
             assert json.loads(bob.text) == {"bob": "about bob"}
+
+    run(scenario())
+
+
+def test_a_backup_holds_the_memories(tmp_path):
+    async def scenario():
+        async with managing(tmp_path) as manager:
+            await manager.turn(ADA, "one")
+            await Memory(manager.store, "ada").put("x", [1])
+            back_up(tmp_path / "store", tmp_path / "copy")
+        store = JsonStore(tmp_path / "copy")
+        assert await Memory(store, "ada").read() == {"x": [1]}
+        await store.aclose()
 
     run(scenario())
 

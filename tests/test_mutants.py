@@ -743,6 +743,13 @@ async def rewinds(lab, path):
                 assert prompts(await manager.history(key)) == ["q0", "on"]
 
 
+TOOL, TOOL_AGAIN = (
+    Reply(({"type": "tool_use", "id": name, "name": "note", "input": {"text": "x"}},), "tool_use")
+    for name in ("c1", "c2")
+)
+DONE = Reply.of_text("done")
+
+
 async def reached(lab, path):
     """A model that changes what it is given, and what it gave."""
     block = {"type": "text", "text": "hi"}
@@ -760,7 +767,92 @@ async def reached(lab, path):
         assert prompts(await manager.history(ADA)) == ["q0", "q1"]
 
 
+async def steers(lab, path):
+    """A prompt is given to the running turn once, whatever fails and is sent again."""
+    down = ModelUnavailable("down")
+    replies, asked, world = iter([TOOL, down, down, DONE, TOOL_AGAIN, DONE]), [], World(lab)
+    gates = {1: asyncio.Event(), 5: asyncio.Event()}
+
+    async def model(request, on_text=None):  # noqa: ARG001 - as a model is called
+        asked.append([*request.messages])
+        if len(asked) in gates:
+            await gates[len(asked)].wait()
+        reply = next(replies)
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    async def both(manager, prompt, turn_id, number):
+        main = asyncio.create_task(manager.turn(ADA, prompt, turn_id=turn_id))
+        await until(lambda: len(asked) == number)
+        steer = asyncio.create_task(manager.turn(ADA, "two", turn_id="t2", strategy="steer"))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        gates[number].set()
+        return await asyncio.gather(main, steer, return_exceptions=True)
+
+    async with managing(path, model, world, lab=lab) as manager, in_time(lab):
+        await both(manager, "one", "t1", 1)
+    async with managing(path, model, world, lab=lab) as manager, in_time(lab):
+        assert (await manager.turn(ADA, "one", turn_id="t1")).steered == ("t2",)
+        again = await manager.turn(ADA, "two", turn_id="t2")
+        assert (again.is_replay, again.into) == (True, "t1")
+        third, again = await both(manager, "three", "t3", 5)
+        assert (third.steered, again.into) == ((), "t1")
+        assert str(await manager.history(ADA)).count("'two'") == 1
+
+
+async def late(lab, path):
+    """What a thread did after its turn was ended is not done again, and becomes known."""
+    replies, go, runs = iter([TOOL, TOOL_AGAIN, DONE, DONE]), threading.Event(), []
+    box = lab.Toolbox()
+    ToolContext = lab.ToolContext  # noqa: N806 - a class, in the annotation below
+
+    @box.tool
+    def note(text: str, context: ToolContext) -> str:
+        """Note."""
+        runs.append(context.idempotency_key)
+        assert go.wait(STEP_S if lab is not sessions else PATIENCE_S)
+        return f"noted {text}"
+
+    async def model(request, on_text=None):  # noqa: ARG001 - as a model is called
+        return next(replies)
+
+    async with (
+        lab.SessionManager(
+            store=path, agents=[lab.AgentConfig("clerk", "m", tools=box)], model=model
+        ) as manager,
+        in_time(lab),
+    ):
+        first = asyncio.create_task(manager.turn(ADA, "one"))
+        await until(lambda: runs)
+        second = asyncio.create_task(manager.turn(ADA, "two", strategy="interrupt"))
+        await until(lambda: len(runs) == 2)
+        go.set()
+        await asyncio.gather(first, second, return_exceptions=True)
+        assert runs[0] == runs[1]
+        while "may have taken effect" in str(await manager.history(ADA)):  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        assert_legal(await manager.history(ADA))
+
+
+async def memories(lab, path):
+    """Sessions that write a user's memory at once lose none of its entries."""
+    store = lab.JsonStore(path)
+    found = await store.read_memory("ada")
+    for name in "ab":
+        entries = {**found.entries, name: 1}
+        if not await store.write_memory("ada", entries, version=found.version):
+            found = await store.read_memory("ada")
+            assert await store.write_memory(
+                "ada", {**found.entries, name: 1}, version=found.version
+            )
+    assert (await store.read_memory("ada")).entries == {"a": 1, "b": 1}
+    await store.aclose()
+
+
 CHECKS = (
+    *(steers, late, memories),
     *(moved, rewinds, reached),
     *(order, room, parallel, apart, owner, residents, overtaken, processes, kills, steps),
     *(prompts_of_ids, power, journal, lives, cancels, failures, interrupts, rollbacks, ends, files),
@@ -1212,6 +1304,34 @@ MUTANTS = [
     Mutant("half a fork is whole", rewinds, "files/format", " or data.startswith(FILLING)", ""),
     Mutant("rewound ids are new", rewinds, "files/format", "f.turn_id in gone", "False"),
     Mutant("each rewind is another", rewinds, "manager", "if done is not None:", "if False:"),
+    # steering, late results, memories
+    Mutant("steered by nobody", steers, "session", "elif ticket.notes and", "elif False and"),
+    Mutant(
+        "steered though it had a turn",
+        steers,
+        "session",
+        "elif at is not None or self._agent.turn(one.turn_id) is not None:",
+        "elif False:",
+    ),
+    Mutant(
+        "steered ids are forgotten",
+        steers,
+        "residents",
+        'if "steered" in facts:',
+        "if False:",
+    ),
+    Mutant(
+        "steered in memory only", steers, "open_turn", 'elif "steered" in entry:', "elif False:"
+    ),
+    Mutant("late results are dropped", late, "manager", "elif sealed and", "elif False and"),
+    Mutant("another key", late, "session", "if one.what == what and one.turn_id:", "if False:"),
+    Mutant(
+        "any version is replaced",
+        memories,
+        "files/memory",
+        "if read_memory(path).version != version:",
+        "if False:",
+    ),
     Mutant(
         "one request for all",
         reached,

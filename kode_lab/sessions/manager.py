@@ -587,7 +587,8 @@ class SessionManager:
             async with self._holding(key, None) as lease:
                 agent = await self._agent(lease)
                 turn = agent.open
-                sealed = [c for c in agent.unknown_calls() if c.call_id == result.call_id]
+                calls = agent.unknown_calls(has_settled=True)
+                sealed = [call for call in calls if call.call_id == result.call_id]
                 if turn is not None and result.call_id in {call.id for call in turn.calls}:
                     turn.add_result(result)
                     await store.journal(lease, turn, turn.result_entry(result))

@@ -195,10 +195,10 @@ class Agent:
             "" if is_own else finished.turn_id,
         )
 
-    def unknown_calls(self) -> list[UnknownCall]:
-        """Return the calls of sealed turns whose outcome is still not known.
+    def unknown_calls(self, *, has_settled: bool = False) -> list[UnknownCall]:
+        """Return the calls of sealed turns whose outcome is not known.
 
-        A call with the same input that was given a result later settles it.
+        One is settled by a result of a later call with the same input: left out unless asked for.
         """
         found: list[UnknownCall] = []
         if not self.sealed:
@@ -216,7 +216,7 @@ class Agent:
                             (t.turn_id for t in self.sealed if t.first <= at <= t.last), ""
                         )
                         found.append(UnknownCall(at, turn_id, call_id, whats[call_id]))
-                    elif not block.get("is_error"):
+                    elif not block.get("is_error") and not has_settled:
                         found = [one for one in found if one.what != whats[call_id]]
         return found
 

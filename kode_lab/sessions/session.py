@@ -483,7 +483,10 @@ class Session:
             self._ticket.on_event(TurnEvent(kind, data))
         for one in self._ticket.given:
             if one.on_event is not None and one.outcome is not None and not one.outcome.done():
-                one.on_event(TurnEvent(kind, data))
+                try:
+                    one.on_event(TurnEvent(kind, data))
+                except Exception as error:  # noqa: BLE001 - a watcher fails its own turn only
+                    one.outcome.set_exception(error)
 
     def _span(
         self,

@@ -21,7 +21,9 @@ from kode_lab.errors import SessionDamaged
 from kode_lab.sessions.conversation import decode, encode
 from kode_lab.sessions.store import UserMemory
 
-__all__ = ["read_memory", "write_memory"]
+__all__ = ["MEMORIES", "read_memory", "write_memory"]
+
+MEMORIES = "+memory"
 
 
 def read_memory(path: Path) -> UserMemory:

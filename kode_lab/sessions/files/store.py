@@ -37,7 +37,7 @@ from kode_lab.key import SessionKey
 from kode_lab.message import Message
 from kode_lab.sessions.files.disk import SCARCE, Disk, PosixDisk, explained
 from kode_lab.sessions.files.file_lock import FileLocks, Occupancy, ProcessLock
-from kode_lab.sessions.files.memory import read_memory, write_memory
+from kode_lab.sessions.files.memory import MEMORIES, read_memory, write_memory
 from kode_lab.sessions.files.power_journal import JOURNAL_BYTES, PowerJournal, recover
 from kode_lab.sessions.files.reading import peek, sessions_in
 from kode_lab.sessions.files.session_files import SessionFiles, Tail
@@ -386,7 +386,7 @@ class JsonStore:
 
     def _memory_of(self, user_id: str) -> Path:
         self._occupancy.check()
-        return self.root / "+memory" / f"{SessionKey(user_id, '-', '-').user_part}.json"
+        return self.root / MEMORIES / f"{SessionKey(user_id, '-', '-').user_part}.json"
 
     async def peek(self, key: SessionKey) -> list[Message]:
         """Return the conversation for reading only, without waiting for its holder.

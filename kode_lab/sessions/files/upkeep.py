@@ -33,6 +33,7 @@ from kode_lab.sessions.files.format import (
     header_of,
     owner_of,
 )
+from kode_lab.sessions.files.memory import MEMORIES
 from kode_lab.sessions.files.power_journal import generation_in
 from kode_lab.sessions.files.session_files import MESSAGES, TURNS, SessionFiles
 from kode_lab.sessions.open_turn import Finished
@@ -94,6 +95,9 @@ def back_up(root: Path, to: Path) -> int:
             count = sum(
                 _copied(place, part / place.relative_to(root)) for place in session_places(root)
             )
+            for memory in (root / MEMORIES).glob("*.json"):  # each is only replaced as a whole
+                (part / MEMORIES).mkdir(exist_ok=True)
+                shutil.copyfile(memory, part / MEMORIES / memory.name)
             if before is not None:
                 shutil.copyfile(root / _JOURNAL, part / _JOURNAL)
             if _generation(root) == before:
