@@ -2,8 +2,8 @@
 
 ``python -m benchmarks.side_by_side old=DIRECTORY new=.`` starts ``kode-lab serve --simulated`` of
 each checkout, asks one after the other in rounds (so that what else the machine does strikes all of
-them alike), and prints medians and their ratio to the first. The load generator is not counted; the server's client
-of the model and the simulated model are.
+them alike), and prints medians and their ratio to the first. The load generator is not counted; the
+server's client of the model and the simulated model are.
 
 Options: ``--rounds``, ``--turns`` of a round, ``--connections``, ``--stream``.
 """
