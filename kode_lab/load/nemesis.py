@@ -51,6 +51,10 @@ class Nemesis:
         # Kills come after the first part and before the last one, so that each meets turns.
         self._gap_s = for_s / (kills + 1)
         self._kills = kills if self._pid_file or self._gateway else 0
+        if self._gateway and "durable" not in environment.load_run.target.declaration.promises:
+            # What such a target loses in a crash is not held against it, so it is not killed.
+            _LOG.warning("not killed: the target does not promise that sessions survive a crash")
+            self._kills = 0
         self._worker = gevent.spawn(self._break)
 
     def end(self) -> None:

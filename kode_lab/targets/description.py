@@ -401,6 +401,8 @@ class Description(Fields):
                 used |= {name.removesuffix("_uuid") for name in template.names}
                 if template.names & {"key", "session_uuid"}:  # both are made of user and session
                     used |= {"user", "session"}
+        if self.setup.session is not None:  # each user's session is opened by a request of its own
+            used |= {"user", "session"}
         named = [name for name in ("user", "session", "agent") if name in used]
         promises = list(declares.promises or DEFAULT_PROMISES)
         for name, is_promised in (

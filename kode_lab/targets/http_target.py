@@ -55,7 +55,10 @@ _SHOWN_CHARS = 300
 # Where elements of a history say who speaks, when the description does not say where.
 _ROLE_NAMES = ("role", "type", "sender", "author", "from", "speaker")
 _REPLY_ROLES = frozenset({"assistant", "ai", "bot", "model", "agent", "system", "tool", "function"})
-_CONTENT_NAMES = ("content", "text", "message", "parts", "body", "prompt", "question", "input")
+_CONTENT_NAMES = (
+    *("content", "text", "message", "parts", "body", "prompt", "question", "input"),
+    *("run_input", "request", "query", "msg", "human"),
+)
 
 
 class _Response(NamedTuple):
