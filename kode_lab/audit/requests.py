@@ -161,6 +161,8 @@ def request_of(record: Mapping[str, Any]) -> PlainRequest | None:
     if "litellm_call_id" in record or "call_type" in record:
         # LiteLLM's trace is the session: calls of one trace are not one turn.
         session, trace_id = session or trace_id, ""
+        parameters = record.get("model_parameters")
+        user = user or str((isinstance(parameters, dict) and parameters.get("user")) or "")
     start = _first_of(
         record, "start_ns", "start_time", "startTime", "started_at", "timestamp", "time"
     )

@@ -29,6 +29,7 @@ Source: Elle (Kingsbury and Alvaro, 2020) for anomalies inferred from what trans
 
 from __future__ import annotations
 
+import re
 from array import array
 from bisect import bisect_left
 from collections import Counter
@@ -51,6 +52,8 @@ _SAME_TEXT_LIMIT = 50
 FINDINGS_LIMIT = 10_000
 # With more missing turns than this, an equal question may have been asked in one of them.
 _MISSING_SHARE = 0.01
+_DIGITS = re.compile(r"\d+")
+_PARTS = re.compile(r"[^A-Za-z0-9]")
 GUARANTEE_OF = {
     "cross-session leak": "apart",
     "foreign answer": "apart",
@@ -125,6 +128,7 @@ class _Facts:
         self.was_asked_before = log.was_asked_before
         self.recognised: Counter[str] = Counter()
         self.lost: set[int] = set()
+        self._shapes: dict[str, tuple[int, bool]] | None = None
         self._firm: dict[int, bool] = {}
         self._firm_history: dict[int, bool] = {ROOT: False}
         self._order_nodes()
@@ -336,12 +340,30 @@ class _Facts:
         )
 
     def is_side_call(self, turn: Turn) -> bool:
-        """Whether its words were asked several times and stay in no later history."""
-        return (
-            bool(turn.asks)
-            and self.tree.item_of[turn.asks[-1]] in self.also
-            and not self.turns_after(turn.asks[-1])
-        )
+        """Whether words like these were asked several times, and no later history holds any."""
+        if not turn.asks or self.turns_after(turn.asks[-1]):
+            return False
+        if self.tree.item_of[turn.asks[-1]] in self.also:
+            return True
+        if self._shapes is None:
+            self._shapes = {}
+            for one in self.turns:
+                if one.asks:
+                    times, is_held = self._shapes.get(shape := self._shape(one), (0, False))
+                    self._shapes[shape] = (times + 1, is_held or self.is_held(one))
+        times, is_held = self._shapes[self._shape(turn)]
+        return times > 1 and not is_held
+
+    def _shape(self, turn: Turn) -> str:
+        """Return how a question begins, numbers apart: what a template would write."""
+        text = self.tree.start_of(self.tree.item_of[turn.asks[-1]])
+        return _DIGITS.sub("#", text[:60])[:24]
+
+    def beginning_at(self, node: int) -> Sequence[Turn]:
+        """Return the turns whose history before the ask ends exactly here."""
+        first = bisect_left(self.base_begins, self.begin[node])
+        last = bisect_left(self.base_begins, self.begin[node] + 1)
+        return self.by_base[first:last]
 
     def owner_of(self, node: int) -> Turn | None:
         """Return the one turn that asked the firm text at this node, or None."""
@@ -432,7 +454,7 @@ def _fork(facts: _Facts, one: Turn, two: Turn) -> Iterator[Finding]:
     are_rooted = one.is_rooted and two.is_rooted
     error_ns = 2 * facts.clock_error_ns
     is_timed = one.host == two.host or facts.hosts_compared
-    is_beside = one.overlaps(two, error_ns)
+    is_beside = one.overlaps(two, error_ns) and one.asks_beside(two, error_ns)
     is_fork = False
     if _in_one_history(facts, one, two):
         is_fork, why = is_beside, "and a later history holds both"
@@ -444,11 +466,17 @@ def _fork(facts: _Facts, one: Turn, two: Turn) -> Iterator[Finding]:
     elif _is_summary(facts, one) or _is_summary(facts, two):
         recognised["compaction"] += 1
         return
+    elif _is_delegated(facts, one, two) or _is_delegated(facts, two, one):
+        recognised["sub-agents"] += 1
+        return
     elif (
-        are_rooted and one.root == two.root and base and is_firm and not is_apart
-        and one.asks_beside(two, error_ns)
+        (are_rooted and one.root == two.root and base and is_firm and not is_apart)
+        and (one.answer and two.answer and one.asks_beside(two, error_ns))
     ):  # fmt: skip
         is_fork, why = facts.is_complete and is_timed, "each as a turn of its own"
+        # Two parts of one task both leave nothing, while the turn that wanted them goes on.
+        if not (facts.is_kept(one) or facts.is_kept(two)) and facts.turns_after(base):
+            is_fork = is_fork and not any(facts.is_kept(turn) for turn in facts.beginning_at(base))
     elif _is_rootless_aside(facts, one, two):
         recognised["side calls"] += 1
         return
@@ -489,6 +517,23 @@ def _is_summary(facts: _Facts, turn: Turn) -> bool:
             text = facts.tree.text(facts.tree.item_of[facts.first_of(one.base)])
             if text is not None and said in text:
                 return True
+    return False
+
+
+def _is_delegated(facts: _Facts, part: Turn, whole: Turn) -> bool:
+    """Whether one turn is a task that the other gave away: its words stand in a tool call."""
+    tree = facts.tree
+    asked = tree.text(tree.item_of[part.asks[-1]])
+    if not asked or len(asked) < FIRM_CHARS or facts.is_held(part):
+        return False
+    own = tree.text(tree.item_of[whole.asks[-1]])
+    if own and len(own) >= FIRM_CHARS and own in asked:
+        return True
+    node = whole.end
+    while node and node != whole.asks[-1]:
+        if tree.code(node) == "c" and asked[:60] in (tree.text(tree.item_of[node]) or ""):
+            return True
+        node = tree.parent[node]
     return False
 
 
@@ -761,7 +806,7 @@ def _tools(facts: _Facts, log: Log) -> Iterator[Finding]:
         follow = all(one.end_ns <= two.start_ns for one, two in pairwise(runs))
         if len(traces) == 1:
             reading = "within one turn; innocent if the tool was tried again after an error"
-        elif issued != 1 or len(call_id) < FIRM_CHARS:
+        elif issued != 1 or len(set(_PARTS.split(call_id)[-1])) < 6 or not facts.is_complete:
             reading = "in two turns; innocent if the model uses one id for several calls"
         elif runs[0].is_failed:
             reading = "in two turns; innocent if the first failed and the turn was resumed"
