@@ -7,6 +7,7 @@
 # make clients              real clients against the simulated model; downloads them, writes a table
 # make notebooks            every notebook in JupyterLab in a real browser; writes a table
 # make machines             load from several machines with clocks apart; Linux, root; writes a table
+# make traces               real instrumentations, audited; downloads them, writes a table
 # make clean                remove what can be made again; runs in results/ stay
 #
 # Each target creates .venv and installs into it first, and again when pyproject.toml has changed.
@@ -63,6 +64,10 @@ notebooks: .venv/.installed-dev
 
 machines: .venv/.installed
 	$(IN) tests/machines/run.py --table results/loadtests/machines.md $(ARGS)
+
+# Five minutes and 2 GB, in a temporary directory; needs Python and its registry.
+traces: .venv/.installed
+	$(IN) tests/traces/run.py --table docs/audit.md $(ARGS)
 
 .venv/.installed: pyproject.toml
 	$(MAKE_VENV)

@@ -1,14 +1,20 @@
 """An audit proves what traces show and nothing else, in every format that it reads."""
 
+import asyncio
 import gzip
 import json
+from base64 import b64encode
 
+import aiohttp
 import pytest
+from google.protobuf.json_format import ParseDict
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from benchmarks.audit_logs import FAULTS, ODDITIES, damaged, make_log
+from benchmarks.audit_logs import FAULTS, ODDITIES, damaged, long_sessions, make_log
 from kode_lab import cli
 from kode_lab.audit import Log, audit, verdict_on
 from kode_lab.audit.items import Unreadable, items_of
+from kode_lab.audit.live import Receiver, Watch, follow
 from kode_lab.errors import InvalidRecord
 
 
@@ -76,12 +82,30 @@ def two_turns(first, **fields):
     ]
 
 
+def three_turns(second, **fields):
+    """Return a session whose third request holds the second answer as given here."""
+    history, lines = [], []
+    kept = ["Noted the first.", second, "Noted the third."]
+    for number, word in enumerate(("first", "second", "third")):
+        history.append({"role": "user", "content": f"Please note the {word} item."})
+        times = {"start_time": 2.0 * number + 1, "end_time": 2.0 * number + 2}
+        lines.append(chat(list(history), f"Noted the {word}.", **times, **fields))
+        history.append({"role": "assistant", "content": kept[number]})
+    return lines
+
+
 def test_a_log_of_requests_is_judged():
     fields = {"session_id": "trip", "user_id": "ada"}
-    assert verdict(two_turns("Noted the first.", **fields)).status == "valid"
-    torn = verdict(two_turns("Noted", **fields))
+    assert verdict(three_turns("Noted the second.", **fields)).status == "valid"
+    torn = verdict(three_turns("Noted the", **fields))
     assert [(one.name, one.is_proved) for one in torn.findings] == [("torn turn", True)]
-    assert [turn.calls[0][1] for turn in torn.findings[0].turns] == [1, 2]
+    assert [turn.calls[0][1] for turn in torn.findings[0].turns] == [2, 3]
+
+
+def test_an_answer_that_the_client_may_have_shortened_is_only_suspected():
+    short = verdict(two_turns("Noted", session_id="trip"))
+    assert [(one.name, one.is_proved) for one in short.findings] == [("torn turn", False)]
+    assert "answers that the client may have shortened" in short.recognised
 
 
 def test_anthropic_bedrock_style_and_responses_logs_hold_the_same_items():
@@ -229,23 +253,236 @@ def test_one_name_with_two_users_is_proof_only_if_the_operator_says_so():
     assert proved(verdict(shared, sessions_per_user=True)) == {"cross-session leak"}
 
 
+# --- what is read, and what it costs ---------------------------------------------------------
+
+
+def test_a_list_is_read_once_however_it_is_written():
+    """The beginnings that were read before are found in escaped, plain and OTLP lists alike."""
+    log = Log()
+    calls = []
+    for number in range(12):
+        calls.append({"role": "user", "content": f"Question {number}, with some words {'x' * 400}"})
+        log.read_line(chat(calls, f"Answer {number}.", session_id="s").encode(), "log", number)
+        calls.append({"role": "assistant", "content": f"Answer {number}."})
+    log.close()
+    assert len(log.conversations.turns) == 12
+    assert len(log.tree) == 1 + len(calls)  # each item once, below the one before it
+    assert log.tree.start_of(log.tree.item_of[1]).startswith("Question 0")
+
+
+def test_a_beginning_that_changed_is_never_taken_for_the_old_one():
+    log = Log()
+    long = "x" * 5000
+    for number, first in enumerate(("Answer one.", "Answer two.")):
+        messages = [{"role": "user", "content": f"Please do it. {long}"},
+                    {"role": "assistant", "content": first},
+                    {"role": "user", "content": "And now the next."}]  # fmt: skip
+        log.read_line(chat(messages, f"Done {number}.").encode(), "log", number)
+    log.close()
+    assert len({turn.base for turn in log.conversations.turns}) == 2
+
+
+def test_cache_marks_that_move_change_nothing():
+    def marked(texts):
+        blocks = [[{"type": "text", "text": text}] for text in texts]
+        blocks[-1][0]["cache_control"] = {"type": "ephemeral"}
+        roles = ("user", "assistant")
+        return [{"role": roles[at % 2], "content": one} for at, one in enumerate(blocks)]
+
+    log = Log()
+    for number, texts in enumerate((["Hello there."], ["Hello there.", "Hi.", "How are you?"])):
+        log.read_line(chat(marked(texts), "Hi.", session_id="s").encode(), "log", number)
+    log.close()
+    assert len(log.tree) == 5
+
+
+def test_printed_spans_and_printed_json_are_read(tmp_path):
+    attributes = {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.input.messages": json.dumps([{"role": "user", "content": ASKS[0]}]),
+    }
+    span = {
+        "name": "chat", "context": {"trace_id": "0x01", "span_id": "0x02"}, "parent_id": None,
+        "start_time": "2026-01-01T00:00:00Z", "end_time": "2026-01-01T00:00:01Z",
+        "status": {"status_code": "UNSET"}, "attributes": attributes, "resource": {},
+    }  # fmt: skip
+    path = tmp_path / "spans.json"
+    path.write_text(json.dumps(span, indent=4) + "\n" + json.dumps(span, indent=2) + "\n{\nbroken")
+    judged = audit(path)
+    assert judged.counts["turns"] == 1  # one span, exported twice
+    assert judged.skipped["lines that are no JSON"] == 2
+
+
+def test_langsmith_runs_are_spans_by_another_name():
+    def run(number, kind, parent, **fields):
+        return json.dumps({
+            "id": f"r{number}", "run_type": kind, "trace_id": "t", "parent_run_id": parent,
+            "name": kind, "start_time": "2026-01-01T00:00:00", "end_time": "2026-01-01T00:00:02",
+            **fields,
+        })  # fmt: skip
+
+    judged = verdict([
+        run(1, "chain", None, extra={"metadata": {"thread_id": "trip", "user_id": "ada"}}),
+        run(2, "llm", "r1", inputs={"messages": [[{"lc": 1, "type": "constructor",
+            "id": ["HumanMessage"], "kwargs": {"type": "human", "content": ASKS[0]}}]]},
+            outputs={"generations": [[{"message": {"kwargs": {"type": "ai", "content": "Ok."},
+            "lc": 1, "type": "constructor"}}]]}),
+    ])  # fmt: skip
+    (turn,) = judged.turns
+    assert (turn.who, turn.root, turn.is_rooted) == (("ada", "trip"), "chain", True)
+    assert judged.tree.start_of(turn.answer) == "Ok."
+
+
+def test_a_stub_that_gives_every_answer_one_id_is_no_single_call():
+    lines = [
+        line.replace('"id": "', '"id": "same", "was": "')
+        for line in three_turns("Noted the second.")
+    ]
+    assert verdict(lines).counts["calls"] == 3
+
+
+# --- live ------------------------------------------------------------------------------------
+
+
+def test_a_watch_forgets_the_oldest_and_keeps_what_it_found():
+    watch = Watch(turns_limit=200)
+    most = 0
+    lines = make_log(11, faults=["lost update"], oddities=[]).lines
+    lines += long_sessions(5, 500)
+    for number, line in enumerate(lines, 1):
+        watch.read_line(line.encode(), "log", number)
+        if number % 100 == 0:
+            watch.verdict()
+            most = max(most, len(watch.log.conversations.turns))
+    last = watch.verdict(is_last=True)
+    assert most < 500
+    assert len(watch.log.tree) < 4_000
+    assert watch.log.conversations.forgotten > 1_500
+    assert proved(last) == {"fork", "lost update"}
+    assert 'name="lost update",proof="proved"} 1' in watch.metrics()
+
+
+def test_what_was_asked_and_forgotten_is_never_taken_for_asked_once():
+    watch = Watch(turns_limit=100)
+    script = [chat([{"role": "user", "content": ASKS[0]}], "Noted.", user_id="ada", session_id="a")]
+    for number, line in enumerate([*script, *long_sessions(2, 120)]):
+        watch.read_line(line.encode(), "log", number)
+    watch.verdict(is_last=True)
+    watch.log.forget(20)
+    item = watch.log.tree.item("user", "text", ASKS[0])
+    assert watch.log.was_asked_before(item)
+    assert not watch.log.was_asked_before(watch.log.tree.item("user", "text", "Never asked."))
+
+
+async def lines_of(watch, number):
+    while watch.log.lines < number:  # noqa: ASYNC110 - a file has no event
+        await asyncio.sleep(0.01)
+
+
+def test_a_file_is_followed_through_its_growth_and_its_replacement(tmp_path):
+    path = tmp_path / "log.jsonl"
+    lines = three_turns("Noted the", session_id="trip", user_id="ada")
+    path.write_text(lines[0] + "\n" + lines[1][:20])
+    found = []
+
+    async def grow():
+        watch = Watch(on_finding=lambda finding: found.append(finding.name))
+        ended = asyncio.Event()
+        task = asyncio.create_task(follow(path, watch, ended))
+        await lines_of(watch, 1)
+        with path.open("a") as file:
+            file.write(lines[1][20:] + "\n")
+        await lines_of(watch, 2)
+        (tmp_path / "new").write_text(lines[2] + "\n")
+        (tmp_path / "new").replace(path)
+        await lines_of(watch, 3)
+        ended.set()
+        await task
+        watch.verdict(is_last=True)
+
+    asyncio.run(asyncio.wait_for(grow(), 60))
+    assert found == ["torn turn"]
+
+
+def test_a_receiver_takes_json_and_protobuf_and_refuses_what_a_web_page_could_send():
+    lines = make_log(7, faults=["torn turn"], oddities=[]).lines
+
+    async def send():
+        watch = Watch()
+        async with Receiver(watch, port=0) as receiver, aiohttp.ClientSession() as client:
+
+            async def post(body, kind="application/json", path="/v1/traces", **headers):
+                asked = {"content-type": kind, **headers}
+                url = receiver.base_url + path
+                async with client.post(url, data=body, headers=asked) as answer:
+                    return answer.status, await answer.read()
+
+            half = len(lines) // 2
+            for line in lines[:half]:
+                record = json.loads(line)
+                body = gzip.compress(line.encode())
+                headers = {"content-encoding": "gzip"}
+                assert await post(body, **headers) == (200, b"{}")
+            for line in lines[half:]:
+                record = json.loads(line)
+                for resource in record["resourceSpans"]:
+                    for scope in resource["scopeSpans"]:
+                        for span in scope["spans"]:
+                            for name in ("traceId", "spanId", "parentSpanId"):
+                                span[name] = b64encode(bytes.fromhex(span[name])).decode()
+                body = ParseDict(record, ExportTraceServiceRequest()).SerializeToString()
+                assert await post(body, "application/x-protobuf") == (200, b"")
+            assert (await post(b"{", "application/json"))[0] == 400
+            assert (await post(b"xyz", "application/x-protobuf"))[0] == 400
+            packed = {"content-encoding": "gzip"}
+            assert (await post(b"xyz", **packed))[0] == 400
+            assert (await post(b"{}", "text/plain"))[0] == 415
+            assert (await post(b"{}", origin="http://evil.example"))[0] == 403
+            assert (await post(b"{}", path="/v1/other"))[0] == 405
+            zeros = gzip.compress(bytes(70_000_000), 1)
+            assert (await post(zeros, **packed))[0] == 413
+            watch.verdict()
+            async with client.get(receiver.base_url + "/summary") as answer:
+                summary = await answer.json()
+            async with client.get(receiver.base_url + "/metrics") as answer:
+                metrics = await answer.text()
+            return summary, metrics
+
+    summary, metrics = asyncio.run(send())
+    assert summary["status"] == "invalid"
+    assert 'kode_audit_findings_total{name="torn turn",proof="proved"} 1' in metrics
+
+
+def test_the_frames_hold_a_row_a_turn_a_session_and_a_finding():
+    frames = verdict(three_turns("Noted the", session_id="trip", user_id="ada")).frames()
+    assert list(frames["turns"]["session_id"]) == ["trip"] * 3
+    assert list(frames["sessions"]["proved"]) == [1]
+    assert list(frames["findings"]["name"]) == ["torn turn"]
+    empty = verdict([]).frames()
+    assert [len(frame) for frame in empty.values()] == [0, 0, 0]
+
+
 # --- the command -----------------------------------------------------------------------------
 
 
 def test_the_command_hides_words_and_ends_with_the_status_of_check(tmp_path, capsys):
     log = tmp_path / "log.jsonl"
-    log.write_text("\n".join(two_turns("Noted", session_id="trip", user_id="ada")))
+    log.write_text("\n".join(three_turns("Noted the", session_id="trip", user_id="ada")))
     assert cli.main(["audit", str(log)]) == 1
     told = capsys.readouterr().out
     assert told.startswith("FAIL: 1 torn turn")
-    assert f"{log}:1" in told
-    assert "first item" not in told
+    assert f"{log}:2" in told
+    assert "second item" not in told
     assert cli.main(["audit", str(log), "--show-words"]) == 1
-    assert "first item" in capsys.readouterr().out
-    assert cli.main(["audit", str(log), "--json"]) == 1
+    assert "second item" in capsys.readouterr().out
+    page = tmp_path / "page.html"
+    assert cli.main(["audit", str(log), "--json", "--page", str(page)]) == 1
     found = json.loads(capsys.readouterr().out)
     assert found["status"] == "invalid"
-    assert "first item" not in json.dumps(found)
+    assert "second item" not in json.dumps(found)
+    assert "torn turn" in page.read_text()
+    assert "second item" not in page.read_text()
+    assert cli.main(["audit"]) == 3
     assert cli.main(["audit", str(tmp_path / "none.jsonl")]) == 3
     with pytest.raises(InvalidRecord, match=r"none\.jsonl cannot be read"):
         audit(tmp_path / "none.jsonl")

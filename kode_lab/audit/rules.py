@@ -33,7 +33,7 @@ import re
 from array import array
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, islice, pairwise
 from typing import NamedTuple
 
@@ -52,6 +52,10 @@ _SAME_TEXT_LIMIT = 50
 FINDINGS_LIMIT = 10_000
 # With more missing turns than this, an equal question may have been asked in one of them.
 _MISSING_SHARE = 0.01
+# So many turns that followed closely, none too early, show that clocks agree.
+_CLOSE_TURNS = 6
+# A log of fewer turns does not show whether it is a sample, or whether users share a script.
+_FEW_TURNS = 6
 _DIGITS = re.compile(r"\d+")
 _PARTS = re.compile(r"[^A-Za-z0-9]")
 GUARANTEE_OF = {
@@ -128,6 +132,7 @@ class _Facts:
         self.was_asked_before = log.was_asked_before
         self.recognised: Counter[str] = Counter()
         self.lost: set[int] = set()
+        self._sessions: dict[tuple[str, str], list[Turn]] | None = None
         self._shapes: dict[str, tuple[int, bool]] | None = None
         self._firm: dict[int, bool] = {}
         self._firm_history: dict[int, bool] = {ROOT: False}
@@ -146,6 +151,7 @@ class _Facts:
         self.by_base = sorted(self.turns, key=lambda turn: begin[turn.base])
         self.base_begins = array("I", (begin[turn.base] for turn in self.by_base))
         self.clock_error_ns = self._clock_error()
+        self.has_edits = self._has_edits()
         # The turns that were given an answer, by its text; and of torn turns what was kept.
         self.answered: dict[int, list[Turn]] = {}
         self.kept_part: dict[int, str] = {}
@@ -206,6 +212,7 @@ class _Facts:
     def _clock_error(self) -> int:
         """Return by how much clocks differ, as seen from answers shown before they were given."""
         worst = 0
+        gaps: list[int] = []
         by_end: dict[int, Turn] = {}
         for turn in self.turns:
             if turn.answer:
@@ -215,8 +222,14 @@ class _Facts:
             before = by_end.get(turn.base)
             if before is not None and before is not turn and turn.first_ns:
                 worst = max(worst, before.last_ns - turn.first_ns)
+                gaps.append(turn.first_ns - before.last_ns)
                 self.hosts_compared = self.hosts_compared or before.host != turn.host
+        self._turn_gaps_ns = sorted(gaps)
         return worst
+
+    def turns_closer_than(self, gap_ns: int) -> int:
+        """Return how many turns began so soon after the one before them, but never before it."""
+        return bisect_left(self._turn_gaps_ns, gap_ns)
 
     # ---- of nodes
 
@@ -375,6 +388,37 @@ class _Facts:
         """Return the first turn whose history goes through this node."""
         return min(self.turns_after(node), key=lambda turn: turn.begin_ns, default=default)
 
+    def follower_of(self, node: int, later: Turn) -> Turn | None:
+        """Return the turn that asked what follows a node in a later history, if it is recorded."""
+        if later.base == node:
+            return later
+        for ask in self.asks_before(later.base):
+            if self.text_above[ask] == node:
+                return self.asker.get(self.tree.item_of[ask])
+        return later
+
+    def earlier_asks(self, turn: Turn) -> set[int]:
+        """Return what was asked in the turn's session before it, as items."""
+        if self._sessions is None:
+            self._sessions = {}
+            for one in self.turns:
+                self._sessions.setdefault(one.who, []).append(one)
+        return {
+            self.tree.item_of[one.asks[-1]]
+            for one in self._sessions[turn.who]
+            if one.asks and one.end_ns <= turn.begin_ns
+        }
+
+    def _has_edits(self) -> bool:
+        """Whether any history was extended twice, by different words, one after the other."""
+        item_of = self.tree.item_of
+        return any(
+            one.base and one.asks and two.asks and one.end_ns <= two.begin_ns
+            and item_of[one.asks[-1]] != item_of[two.asks[-1]]
+            for turns in self.groups()
+            for one, two in pairwise(turns)
+        )  # fmt: skip
+
     def evidence(self) -> dict[str, int]:
         """Return the counts of the evidence."""
         again = sum(1 for turn in self.turns if turn.asks and self.is_held(turn))
@@ -453,30 +497,43 @@ def _fork(facts: _Facts, one: Turn, two: Turn) -> Iterator[Finding]:
         return
     are_rooted = one.is_rooted and two.is_rooted
     error_ns = 2 * facts.clock_error_ns
-    is_timed = one.host == two.host or facts.hosts_compared
-    is_beside = one.overlaps(two, error_ns) and one.asks_beside(two, error_ns)
+    # An edit and what it replaces are two ends of one history, one after the other: where this
+    # service has edits, only clocks that are known to agree tell them from a fork.
+    is_timed = one.host == two.host and one.host.count("/") > 1
+    if not is_timed and facts.has_edits:
+        is_timed = not error_ns and facts.turns_closer_than(one.overlap_ns(two)) >= _CLOSE_TURNS
+    elif not is_timed:
+        is_timed = one.host == two.host or facts.hosts_compared
+    # A turn that was stopped by the next one (an interrupt, a rollback) has no answer.
+    are_answered = bool(one.answer and two.answer)
+    is_beside = are_answered and one.overlaps(two, error_ns) and one.asks_beside(two, error_ns)
     is_fork = False
     if _in_one_history(facts, one, two):
         is_fork, why = is_beside, "and a later history holds both"
     elif is_firm and facts.is_kept(one) and facts.is_kept(two):
-        is_fork, why = is_beside and not is_apart, "and later turns continue each"
+        is_fork, why = is_beside and is_timed and not is_apart, "and later turns continue each"
     elif facts.is_side_call(one) or facts.is_side_call(two):
         recognised["side calls"] += 1
         return
     elif _is_summary(facts, one) or _is_summary(facts, two):
         recognised["compaction"] += 1
         return
-    elif _is_delegated(facts, one, two) or _is_delegated(facts, two, one):
+    elif any(
+        _is_delegated(facts, part, whole)
+        for whole in (one, two, *facts.beginning_at(base)[:20])
+        for part in (one, two)
+        if part is not whole
+    ):
         recognised["sub-agents"] += 1
         return
     elif (
         (are_rooted and one.root == two.root and base and is_firm and not is_apart)
-        and (one.answer and two.answer and one.asks_beside(two, error_ns))
+        and is_beside
     ):  # fmt: skip
-        is_fork, why = facts.is_complete and is_timed, "each as a turn of its own"
-        # Two parts of one task both leave nothing, while the turn that wanted them goes on.
-        if not (facts.is_kept(one) or facts.is_kept(two)) and facts.turns_after(base):
-            is_fork = is_fork and not any(facts.is_kept(turn) for turn in facts.beginning_at(base))
+        is_fork, why = is_timed and facts.is_complete, "each as a turn of its own"
+        is_fork = is_fork and len(facts.turns) >= _FEW_TURNS
+        # Where nothing of both stays, they may be parts of a task, or calls beside the last turn.
+        is_fork = is_fork and any(facts.is_held(turn) for turn in (one, two))
     elif _is_rootless_aside(facts, one, two):
         recognised["side calls"] += 1
         return
@@ -620,8 +677,23 @@ def _leak(facts: _Facts, owner: Turn, turn: Turn, node: int, sessions_per_user: 
             "another user's question and answer, given later, were shown; innocent if clocks differ"
         )
         return Finding("cross-session leak", False, turns, why)
-    # Where turns are missing, this user may have asked the same and had the same answer.
-    if not facts.is_complete or facts.has_gap[turn.base] or not _is_once(facts, owner.answer):
+    # Where turns are missing, this user may have asked the same and had the same answer; the more
+    # so where both conversations began alike, as those of a script do.
+    items, after = facts.tree.item_of, facts.turns_after(node)
+    is_thin = is_other_session and (
+        len(facts.turns) < _FEW_TURNS
+        or any(items[one] not in facts.asker for one in facts.asks_before(node))
+    )
+    is_script = (
+        is_other_session
+        and node in owner.asks
+        and (
+            len({one.user for one in after} - {owner.user, ""}) > 1
+            or any(one.asks and items[one.asks[-1]] in facts.also for one in after)
+        )
+    )
+    is_missing = not facts.is_complete or facts.has_gap[turn.base]
+    if is_missing or is_thin or is_script or not _is_once(facts, owner.answer):
         why = (
             "another user's question and its answer were shown; innocent if this user asked the "
             "same in a turn that is not recorded, and had the same answer"
@@ -658,7 +730,7 @@ def _records(facts: _Facts) -> Iterator[Finding]:
     tree = facts.tree
     torn: dict[int, Finding] = {}
     others: dict[tuple[str, int], Finding] = {}
-    whole = 0
+    whole: dict[tuple[str, str], list[int]] = {}
     item_of, asker = tree.item_of, facts.asker
     for node in range(1, len(tree)):
         if not tree.is_sent[node] or not facts.is_text_item[item_of[node]]:
@@ -669,7 +741,9 @@ def _records(facts: _Facts) -> Iterator[Finding]:
             if owner is None or not owner.answer or not ask:
                 continue
             if owner.answer == item_of[node]:
-                whole += 1
+                kept = whole.setdefault((owner.user, owner.session), [])
+                if len(kept) < 100:
+                    kept.append(len(tree.start_of(owner.answer)))
                 continue
             if facts.owner_of(ask) is None or item_of[ask] != item_of[owner.asks[-1]]:
                 continue
@@ -694,13 +768,19 @@ def _records(facts: _Facts) -> Iterator[Finding]:
     yield from others.values()
 
 
-def _torn(facts: _Facts, found: Sequence[Finding], whole: int) -> Iterator[Finding]:
+def _torn(
+    facts: _Facts, found: Sequence[Finding], whole: Mapping[tuple[str, str], Sequence[int]]
+) -> Iterator[Finding]:
     """Tell torn turns from a client that shortens what it keeps."""
     lengths = Counter(len(facts.kept_part[one.turns[0].number]) for one in found)
+    torn = Counter(one.turns[0].who for one in found)
     for one in found:
-        length = len(facts.kept_part[one.turns[0].number])
-        if len(found) > max(whole, 2) or lengths[length] > 2:
-            facts.recognised["answers that the client shortened"] += 1
+        owner = one.turns[0]
+        length = len(facts.kept_part[owner.number])
+        # A client that shortens would have shortened the other long answers of the session, too.
+        longer = sum(kept > length for kept in whole.get(owner.who, ()))
+        if torn[owner.who] > longer or lengths[length] > 2 or not facts.is_complete:
+            facts.recognised["answers that the client may have shortened"] += 1
             why = f"{one.why}; innocent if this client shortens what it keeps"
             yield one._replace(is_proved=False, why=why)
         else:
@@ -716,16 +796,14 @@ def _answer(facts: _Facts, owner: Turn, node: int) -> Finding | None:
     if given is not None and held is not None and given.startswith(held):
         facts.kept_part[owner.number] = held
         why = "a later history holds only a part of its answer"
-        rest = given[len(held) :]
-        is_trimmed = rest[:1] == "\n" or rest.lstrip()[:1] in "<[{("
-        is_interrupted = later is not owner and later.begin_ns < owner.end_ns
-        if is_interrupted or is_trimmed:
-            reading = (
-                "the next question interrupted it"
-                if is_interrupted
-                else ("the client leaves out what follows a break")
-            )
-            return Finding("torn turn", False, (owner, later), f"{why}; innocent if {reading}")
+        rest = given[len(held) :].lstrip(" ")
+        if rest[:1] == "\n" or rest[:1] in "<[{(":
+            why += "; innocent if the client leaves out what follows a break"
+            return Finding("torn turn", False, (owner, later), why)
+        follower = facts.follower_of(node, later)
+        if follower is None or follower.begin_ns < owner.end_ns:
+            why += "; innocent if the next question interrupted it"
+            return Finding("torn turn", False, (owner, later), why)
         return Finding("torn turn", True, (owner, later), why)
     others = facts.answered.get(item, ())
     if len(others) != 1 or others[0] is owner or len(tree.start_of(item)) < FIRM_CHARS:
@@ -738,9 +816,10 @@ def _answer(facts: _Facts, owner: Turn, node: int) -> Finding | None:
     why = "a later history holds its question with the answer of another turn"
     are_two = bool(owner.user and other.user and owner.user != other.user) or (
         owner.is_rooted and other.is_rooted and owner.root == other.root
-        and owner.session != other.session
+        and owner.session != other.session and owner.session and other.session
     )  # fmt: skip
     is_apart = are_two and owner.trace_id != other.trace_id
+    is_apart = is_apart and tree.item_of[other.asks[-1]] not in facts.also
     own = [
         tree.item_of[below]
         for ask in tree.nodes_of(tree.item_of[other.asks[-1]])
@@ -786,9 +865,17 @@ def _reorder(facts: _Facts, first: int, second: int) -> Finding | None:
     why = "a later history holds them in the opposite order"
     if not was_shown:
         why += "; innocent if the clocks of two machines differ"
-    elif not shown <= held:
+        return Finding("real-time reorder", False, (two, one), why)
+    later = facts.first_with(second, one)
+    is_whole = (
+        len(held) > 3
+        and shown <= held
+        and facts.earlier_asks(later)
+        <= {tree.item_of[ask] for ask in facts.asks_before(later.base)}
+    )
+    if not is_whole:
         why += "; innocent if a memory puts single messages into the history"
-    return Finding("real-time reorder", was_shown and shown <= held, (two, one), why)
+    return Finding("real-time reorder", is_whole, (two, one), why)
 
 
 def _tools(facts: _Facts, log: Log) -> Iterator[Finding]:

@@ -288,9 +288,13 @@ class Turn(Struct, gc=False, eq=False):
         """File and line of each model call."""
         return list(zip(self.places[::2], self.places[1::2], strict=True))  # type: ignore[arg-type]
 
+    def overlap_ns(self, other: Turn) -> int:
+        """Return for how long both were under way; negative if one came after the other."""
+        return min(self.end_ns, other.end_ns) - max(self.begin_ns, other.begin_ns)
+
     def overlaps(self, other: Turn, clock_error_ns: int = 0) -> bool:
         """Whether both were under way at one moment, by more than the clocks may be wrong."""
-        return min(self.end_ns, other.end_ns) - max(self.begin_ns, other.begin_ns) > clock_error_ns
+        return self.overlap_ns(other) > clock_error_ns
 
     def asks_beside(self, other: Turn, clock_error_ns: int = 0) -> bool:
         """Whether each asked the model before the other had its last answer."""

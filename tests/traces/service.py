@@ -23,7 +23,8 @@ HAS_ROOT = not INSTRUMENTATION.endswith("-rootless")
 INSTRUMENTATION = INSTRUMENTATION.removesuffix("-rootless")
 SYSTEM = "You are a planner. Be brief."
 os.environ.update(
-    OPENAI_API_KEY="none", ANTHROPIC_API_KEY="none",
+    OPENAI_API_KEY="none",
+    ANTHROPIC_API_KEY="none",
     OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT="span_and_event",
     LITELLM_LOCAL_MODEL_COST_MAP="True",
 )
@@ -142,17 +143,24 @@ async def ask_openai(messages, user, session, root):
         from openai import AsyncOpenAI
 
     async with AsyncOpenAI(base_url=f"{MODEL_URL}/v1", max_retries=0) as client:
-        request = {"model": "gpt-4.1", "messages": [{"role": "system", "content": SYSTEM}, *messages]}
+        system = {"role": "system", "content": SYSTEM}
+        request = {"model": "gpt-4.1", "messages": [system, *messages]}
         begin = time.time()
         run = None
         if INSTRUMENTATION == "langsmith":
             run = root.create_child("ChatOpenAI", "llm", inputs={"messages": request["messages"]})
         reply = await client.chat.completions.create(**request)
         if INSTRUMENTATION == "sdk-json":
-            write({
-                "request": request, "response": json.loads(reply.to_json()), "user_id": user,
-                "session_id": session, "start_time": begin, "end_time": time.time(),
-            })
+            write(
+                {
+                    "request": request,
+                    "response": json.loads(reply.to_json()),
+                    "user_id": user,
+                    "session_id": session,
+                    "start_time": begin,
+                    "end_time": time.time(),
+                }
+            )
         if run is not None:
             run.end(outputs=json.loads(reply.to_json()))
             write(run_dict(run))
@@ -171,11 +179,16 @@ async def ask_anthropic(messages, user, session, root):
         begin = time.time()
         reply = await client.messages.create(messages=messages, **request)
         if INSTRUMENTATION == "sdk-json":
-            write({
-                "request": {**request, "messages": messages},
-                "response": json.loads(reply.to_json()), "user_id": user, "session_id": session,
-                "start_time": begin, "end_time": time.time(),
-            })
+            write(
+                {
+                    "request": {**request, "messages": messages},
+                    "response": json.loads(reply.to_json()),
+                    "user_id": user,
+                    "session_id": session,
+                    "start_time": begin,
+                    "end_time": time.time(),
+                }
+            )
         return reply.content[0].text
 
 
@@ -191,9 +204,13 @@ async def ask_litellm(messages, user, session, root):
 
         litellm.callbacks = [ToFile()]
     reply = await litellm.acompletion(
-        model="openai/gpt-4.1", api_base=f"{MODEL_URL}/v1", num_retries=0,
+        model="openai/gpt-4.1",
+        api_base=f"{MODEL_URL}/v1",
+        num_retries=0,
         messages=[{"role": "system", "content": SYSTEM}, *messages],
-        user=user, metadata={"session_id": session}, litellm_session_id=session,
+        user=user,
+        metadata={"session_id": session},
+        litellm_session_id=session,
     )
     return reply.choices[0].message.content
 
@@ -272,7 +289,10 @@ async def session_of(user, session, counts):
     for at_once in counts:
         asked = range(number, number + at_once)
         await asyncio.gather(
-            *(turn(user, session, f"Please note item {n} of {user}'s {session} list.") for n in asked)
+            *(
+                turn(user, session, f"Please note item {n} of {user}'s {session} list.")
+                for n in asked
+            )
         )
         number += at_once
 
@@ -285,7 +305,8 @@ async def main():
         session_of("bob", "bob-trip", one_by_one),
         session_of("cyd", "cyd-trip", at_once),
     )
-    await asyncio.sleep(1 if LOOP == "litellm" else 0)  # it logs after it has answered
+    while LOOP == "litellm" and len(LINES) < len(ACKNOWLEDGED):  # it logs after it has answered
+        await asyncio.sleep(0.01)
 
 
 asyncio.run(main())
