@@ -18,8 +18,10 @@ __all__ = ["FAULTS", "ODDITIES", "PlayedLog", "damaged", "long_sessions", "make_
 FAULTS = ("lost update", "fork", "cross-session leak", "torn turn", "foreign answer", "tool twice")
 ODDITIES = (
     "window", "compaction", "edit", "regenerate", "retry", "title", "suggestions", "reminder",
-    "dated system", "samples", "sub-agent", "short asks", "shared words",
+    "dated system", "samples", "sub-agent", "short asks", "shared words", "guardrail",
+    "shared room", "two services", "hosts",
 )  # fmt: skip
+REFUSAL = "I am sorry, I cannot help with that."
 _Message = dict[str, Any]
 
 
@@ -38,6 +40,10 @@ class PlayedLog:
     oddities: set[str] = field(default_factory=set)
 
 
+# What makes a single turn's words not its own.
+_BLURRING = {"short asks", "shared words", "guardrail"}
+
+
 class _Player:
     def __init__(self, seed: int, oddities: Iterable[str]) -> None:
         self.draw = random.Random(seed)
@@ -45,6 +51,9 @@ class _Player:
         self.now_ns = 1_800_000_000_000_000_000
         self.lines: list[str] = []
         self.asked = 0
+        self.host = ""
+        # The clocks of three machines, a little apart.
+        self.skews = {f"host-{n}": self.draw.randrange(-30, 30) * 1_000_000 for n in range(3)}
 
     def pass_time(self, most_ms: int = 40) -> int:
         self.now_ns += self.draw.randrange(1, most_ms) * 1_000_000
@@ -76,13 +85,17 @@ class _Player:
             {"key": key, "value": {"stringValue": value if isinstance(value, str) else str(value)}}
             for key, value in attributes.items()
         ]
+        skew_ns = self.skews.get(self.host, 0)
         span = {
             "traceId": trace, "spanId": span_id, "parentSpanId": parent, "name": name,
-            "startTimeUnixNano": str(begin_ns), "endTimeUnixNano": str(end_ns),
+            "startTimeUnixNano": str(begin_ns + skew_ns),
+            "endTimeUnixNano": str(end_ns + skew_ns),
             "attributes": pairs,
         }  # fmt: skip
         scope = {"scope": {"name": "agent"}, "spans": [span]}
-        self.lines.append(json.dumps({"resourceSpans": [{"scopeSpans": [scope]}]}))
+        told = {"key": "host.name", "value": {"stringValue": self.host}}
+        resource = {"resource": {"attributes": [told]}} if self.host else {}
+        self.lines.append(json.dumps({"resourceSpans": [{**resource, "scopeSpans": [scope]}]}))
         return span_id
 
     def call(
@@ -145,6 +158,14 @@ class _Player:
             sent = [*sent, called, result]
             added += [called, result]
         answer = {"role": "assistant", "text": f"Noted as number {self.id(6)}: {ask}"}
+        if "guardrail" in self.oddities and self.draw.random() < 0.3:
+            if self.draw.random() < 0.5:  # the model itself says what the guard would
+                answer = {"role": "assistant", "text": REFUSAL}
+            else:  # the guard replaces what the model said
+                self.call(who, trace, root, sent, answer, middle + 5_000, end_ns - 1_000)
+                about = {"gen_ai.conversation.id": who[1], "user.id": who[0]}
+                self.span(trace, "invoke_agent planner", begin_ns, end_ns, about, span_id=root)
+                return [*added, {"role": "assistant", "text": REFUSAL}]
         if "retry" in self.oddities and self.draw.random() < 0.3:
             self.call(who, trace, root, sent, answer, middle + 2_000, middle + 3_000)
         samples = 3 if "samples" in self.oddities and self.draw.random() < 0.3 else 1
@@ -162,6 +183,12 @@ class _Player:
             said = {"role": "assistant", "text": f"1. {self.id(6)}"}
             late = end_ns + self.draw.randrange(5, 60) * 1_000_000
             self.call(who, other, "", [*shown, *added, answer, asked], said, end_ns, late)
+        if "two services" in self.oddities and self.draw.random() < 0.5:
+            # A router in front sees the same conversation, in a trace of its own.
+            routed = {"role": "assistant", "text": self.draw.choice(("billing", "support"))}
+            other, above = self.id(32), self.id(16)
+            self.call(who, other, above, [*self._context(shown), prompt], routed, begin_ns, middle)
+            self.span(other, "POST /route", begin_ns, middle, {}, span_id=above)
         if "sub-agent" in self.oddities and self.draw.random() < 0.5:
             order = [{"role": "user", "text": f"Research for the main agent: {ask}"}]
             said = {"role": "assistant", "text": f"Found {self.id(6)}."}
@@ -196,7 +223,7 @@ def _gen_ai(message: _Message) -> dict[str, Any]:
     }
 
 
-def make_log(  # noqa: C901, PLR0915 - a play is told in one go
+def make_log(
     seed: int, *, faults: Iterable[str] | None = None, oddities: Iterable[str] | None = None
 ) -> PlayedLog:
     """Return a log; what is not given is drawn.
@@ -216,19 +243,24 @@ def make_log(  # noqa: C901, PLR0915 - a play is told in one go
     made: set[str] = set()
 
     def plain(who: tuple[str, str], **options: Any) -> None:
+        if "hosts" in player.oddities:
+            player.host = draw.choice(list(player.skews))
         ask = player.ask_text(*who)
+        if "shared room" in player.oddities and who[1] == "work" and draw.random() < 0.5:
+            guest = ("dan", who[1])
+            stores[who] += player.turn(guest, stores[who], player.ask_text(*guest), **options)
         stores[who] += player.turn(who, stores[who], ask, **options)
 
     def firm(who: tuple[str, str], **options: Any) -> None:
         """A turn whose words are its own, so that a fault can be shown with it."""
-        kept, player.oddities = player.oddities, player.oddities - {"short asks", "shared words"}
+        kept, player.oddities = player.oddities, player.oddities - _BLURRING
         plain(who, **options)
         player.oddities = kept
 
     def lost_update(who: tuple[str, str], *, keeps_both: bool) -> None:
         begin, end = player.pass_time(), player.pass_time() + 60_000_000
         shown = list(stores[who])
-        kept, player.oddities = player.oddities, player.oddities - {"short asks", "shared words"}
+        kept, player.oddities = player.oddities, player.oddities - _BLURRING
         asks = [player.ask_text(*who) for _ in range(2)]
         player.oddities = kept
         turns = [

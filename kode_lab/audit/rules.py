@@ -52,8 +52,8 @@ _SAME_TEXT_LIMIT = 50
 FINDINGS_LIMIT = 10_000
 # With more missing turns than this, an equal question may have been asked in one of them.
 _MISSING_SHARE = 0.01
-# So many turns that followed closely, none too early, show that clocks agree.
-_CLOSE_TURNS = 6
+# So many turns of a session that followed closely, none too early, show that clocks agree.
+_CLOSE_TURNS = 3
 # A log of fewer turns does not show whether it is a sample, or whether users share a script.
 _FEW_TURNS = 6
 _DIGITS = re.compile(r"\d+")
@@ -141,9 +141,17 @@ class _Facts:
         self.asker: dict[int, Turn] = {}
         self.also: dict[int, list[Turn]] = {}
         item_of = tree.item_of
+        # A router or a check in front is shown the same questions, and no history holds what it
+        # answers: it asks only what the service itself did not.
+        kept: Counter[tuple[str | None, str]] = Counter()
         for turn in self.turns:
+            kept[turn.root, turn.host] += tree.is_sent[turn.end]
+        for turn in sorted(self.turns, key=lambda turn: not kept[turn.root, turn.host]):
+            is_beside = not kept[turn.root, turn.host]
             for ask in turn.asks:
                 item = item_of[ask]
+                if is_beside and item in self.asker and self.asker[item].base == turn.base:
+                    continue
                 if self.asker.setdefault(item, turn) is not turn:
                     self.also.setdefault(item, []).append(turn)
         self._find_gaps()
@@ -212,7 +220,7 @@ class _Facts:
     def _clock_error(self) -> int:
         """Return by how much clocks differ, as seen from answers shown before they were given."""
         worst = 0
-        gaps: list[int] = []
+        gaps: dict[tuple[str, str], list[int]] = {}
         by_end: dict[int, Turn] = {}
         for turn in self.turns:
             if turn.answer:
@@ -222,14 +230,14 @@ class _Facts:
             before = by_end.get(turn.base)
             if before is not None and before is not turn and turn.first_ns:
                 worst = max(worst, before.last_ns - turn.first_ns)
-                gaps.append(turn.first_ns - before.last_ns)
+                gaps.setdefault(turn.who, []).append(turn.first_ns - before.last_ns)
                 self.hosts_compared = self.hosts_compared or before.host != turn.host
-        self._turn_gaps_ns = sorted(gaps)
+        self._turn_gaps_ns = gaps
         return worst
 
-    def turns_closer_than(self, gap_ns: int) -> int:
-        """Return how many turns began so soon after the one before them, but never before it."""
-        return bisect_left(self._turn_gaps_ns, gap_ns)
+    def turns_closer_than(self, gap_ns: int, who: tuple[str, str]) -> int:
+        """Return how many turns of a session began so soon after the one before them."""
+        return sum(gap < gap_ns for gap in self._turn_gaps_ns.get(who, ()))
 
     # ---- of nodes
 
@@ -415,6 +423,7 @@ class _Facts:
         return any(
             one.base and one.asks and two.asks and one.end_ns <= two.begin_ns
             and item_of[one.asks[-1]] != item_of[two.asks[-1]]
+            and not self.also.keys() & {item_of[one.asks[-1]], item_of[two.asks[-1]]}
             for turns in self.groups()
             for one, two in pairwise(turns)
         )  # fmt: skip
@@ -501,7 +510,9 @@ def _fork(facts: _Facts, one: Turn, two: Turn) -> Iterator[Finding]:
     # service has edits, only clocks that are known to agree tell them from a fork.
     is_timed = one.host == two.host and one.host.count("/") > 1
     if not is_timed and facts.has_edits:
-        is_timed = not error_ns and facts.turns_closer_than(one.overlap_ns(two)) >= _CLOSE_TURNS
+        is_timed = (
+            not error_ns and facts.turns_closer_than(one.overlap_ns(two), one.who) >= _CLOSE_TURNS
+        )
     elif not is_timed:
         is_timed = one.host == two.host or facts.hosts_compared
     # A turn that was stopped by the next one (an interrupt, a rollback) has no answer.
@@ -609,7 +620,18 @@ def _is_lost(facts: _Facts, lost: Turn, kept: Turn) -> bool:
     """Whether later turns hold ``kept`` where it began, and none holds ``lost``."""
     if not (lost.answer and facts.is_firm(lost.asks[-1]) and facts.is_firm(kept.asks[-1])):
         return False
-    later = [turn for turn in facts.turns_after(kept.asks[-1]) if turn.begin_ns >= lost.end_ns]
+    item_of = facts.tree.item_of
+    # What was last asked before both must still be shown directly before it: else a window or a
+    # summary may have taken the other away.
+    before = next(facts.asks_before(kept.base), ROOT)
+    nodes = [
+        node
+        for node in facts.tree.nodes_of(item_of[kept.asks[-1]])
+        if node == kept.asks[-1] or (before and item_of[facts.ask_above[node]] == item_of[before])
+    ]
+    later = [
+        turn for node in nodes for turn in facts.turns_after(node) if turn.begin_ns >= lost.end_ns
+    ]
     if not later or any(turn.begin_ns >= lost.end_ns for turn in facts.holders(lost)):
         return False
     tree = facts.tree
