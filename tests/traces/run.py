@@ -51,6 +51,7 @@ GROUPS = {
             *OTEL,
             "opentelemetry-instrumentation-openai-v2==2.4b0",
             "opentelemetry-util-genai==0.4b0",
+            "httpx==0.28.1",  # it imports what neither it nor openai requires
         ),
         ("openai_otel-v2", "openai_otel-v2-latest"),
     ),
@@ -80,7 +81,7 @@ def installed(packages, directory):
     """Return the interpreter of a new environment with these packages."""
     subprocess.run([sys.executable, "-m", "venv", directory], check=True, timeout=LIMIT_S)
     python = directory / "bin" / "python"
-    pip = [python, "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
+    pip = [python, "-m", "pip", "-qq", "--disable-pip-version-check", "install"]
     subprocess.run([*pip, *packages], check=True, timeout=INSTALL_LIMIT_S)
     return python
 
