@@ -53,7 +53,7 @@ FINDINGS_LIMIT = 10_000
 # With more missing turns than this, an equal question may have been asked in one of them.
 _MISSING_SHARE = 0.01
 # So many turns of a session that followed closely, none too early, show that clocks agree.
-_CLOSE_TURNS = 3
+_CLOSE_TURNS = 5
 # A log of fewer turns does not show whether it is a sample, or whether users share a script.
 _FEW_TURNS = 6
 _DIGITS = re.compile(r"\d+")
@@ -356,7 +356,7 @@ class _Facts:
     def is_kept(self, turn: Turn) -> bool:
         """Whether a later turn of its history holds its ask and something after it."""
         return bool(turn.asks) and any(
-            later is not turn and later.begin_ns >= turn.begin_ns
+            later is not turn and later.begin_ns >= turn.begin_ns and not self.is_side_call(later)
             for later in self.turns_after(turn.asks[-1])
         )
 
@@ -632,7 +632,8 @@ def _is_lost(facts: _Facts, lost: Turn, kept: Turn) -> bool:
     later = [
         turn for node in nodes for turn in facts.turns_after(node) if turn.begin_ns >= lost.end_ns
     ]
-    if not later or any(turn.begin_ns >= lost.end_ns for turn in facts.holders(lost)):
+    holders = (turn for turn in facts.holders(lost) if not facts.is_side_call(turn))
+    if not later or any(turn.begin_ns >= lost.end_ns for turn in holders):
         return False
     tree = facts.tree
     text = tree.text(tree.item_of[lost.asks[-1]])
