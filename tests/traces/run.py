@@ -122,7 +122,9 @@ async def run(groups, directory):
             for name in names:
                 for mode in ("correct", "broken"):
                     asked = [HERE / "service.py", name, mode, model.base_url, directory]
-                    service = await asyncio.create_subprocess_exec(python, *map(str, asked))
+                    service = await asyncio.create_subprocess_exec(
+                        python, "-W", "ignore", *map(str, asked)
+                    )
                     async with asyncio.timeout(LIMIT_S):
                         if await service.wait():
                             raise SystemExit(f"{name} {mode} ended with {service.returncode}")

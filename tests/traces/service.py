@@ -66,8 +66,7 @@ def tracer():
     class ToFile(SpanExporter):
         def export(self, spans):
             if INSTRUMENTATION == "printed":
-                for span in spans:
-                    LINES.append(span.to_json(indent=None))
+                LINES.extend(span.to_json(indent=None) for span in spans)
             else:
                 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 
