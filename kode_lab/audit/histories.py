@@ -158,8 +158,10 @@ class Histories:
             return self._cuts[int(messages[0][len(self._token) :])], messages[1:]
         return None, messages
 
-    def node_of_otlp(self, values: list[Any], session: str = "") -> int:
+    def node_of_otlp(self, values: Any, session: str = "") -> int:
         """Return the node that ends a message list written as an OTLP array."""
+        if not isinstance(values, list):
+            raise Unreadable("messages that are no list")
         cut, values = self._uncut(values)
         if cut is not None and cut.node:
             items = items_of([plain_value(one) for one in values])

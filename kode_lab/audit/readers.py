@@ -33,6 +33,7 @@ from kode_lab.audit.requests import (
     parsed,
     reply_items,
     request_of,
+    valid_ns,
     who_of,
 )
 from kode_lab.audit.turns import ROOT, Call, Conversations, Forgotten, Root, Tree
@@ -199,7 +200,14 @@ class Log:
                 self.read_record(inner, file, number)
         except Unreadable as why:
             self.skipped[f"records with {why}"] += 1
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError):
+        except (
+            LookupError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            ArithmeticError,
+            RecursionError,
+        ):
             self.skipped["records of an unknown kind"] += 1
         if self._touches - self._closed_at >= _OPEN_LIMIT:
             self.close(self._touches - _OPEN_LIMIT // 2)
@@ -213,7 +221,7 @@ class Log:
                 for span in scope.get("spans") or ():
                     try:
                         self._read_span(span, file, number, host)
-                    except (KeyError, TypeError, ValueError, AttributeError):
+                    except (LookupError, TypeError, ValueError, AttributeError):
                         self.skipped["spans that are not as OTLP has them"] += 1
         for resource in record.get("resourceLogs") or ():
             for scope in resource.get("scopeLogs") or ():
@@ -241,8 +249,8 @@ class Log:
         name = str(span.get("name") or "")
         trace_id, span_id = str(span.get("traceId") or ""), str(span.get("spanId") or "")
         parent_id = str(span.get("parentSpanId") or "")
-        start_ns = int(span.get("startTimeUnixNano") or 0)
-        end_ns = int(span.get("endTimeUnixNano") or 0)
+        start_ns, end_ns = span.get("startTimeUnixNano"), span.get("endTimeUnixNano")
+        start_ns, end_ns = valid_ns(int(start_ns or 0)), valid_ns(int(end_ns or 0))
         operation = attributes.get("gen_ai.operation.name")
         kind = attributes.get("openinference.span.kind") or attributes.get(
             "langfuse.observation.type"

@@ -116,7 +116,12 @@ def moment_ns(value: Any) -> int:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return 0
     scale = 1 if value > 1e17 else 1e3 if value > 1e14 else 1e6 if value > 1e11 else 1e9
-    return int(value * scale)
+    return valid_ns(int(value * scale))
+
+
+def valid_ns(time_ns: int) -> int:
+    """Return a time; 0 for one that no clock shows."""
+    return time_ns if 0 < time_ns < 1 << 63 else 0
 
 
 def _first_of(record: Mapping[str, Any], *names: str) -> Any:
