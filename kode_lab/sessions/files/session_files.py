@@ -96,6 +96,7 @@ class SessionFiles:
     __slots__ = (
         "_delayed",
         "_is_alone",
+        "_is_new",
         "_is_owner_known",
         "_messages_fd",
         "_turns_fd",
@@ -137,6 +138,8 @@ class SessionFiles:
         # What is not yet in the files: for each, where it begins.
         self._delayed: dict[str, tuple[int, bytearray]] = {}
         self._turns_fd = self._messages_fd = -1
+        # Its directory was made by this object, so there is no ``messages.json`` to look for.
+        self._is_new = False
 
     # ---- descriptors
 
@@ -149,12 +152,14 @@ class SessionFiles:
     def messages(self) -> int:
         """Return the descriptor of ``messages.json``, opened or made when it is first needed."""
         if self._messages_fd < 0:
-            self._messages_fd = self._opened(MESSAGES)
+            self._messages_fd, self._is_new = self._opened(MESSAGES), False
         return self._messages_fd
 
     def messages_size(self) -> int:
         """Return the size of ``messages.json``, 0 where there is none: looking makes no file."""
         if self._messages_fd < 0:
+            if self._is_new:
+                return 0
             try:
                 self._messages_fd = self.disk.open(f"{self.path}/{MESSAGES}", create=False)
             except FileNotFoundError:
@@ -176,7 +181,7 @@ class SessionFiles:
             if not self.is_crashed and self.newest_fence() == self.fence_in_file:
                 self.write_fence()
             self.close()
-        self.lock, self.header, self.is_settled = None, b"", False
+        self.lock, self.header, self.is_settled, self._is_new = None, b"", False, False
 
     def _close_both(self) -> None:
         try:
@@ -205,6 +210,7 @@ class SessionFiles:
             inner = os.path.dirname(self.path)  # noqa: PTH120 - pathlib is ten times dearer
             for place in (os.path.dirname(inner), inner, self.path):  # noqa: PTH120
                 self.disk.make_directory(place)
+            self._is_new = name == TURNS
             return self.disk.open(path, create=True)
 
     # ---- the fence
@@ -228,6 +234,7 @@ class SessionFiles:
             if newest != self.fence_in_file:
                 self.fence_in_file, self.fence = newest, newest % LIMIT
                 self.is_settled, self.is_crashed = False, newest >= LIMIT
+                self._is_new = False  # another process may have written since
             self.lock = lock
         self.fence += 1
         if self._is_alone:
@@ -274,7 +281,8 @@ class SessionFiles:
     def _read_header(self) -> int:
         self.fence_in_file = -1
         fd = self.turns()
-        line, found, _ = self.disk.read(fd, _READ_BYTES, 0).partition(b"\n")
+        start = b"" if self._is_new else self.disk.read(fd, _READ_BYTES, 0)
+        line, found, _ = start.partition(b"\n")
         if not found and len(line) == _READ_BYTES:
             line, found, _ = self.disk.read(fd, self.disk.size(fd), 0).partition(b"\n")
         if found:
