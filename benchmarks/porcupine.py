@@ -24,7 +24,7 @@ from benchmarks.selftest import write_lines
 __all__ = ["compare"]
 
 SIZES = (10_000, 100_000, 1_000_000)
-LIMIT_S = 300
+LIMIT_S = 20
 _MODULE = "module bench\n\ngo 1.18\n\nrequire github.com/anishathalye/porcupine v0.0.0\n"
 _PROGRAM = """
 package main

@@ -136,7 +136,7 @@ def test_what_is_no_text_at_all_is_refused_by_its_line(tmp_path):
 
 
 @given(st.binary(max_size=300))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_no_bytes_whatever_crash_the_judge_or_please_it(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("any") / "history.jsonl"
     path.write_bytes(data)
@@ -316,7 +316,7 @@ def test_the_digests_of_the_format_s_page_are_right():
 
 
 @given(st.integers(0, 10**6), st.sampled_from([7, 40, 10**6]))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 def test_suspects_heard_in_portions_give_the_verdict_of_the_whole(tmp_path_factory, seed, portion):
     run = [*valid_run(seed, turns=30, sessions=5), *(declared_run(seed) if seed % 2 else ())]
     others = [o for o in run if o.marker and o.read is not None and o.read.markers is None]
