@@ -15,7 +15,7 @@ __all__ = ["SameName"]
 
 
 class SameName(SessionUser):
-    """One who speaks as anybody, in any of their sessions."""
+    """A user that asks under every name, in every session."""
 
     rate_per_s = 1.0
 

@@ -45,14 +45,14 @@ def with_faults(*faults_s: float, down_s: float = 0.6) -> Recording:
         else op
         for op in CROWD.history
     ]
-    nobody = SessionKey("", "", "")
-    operations += [Operation(nobody, "kill", NEMESIS, "info", kill, kill) for kill in kills]
-    operations += [Operation(nobody, "quiet", NEMESIS, "info", k + S, k + S) for k in kills]
+    none = SessionKey("", "", "")
+    operations += [Operation(none, "kill", NEMESIS, "info", kill, kill) for kill in kills]
+    operations += [Operation(none, "quiet", NEMESIS, "info", k + S, k + S) for k in kills]
     return Recording((), tuple(operations))
 
 
 def sent_again(run: Recording) -> Recording:
-    """The same, but whoever got no answer sent its turn again, and was answered."""
+    """The same, but a client without an answer sent its turn again, and was answered."""
     again = [
         op._replace(process=f"{op.process}.1", type="ok", complete_ns=op.invoke_ns + 3 * S)
         for op in run.history

@@ -57,7 +57,7 @@ def text_of(page):
 
 
 class AnybodysStore:
-    """The real store, but what is called alike is one session, whoever asks."""
+    """The real store, but sessions of one name are one session for all users."""
 
     def __init__(self, root):
         self._store = JsonStore(root)

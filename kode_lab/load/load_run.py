@@ -384,7 +384,7 @@ class LoadRun:
             return
         history = self.recorder.run_dir / HISTORY
         self.recorder.close()
-        # A worker that was silent to the end may have asked what nobody heard of.
+        # A worker that was silent to the end may have asked turns of which it told nothing.
         silent = self.environment.runner.worker_indexes.keys() - self._hushed.keys()
         lost = {
             self.environment.runner.get_worker_index(node_id) + 1: self._clocks[node_id].bound_ns

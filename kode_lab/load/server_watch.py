@@ -1,12 +1,11 @@
-"""What the server's process takes while it is loaded: memory, open files, CPU, as Linux tells it.
+"""What the server's process takes while it is loaded: memory, open files, CPU.
 
-It needs the file with the server's pid; without it, or on another system, nothing is said. A
+It needs the file with the server's pid; without it nothing is said. A
 server that was restarted is followed to its new pid.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +13,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import gevent
+import psutil
 
 __all__ = ["ServerWatch", "words_of"]
 
@@ -24,7 +24,6 @@ GROWTH_LIMIT = 1.05
 # Connections come and go, a few at a time; more than so many files on top are a leak.
 FILES_LIMIT = 1.1
 _LEAST_SAMPLES = 20
-_PAGE_BYTES, _TICKS = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
 
 
 class _Sample(NamedTuple):
@@ -85,8 +84,12 @@ class ServerWatch:
 
     def _look(self) -> None:
         while True:
-            with suppress(OSError, ValueError, IndexError):  # it has just died, or no Linux
-                self._samples.append(_sample(int(Path(self._pid_file).read_text("utf-8"))))
+            with suppress(OSError, ValueError, psutil.Error):  # it has just died
+                pid = int(Path(self._pid_file).read_text("utf-8"))
+                process = psutil.Process(pid)
+                times = process.cpu_times()
+                used = (process.memory_info().rss, process.num_fds(), times.user + times.system)
+                self._samples.append(_Sample(pid, time.monotonic(), *used))
             gevent.sleep(_EVERY_S)
 
 
@@ -98,12 +101,3 @@ def words_of(found: dict[str, Any]) -> str:
         f"{found['last_mb']:.1f} MB at the end, open files {found['warm_files']:g} and "
         f"{found['last_files']:g}{trouble}"
     )
-
-
-def _sample(pid: int) -> _Sample:
-    proc = Path(f"/proc/{pid}")
-    # The name in parentheses may hold anything, blanks too.
-    fields = (proc / "stat").read_text("utf-8").rpartition(")")[2].split()
-    cpu_s = (int(fields[11]) + int(fields[12])) / _TICKS
-    resident = int((proc / "statm").read_text("utf-8").split()[1]) * _PAGE_BYTES
-    return _Sample(pid, time.monotonic(), resident, sum(1 for _ in (proc / "fd").iterdir()), cpu_s)

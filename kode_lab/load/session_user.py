@@ -23,7 +23,7 @@ import random
 import time
 from collections.abc import Sequence
 from datetime import date, timedelta
-from typing import Any
+from functools import partial
 
 import gevent
 from locust import User, task
@@ -205,20 +205,13 @@ class SessionUser(User):
 
     def read_back(self, key: SessionKey) -> str:
         """Read a session and record it; return "" or why it could not be read."""
-        error: str = self._bridge.call(self._read, key)
+        read = partial(self._client.read, has_effects=getattr(self, "has_tools", False))
+        error: str = self._bridge.call(read, self.recorder.next_process(), key)
         return error
-
-    async def _read(self, key: SessionKey) -> str:
-        has_effects = getattr(self, "has_tools", False)
-        process = self.recorder.next_process()
-        return await self._client.read(process, key, has_effects=has_effects)
 
     def ask_world(self, key: SessionKey) -> None:
         """Ask what tools did for a user and record it."""
-        self._bridge.call(self._asked_world, key)
-
-    async def _asked_world(self, key: SessionKey) -> Any:
-        await self._client.effects(self.recorder.next_process(), key)
+        self._bridge.call(self._client.effects, self.recorder.next_process(), key)
 
 
 class ToolUser(SessionUser):

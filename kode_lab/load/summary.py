@@ -57,7 +57,7 @@ class Judged(NamedTuple):
 
 def save_figures(environment: Any, run_dir: Path, tail: Tail | None, of_us: dict[str, Any]) -> None:
     """Write ``load.json``: what was asked for, how long turns took, how punctual we were."""
-    options, locust = environment.parsed_options, _turns(environment.stats)
+    options, locust = environment.parsed_options, environment.stats.get("turn", "POST")
     ms = percentiles_ms(tail.took_ns) if tail is not None else {}
     times = of_us["times"]
     late_s, lag_s = quantile(times[LATE], 0.99), quantile(times[LAG], 0.99)
@@ -87,7 +87,9 @@ def save_figures(environment: Any, run_dir: Path, tail: Tail | None, of_us: dict
         },
         "server": environment.load_run.watch.figures(),
         "slo_p99_ms": slo_ms,
-        "good_turns_per_s": _good(tail, slo_ms),
+        "good_turns_per_s": None
+        if tail is None or slo_ms is None
+        else sum(took / 1e6 <= slo_ms for took in tail.took_ns) / tail.span_s,
         "generator": {
             "cpu_s": of_us["cpu_s"],
             "cpu_share": of_us["cpu_share"],
@@ -211,20 +213,9 @@ def _words_of_machines(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _turns(stats: Any) -> Any:
-    """Return Locust's own figures of turns; a user's own requests have other names."""
-    return stats.get("turn", "POST")
-
-
 def _bound(cpu_share: float, late_s: float, turn_s: float) -> str:
     if cpu_share > CPU_SHARE_LIMIT:
         return f"a process used {cpu_share:.0%} of a core, CPU_SHARE_LIMIT={CPU_SHARE_LIMIT:.0%}"
     if late_s > max(_LATE_LEAST_S, LATE_SHARE_LIMIT * turn_s):
         return f"p99 sent late by {late_s * 1e3:.1f} ms, with p99 of a turn {turn_s * 1e3:.1f} ms"
     return ""
-
-
-def _good(tail: Tail | None, slo_ms: float | None) -> float | None:
-    if tail is None or slo_ms is None:
-        return None
-    return sum(took / 1e6 <= slo_ms for took in tail.took_ns) / tail.span_s

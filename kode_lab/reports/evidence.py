@@ -290,7 +290,7 @@ def _seen(
         if id_ != view.turn_id
     )
     own_ns = min(own_ns, waited_ns)
-    # A free lock is taken in less than a millisecond; that is no wait for anybody.
+    # A free lock is taken in less than a millisecond; that is no wait.
     asks = [span for span in view.steps_named("ask") if not span.error]
     tools = view.steps_named("tool")
     stretch = speed - 1
