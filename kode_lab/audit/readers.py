@@ -609,6 +609,8 @@ class Log:
                 call.node = self._histories.node_of(messages, call.session)
         except Unreadable as why:
             call.problem = str(why)
+        except (LookupError, TypeError, ValueError, AttributeError):
+            call.problem = "messages of an unknown kind"
 
     def _fill_in(self, call: Call, trace: _Trace) -> None:
         """Add session, user and root from the spans around a call."""

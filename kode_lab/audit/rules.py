@@ -55,7 +55,7 @@ _MISSING_SHARE = 0.01
 # So many turns of a session that followed closely, none too early, show that clocks agree.
 _CLOSE_TURNS = 5
 # A log of fewer turns does not show whether it is a sample, or whether users share a script.
-_FEW_TURNS = 6
+_FEW_TURNS = 10
 _DIGITS = re.compile(r"\d+")
 _PARTS = re.compile(r"[^A-Za-z0-9]")
 GUARANTEE_OF = {
