@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import signal
 import sys
@@ -74,6 +73,8 @@ def _audit(options: argparse.Namespace) -> int:
 
 def _watched(options: argparse.Namespace) -> AuditVerdict:
     """Watch until Ctrl-C or SIGTERM, print each finding once, and return the last verdict."""
+    import asyncio  # noqa: PLC0415 - --help of any command would load it
+
     from kode_lab.audit.live import Receiver, Watch, follow  # noqa: PLC0415
     from kode_lab.audit.verdict import finding_lines  # noqa: PLC0415
 
