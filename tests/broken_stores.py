@@ -408,7 +408,7 @@ class WritingLater(Around):
 
 
 class WithoutFence(Around):
-    """Lets everyone in, and whoever was overtaken write on."""
+    """Lets everyone in, and those that were overtaken write on."""
 
     def __init__(self, root):
         super().__init__(root)

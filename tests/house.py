@@ -47,7 +47,7 @@ class World:
 
             Args:
                 text: what.
-                context: for whom.
+                context: of the call.
             """
             self.runs.append((text, context))
             self.started.set()
@@ -62,7 +62,7 @@ class World:
 
             Args:
                 text: what.
-                context: for whom.
+                context: of the call.
             """
             self.runs.append((text, context))
             self.notes[context.idempotency_key] = text
@@ -199,7 +199,7 @@ def assert_legal(messages):
 
 
 def assert_idle(manager):
-    """Nobody holds or waits for anything."""
+    """Nothing is held or waited for."""
     found = manager.statistics()
     assert (found.turns, found.sessions, found.lock.held, found.lock.waiting) == (0, 0, 0, 0)
 

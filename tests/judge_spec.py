@@ -83,7 +83,7 @@ SPECS = {
             "However, R1 of bob:1 shows it: a contradiction.",
         ),
     ),
-    "nobody leaks": Spec(
+    "no session leaks": Spec(
         """
         ada:1  |--a--|                    -> a
         ada:1    |--b--|                  -> a b
@@ -136,7 +136,7 @@ SPECS = {
         """,
         {"garbage read": 1},
     ),
-    "garbage after a turn that nobody observed": Spec(
+    "garbage after a turn that was not observed": Spec(
         """
         ada:1  |--a--|                    -> a
         ada:1    |--b--|
@@ -163,7 +163,7 @@ SPECS = {
         """,
         {"cross-session leak": 1},
     ),
-    "a leak of what nobody else saw": Spec(
+    "a leak of what no other saw": Spec(
         """
         ada:1  |--a--|                    -> a
         ada:1    |--b--|                  -> a b
@@ -213,7 +213,7 @@ SPECS = {
             "However, R1 does not: a contradiction.",
         ),
     ),
-    "a turn that nobody observed is gone": Spec(
+    "a turn that was not observed is gone": Spec(
         """
         ada:1  |--a--|                    -> a
         ada:1    |--b--|
@@ -345,7 +345,7 @@ SPECS = {
         {},
         status="unknown",
     ),
-    "an attempt's list that nobody vouches for": Spec(
+    "an attempt's list without a second witness": Spec(
         """
         ada:1  |--a--|                         -> a
         ada:1    |--b--|                       -> a b
@@ -372,7 +372,7 @@ SPECS = {
         """,
         {"lost write": 1},
     ),
-    "a crash that takes only what nobody acknowledged": Spec(
+    "a crash that takes only what was not acknowledged": Spec(
         """
         ada:1    |--a--|                  -> a
         ada:1    |--c--|                  -> a c
@@ -649,7 +649,7 @@ SPECS = {
         """,
         {},
     ),
-    "two turns at one position, and nobody read": Spec(
+    "two turns at one position, and none was read": Spec(
         """
         ada:1  |--a--|                    -> a
         ada:1    |--b--|                  -> b
@@ -958,7 +958,7 @@ SPECS = {
         {},
     ),
     # ---- G4 with a limit
-    "a turn that two overtook, of whom one is allowed": Spec(
+    "a turn that two overtook, of which one is allowed": Spec(
         """
         ada:1  |--------a--------|                     -> b c a
         ada:1    |--b--|                               -> b
@@ -974,7 +974,7 @@ SPECS = {
         limit=1,
         most=2,
     ),
-    "a turn that two overtook, of whom both are allowed": Spec(
+    "a turn that two overtook, of which both are allowed": Spec(
         """
         ada:1  |--------a--------|                     -> b c a
         ada:1    |--b--|                               -> b
@@ -986,7 +986,7 @@ SPECS = {
         limit=2,
         most=2,
     ),
-    "a turn that two overtook, and nobody claims a limit": Spec(
+    "a turn that two overtook, and no limit is claimed": Spec(
         """
         ada:1  |--------a--------|                     -> b c a
         ada:1    |--b--|                               -> b
@@ -1030,7 +1030,7 @@ SPECS = {
         limit=1,
         most=1,
     ),
-    "turns of another session overtake nobody": Spec(
+    "turns of another session overtake no turn": Spec(
         """
         ada:1  |------a------|                         -> a
         bob:1   |--b--|                                -> b
@@ -1270,7 +1270,7 @@ SPECS = {
         """,
         {"configuration drift": 1},
     ),
-    "nobody was answered": Spec(
+    "no turn was answered": Spec(
         """
         ada:1  |--a--?
         ada:1    |--b--x
@@ -1279,7 +1279,7 @@ SPECS = {
         {},
         status="unknown",
     ),
-    "nobody met": Spec(
+    "no two turns met": Spec(
         """
         ada:1  |--a--|                    -> a
         ada:1         |--b--|             -> a b
@@ -1288,7 +1288,7 @@ SPECS = {
         {},
         status="unknown",
     ),
-    "nobody read the list": Spec(
+    "the list was never read": Spec(
         """
         ada:1  |--a--|                    -> a
         ada:1    |--b--|                  -> a b
@@ -1304,7 +1304,7 @@ SPECS = {
         """,
         {},
     ),
-    "nobody tells what a turn was shown": Spec(
+    "it is not told what a turn was shown": Spec(
         """
         ada:1  |--a--|
         ada:1    |--b--|
@@ -1359,7 +1359,7 @@ SPECS = {
         status="unknown",
         guarantees=("service",),
     ),
-    "a session that nobody asked after the faults": Spec(
+    "a session that was not asked after the faults": Spec(
         """
         ada:1  |--a--|                                         -> a
         ada:1    |--b--|                                       -> a b

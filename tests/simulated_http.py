@@ -62,7 +62,7 @@ def serving(scenario, **options):
 
 
 async def until(holds):
-    """Let everything run until this holds of the server's state; it tells nobody by itself."""
+    """Let everything run until this holds of the server's state; it sends no event by itself."""
     async with asyncio.timeout(30):
         while not holds():  # noqa: ASYNC110
             await asyncio.sleep(0)

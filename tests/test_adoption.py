@@ -153,7 +153,7 @@ def test_what_cannot_be_read_is_refused_with_its_place_before_anything_is_writte
     run(scenario())
 
 
-def test_in_the_reports_layout_a_conversation_without_an_owner_is_nobodys(tmp_path):
+def test_in_the_reports_layout_a_conversation_without_an_owner_has_no_owner(tmp_path):
     """There two users share a directory's name, so the first to come must not get it."""
 
     async def scenario():
@@ -185,7 +185,7 @@ messages = st.builds(
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(messages, max_size=6))
-def test_whatever_others_wrote_is_shown_as_legal_messages_and_a_legal_one_as_it_is(foreign):
+def test_all_that_others_wrote_is_shown_as_legal_messages_and_a_legal_one_as_it_is(foreign):
     before = copy.deepcopy(foreign)
     assert invalid_place(foreign) is None
     shown = request_form(foreign)

@@ -157,7 +157,7 @@ def test_a_broken_file_without_an_older_version_is_an_error_each_time_and_told_o
 @pytest.mark.parametrize(
     "agent_id",
     [
-        "nobody", "", ".", "..", "../planner", "sub/planner", "/etc/passwd", "a\\b", "planner\0",
+        "stranger", "", ".", "..", "../planner", "sub/planner", "/etc/passwd", "a\\b", "planner\0",
         "planner.toml", "C:planner", ".hidden", "plan ner", "x" * 101, "x" * 10_000, "\ud800",
         "\u4e2d" * 100, "planner\n",
     ],
@@ -252,7 +252,7 @@ def test_a_configuration_that_cannot_be_meant_is_refused_by_its_place(box, conte
         config_of("planner", content.encode("latin-1"), box, where="planner.toml")
 
 
-def test_a_tool_that_nobody_registered_is_refused_with_the_names_there_are(box):
+def test_a_tool_that_is_not_registered_is_refused_with_the_names_there_are(box):
     with pytest.raises(UnknownTool, match="no tool 'paint' is registered; tools: look, write"):
         config_of("planner", b'model = "m"\ntools = ["paint"]', box)
 

@@ -384,7 +384,9 @@ def test_a_directory_of_another_user_s_session_is_refused_in_the_report_s_layout
     run(scenario())
 
 
-def test_a_header_that_was_cut_off_does_not_give_a_conversation_to_whoever_comes_first(tmp_path):
+def test_a_header_that_was_cut_off_gives_no_conversation_to_the_first_user(
+    tmp_path,
+):
     async def scenario():
         store = {"layout": "report"}
         async with managing(tmp_path, store=store) as manager:
@@ -472,7 +474,7 @@ def test_on_a_local_file_system_a_container_made_anew_after_kill_9_starts(tmp_pa
 
 
 @pytest.mark.parametrize("mark", ["", "{", "[]", '{"host"', "\0\0\0"])
-def test_a_mark_of_who_died_while_writing_it_keeps_nobody_out(tmp_path, mark):
+def test_a_mark_of_a_process_that_died_while_writing_it_keeps_no_other_out(tmp_path, mark):
     async def scenario():
         await with_history(tmp_path)
         (tmp_path / "store" / "+store").write_text(mark)
@@ -564,11 +566,11 @@ def test_any_text_that_can_be_sent_is_stored_and_shown_as_it_is(tmp_path, prompt
     run(scenario())
 
 
-def test_an_agent_that_nobody_configured_is_refused_with_those_there_are(tmp_path):
+def test_an_agent_that_is_not_configured_is_refused_with_those_there_are(tmp_path):
     async def scenario():
         async with managing(tmp_path) as manager:
-            with pytest.raises(UnknownAgent, match=r"'nobody'.*has: clerk"):
-                await manager.turn(ADA._replace(agent_id="nobody"), "hello")
+            with pytest.raises(UnknownAgent, match=r"'stranger'.*has: clerk"):
+                await manager.turn(ADA._replace(agent_id="stranger"), "hello")
             assert_idle(manager)
 
     run(scenario())

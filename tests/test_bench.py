@@ -1,4 +1,4 @@
-"""The harness of ``make bench`` keeps its rules; the benches run, whatever the machine."""
+"""The harness of ``make bench`` keeps its rules; the benches run on any machine."""
 
 import asyncio
 import json
@@ -48,7 +48,7 @@ def test_a_row_is_judged_by_its_bar(value, baseline, bar, is_ok):
 
 
 @pytest.mark.parametrize("bar", ["ratio < 1", "at most 3", "", "value <= 1 s", "ratio <= 1"])
-def test_a_bar_that_nobody_can_judge_is_refused(bar):
+def test_a_bar_that_cannot_be_judged_is_refused(bar):
     """The last one asks for a ratio where there is nothing to compare with."""
     with pytest.raises(InvalidScenario, match="bar"):
         row("it", 1.0, "us", bar=bar)
@@ -102,7 +102,7 @@ def test_resident_memory_sees_what_is_touched():
     assert resident_bytes() - before_bytes > len(held) / 2
 
 
-def test_a_scratch_directory_is_gone_afterwards_whatever_happens():
+def test_a_scratch_directory_is_gone_afterwards_even_after_an_error():
     paths = []
 
     def use():

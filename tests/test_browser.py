@@ -24,7 +24,7 @@ START_LIMIT_S = 180
 RUN_LIMIT_S = 300
 LOOK_S = 0.3
 CALM_LOOKS = 5
-# Cells that were dropped wait for ever; a kernel that is idle so long beside them has lost them.
+# Cells that were dropped wait without end; a kernel that is idle so long beside them has lost them.
 LOST_LOOKS = 20
 NOTEBOOK = "00-start-here"
 PARAMETERS = {"SPEED": "20.0", "RESULTS": '"results"'}

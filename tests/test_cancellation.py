@@ -76,7 +76,7 @@ class Cut:
 
 @asynccontextmanager
 async def free(_manager, _key, _store):
-    """Nobody else wants the session."""
+    """No one else wants the session."""
     yield None
 
 

@@ -191,7 +191,7 @@ values = st.recursive(
 
 @given(values)
 @settings(max_examples=30, deadline=None)
-def test_whatever_is_written_reads_the_same(value):
+def test_all_that_is_written_reads_the_same(value):
     assert read_edn(write_edn(value)) == [value]
 
 
@@ -275,7 +275,7 @@ EVENTS = st.lists(
 
 @given(EVENTS)
 @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
-def test_no_events_whatever_do_more_than_to_be_refused(events):
+def test_no_events_do_more_than_to_be_refused(events):
     text = "\n".join(map(write_edn, events))
     for read in (operations_of, verdict_of, transactions_of):
         try:
@@ -286,7 +286,7 @@ def test_no_events_whatever_do_more_than_to_be_refused(events):
 
 @given(st.text(alphabet='[](){}#_":\\ nil1a\n', max_size=40))
 @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
-def test_no_text_whatever_does_more_than_to_be_refused(text):
+def test_no_text_does_more_than_to_be_refused(text):
     try:
         calls_of(text)
     except InvalidRecord as refused:

@@ -36,10 +36,10 @@ A_LINE = Draft202012Validator(json.loads((DOCS / "history.schema.json").read_tex
 A_SPAN = Draft202012Validator(json.loads((DOCS / "trace.schema.json").read_text()))
 FINE = drawn(SPECS["two turns, one after the other"].picture)
 WRONG = drawn(SPECS["two turns at one position, one gone"].picture)
-UNKNOWN = drawn(SPECS["nobody met"].picture)
+UNKNOWN = drawn(SPECS["no two turns met"].picture)
 
 
-OVERTAKEN = drawn(SPECS["a turn that two overtook, of whom one is allowed"].picture)
+OVERTAKEN = drawn(SPECS["a turn that two overtook, of which one is allowed"].picture)
 
 
 def write(path, operations):
@@ -137,7 +137,7 @@ def test_what_is_no_text_at_all_is_refused_by_its_line(tmp_path):
 
 @given(st.binary(max_size=300))
 @settings(max_examples=20, deadline=None)
-def test_no_bytes_whatever_crash_the_judge_or_please_it(tmp_path_factory, data):
+def test_no_bytes_crash_the_judge_or_please_it(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("any") / "history.jsonl"
     path.write_bytes(data)
     with contextlib.suppress(InvalidRecord):
@@ -323,7 +323,7 @@ def test_suspects_heard_in_portions_give_the_verdict_of_the_whole(tmp_path_facto
     victim, owner = others[0], others[-1]
     at = run.index(victim)
     run[at] = victim._replace(read=victim.read._replace(foreign=(owner.marker,)))
-    effects = tuple(Effect("7", "create", o.marker, "nobody") for o in (victim, owner))
+    effects = tuple(Effect("7", "create", o.marker, "stranger") for o in (victim, owner))
     run.append(Operation(victim.key, "effects", "w", "ok", 10**12, 10**12 + 1, effects=effects))
     path = write(tmp_path_factory.mktemp("run") / "history.jsonl", run)
     judge.PORTION_OPERATIONS, whole = portion, judge.PORTION_OPERATIONS

@@ -124,7 +124,7 @@ def is_noticed(check):
                 for run in (*RIGHT, LARGE)
             )
         )
-    except Exception:  # noqa: BLE001 - whatever a broken judge does, it is noticed
+    except Exception:  # noqa: BLE001 - what a broken judge does, it is noticed
         return True
 
 

@@ -198,10 +198,10 @@ def told_more(random, history):
 
 def faults(random):
     """Let something crash, and declare all faults over, or not."""
-    nobody = SessionKey("", "", "")
+    no_session = SessionKey("", "", "")
     for name in random.sample(["kill", "restart", "configure", "configured", "quiet"], 3):
         at = random.randrange(40)
-        yield Operation(nobody, name, NEMESIS, "info", at, at)
+        yield Operation(no_session, name, NEMESIS, "info", at, at)
 
 
 @pytest.mark.parametrize("sessions", [1, 20])
@@ -245,7 +245,7 @@ def test_digests_at_once_are_digests_one_by_one(markers):
 
 @given(SEEDS, st.integers(1, 10**9))
 @settings(max_examples=8, deadline=None)
-def test_a_longer_interval_accuses_nobody(seed, longer_ns):
+def test_a_longer_interval_accuses_no_turn(seed, longer_ns):
     random = Random(seed)
     history = [
         o._replace(invoke_ns=o.invoke_ns - random.randrange(longer_ns))
@@ -258,7 +258,7 @@ def test_a_longer_interval_accuses_nobody(seed, longer_ns):
 
 @given(SEEDS)
 @settings(max_examples=8, deadline=None)
-def test_a_turn_that_nobody_saw_accuses_nobody(seed):
+def test_a_turn_that_was_not_seen_accuses_no_turn(seed):
     history = valid_run(seed, turns=24)
     key = next(o.key for o in history if o.process != NEMESIS)
     ghost = Operation(key, "turn", "ghost", "info", 1, math.inf, "ghost", "ghost")
@@ -268,7 +268,7 @@ def test_a_turn_that_nobody_saw_accuses_nobody(seed):
 
 @given(SEEDS)
 @settings(max_examples=8, deadline=None)
-def test_forgetting_that_a_turn_was_acknowledged_accuses_nobody(seed):
+def test_forgetting_that_a_turn_was_acknowledged_accuses_no_turn(seed):
     random = Random(seed)
     history = [
         o._replace(type="info", complete_ns=math.inf)

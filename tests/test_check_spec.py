@@ -76,7 +76,7 @@ def test_a_verdict_in_a_terminal_shows_the_finding_the_picture_and_the_argument(
 
 
 def test_a_verdict_tells_who_was_overtaken_and_what_was_claimed_of_it():
-    history = drawn(SPECS["a turn that two overtook, of whom one is allowed"].picture)
+    history = drawn(SPECS["a turn that two overtook, of which one is allowed"].picture)
     figure = "  Overtaken by what was sent later: 1 turn; the most that overtook one: 2"
     assert str(check(history)).splitlines()[-1] == f"{figure}."
     allowed = check(history, overtaking_limit=2)
@@ -187,7 +187,7 @@ def test_invalid_beats_unknown_beats_valid():
     assert worst(["unknown", "valid"]) == "unknown"
     assert worst(["valid"]) == "valid"
     assert worst([]) == "unknown"
-    silent = drawn("bob:1 |--z--|")  # in a session that nobody reads
+    silent = drawn("bob:1 |--z--|")  # in a session that is not read
     assert check([*LOST_UPDATE, *silent]).status == "invalid"
     partly = check([*FINE, *silent])
     assert partly.status == "unknown"

@@ -83,7 +83,7 @@ def test_garbage_is_told_as_garbage_with_the_request_id(on_text):
     assert "(request req_sim" in str(raised)
 
 
-def test_nobody_at_the_address_is_told_with_the_address():
+def test_a_missing_server_is_told_with_its_address():
     async def scenario():
         async with SimulatedClaude() as simulated:
             gone = simulated.base_url
@@ -212,7 +212,7 @@ def test_every_form_of_retry_after_is_read_and_what_cannot_be_meant_is_none(head
 
 @given(st.text(max_size=40))
 @settings(SURE, max_examples=50)
-def test_whatever_a_service_writes_the_wait_is_finite_or_none(value):
+def test_for_anything_a_service_writes_the_wait_is_finite_or_none(value):
     for name in ("retry-after", "retry-after-ms"):
         found = retry_after_s({name: value})
         assert found is None or 0 <= found <= RETRY_AFTER_LIMIT_S

@@ -179,7 +179,7 @@ print((resident_bytes() - before) / LIMIT)
 
 @pytest.mark.parametrize(("turns", "text"), [(0, 0), (10, 50), (400, 1000)])
 def test_the_limit_of_the_residents_bytes_is_the_memory_of_the_process(turns, text):
-    """Within ten per cent, allocator and containers included, whatever the sessions look like."""
+    """Within ten per cent, allocator and containers included, for sessions of any content."""
     done = subprocess.run(
         [sys.executable, "-c", GROWING, str(turns), str(text)],
         capture_output=True,

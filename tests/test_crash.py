@@ -85,7 +85,7 @@ def test_several_processes_on_one_directory_lose_and_double_no_turn(
             return found
 
     found = run(scenario())
-    # Nobody starves: while all hammer one session, each comes to it again and again.
+    # No process starves: while all hammer one session, each comes to it again and again.
     if sessions == 1:
         middle = found[len(found) // 4 : len(found) * 3 // 4]
         for name in range(count):
@@ -178,7 +178,7 @@ def test_a_worker_that_dies_by_itself_is_no_proof(tmp_path):
 
 
 class Unkind:
-    """A limit that breaks whoever compares with it: in the middle of the worker's life."""
+    """A limit that breaks what compares with it: in the middle of the worker's life."""
 
     def __le__(self, _):
         raise KeyError("in the middle of a life")

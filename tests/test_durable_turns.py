@@ -398,7 +398,7 @@ def test_deleting_a_session_that_never_was_makes_nothing_and_one_that_begins_is_
     run(scenario())
 
 
-def test_a_deletion_that_waits_for_another_process_for_ever_is_cancelled_by_a_manager_that_closes(
+def test_a_deletion_that_waits_for_another_process_is_cancelled_by_a_manager_that_closes(
     tmp_path,
 ):
     async def scenario():

@@ -42,7 +42,7 @@ def test_what_happens_in_a_later_pass_of_the_loop_is_later_on_its_clock():
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_who_is_ready_first_runs_first_whatever_the_seed(seed):
+def test_who_is_ready_first_runs_first_with_every_seed(seed):
     async def scenario(_clock):
         order = []
 

@@ -1,4 +1,4 @@
-"""What a run leaves for whoever looks without Python: ``turns.csv`` and ``timeline.html``."""
+"""What a run leaves for readers without Python: ``turns.csv`` and ``timeline.html``."""
 
 import csv
 

@@ -114,7 +114,7 @@ def test_a_fault_that_is_none_is_not_convicted_and_the_table_says_so():
 
 
 def test_a_twin_that_is_not_valid_is_an_objection():
-    thin = Fault("thin", "nobody meets", ("lost update",), Scenario(clients=1), Parts())
+    thin = Fault("thin", "no two turns meet", ("lost update",), Scenario(clients=1), Parts())
     outcome = convict(thin, 1)
     assert not outcome.ok
     assert outcome.objection.startswith("seed 0: unknown: needs turns of one session that overlap")

@@ -128,7 +128,7 @@ def title(run: Recording) -> str:
     return finding_of(turns_of(*run))
 
 
-def test_the_title_tells_the_measured_times_and_that_nobody_waited():
+def test_the_title_tells_the_measured_times_and_that_no_turn_waited():
     assert title(the_report()) == (
         "Session 1 was answered in 2.19 s while session 2 worked for 16.72 s: neither waited"
     )
@@ -240,7 +240,7 @@ print(hashlib.sha256(picture.png() + picture.svg()).hexdigest())
 """
 
 
-def test_the_same_run_gives_the_same_bytes_whatever_the_user_has_set(tmp_path):
+def test_the_same_run_gives_the_same_bytes_under_any_settings(tmp_path):
     (tmp_path / "matplotlibrc").write_text(
         "font.size: 30\naxes.grid: True\npath.sketch: 4, 100, 2\nsvg.fonttype: none\n"
         "text.hinting: force_autohint\nfigure.facecolor: black\n"

@@ -107,7 +107,7 @@ def test_a_lost_update_that_the_judge_found_is_drawn_with_its_argument():
 
 
 def test_an_overtaking_that_the_judge_found_is_told_by_its_number():
-    spec = SPECS["a turn that two overtook, of whom one is allowed"]
+    spec = SPECS["a turn that two overtook, of which one is allowed"]
     [anomaly] = check(drawn(spec.picture), overtaking_limit=1).anomalies
     picture = witness(anomaly)
     assert picture.title == "FAIL overtaking: 2 turns overtook turn a; no more than 1 may"

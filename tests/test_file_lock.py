@@ -54,7 +54,7 @@ def test_one_opening_at_a_time_holds_a_name_and_different_names_are_held_togethe
     assert second.try_hold(place)
 
 
-def test_names_have_places_of_their_own_whatever_colons_they_hold(two):
+def test_names_have_places_of_their_own_with_any_colons(two):
     names = [f"{user}:{session}" for user in range(100) for session in range(100)]
     names += ["a%3ab:c", "a:b%3ac", "a:b", "A:b", "a:B"]
     assert len({two[0].place_of(name) for name in names}) == len(names)
@@ -166,7 +166,7 @@ def test_the_lock_of_a_killed_process_is_free_at_the_next_look(tmp_path):
             waiter = asyncio.create_task(locks.hold(place))
             await until(lambda: is_awaited(tmp_path, place))
             os.kill(holder.pid, signal.SIGKILL)
-            # Reaped: whatever the kernel frees with a process is free by now.
+            # Reaped: what the kernel frees with a process is free by now.
             await asyncio.to_thread(holder.wait, PATIENCE_S)
             probe = FileLocks(tmp_path, PosixDisk())
             looks = 0

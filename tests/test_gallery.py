@@ -23,7 +23,7 @@ def test_a_page_shows_the_notebook_as_it_is(notebook):
     )
 
 
-def test_every_page_has_its_notebook_and_asks_nobody_for_anything():
+def test_every_page_has_its_notebook_and_requests_nothing_from_elsewhere():
     pages = sorted(GALLERY.glob("*.html"))
     assert [page.stem for page in pages] == [notebook.stem for notebook in NOTEBOOKS]
     for page in pages:

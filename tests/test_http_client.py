@@ -212,7 +212,7 @@ def test_a_stream_that_is_cut_anywhere_is_no_reply(at):
         (answer(b"\xff\xfe"), ModelGarbage),
     ],
 )  # fmt: skip
-def test_whatever_a_service_answers_is_a_reply_or_one_of_our_errors(data, kind):
+def test_anything_a_service_answers_is_a_reply_or_one_of_our_errors(data, kind):
     found = outcome(data)
     assert found.text == "grüße" if kind is None else found[0] is kind
 

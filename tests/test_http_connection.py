@@ -114,7 +114,7 @@ def test_a_body_of_single_bytes_is_a_body_and_not_framing():
     run(scenario())
 
 
-def test_a_body_that_nobody_reads_is_discarded_only_up_to_a_limit():
+def test_a_body_that_is_not_read_is_discarded_only_up_to_a_limit():
     async def scenario():
         async with connected() as (server, reader, writer):
             length = b"Content-Length: 90000000\r\n\r\n"

@@ -108,7 +108,7 @@ def test_a_lease_is_for_its_session_and_its_time_only(store_at):
     run(scenario())
 
 
-def test_an_append_writes_the_same_bytes_whatever_the_history(tmp_path):
+def test_an_append_writes_the_same_bytes_for_any_history(tmp_path):
     async def scenario():
         disk = FaultyDisk(tmp_path / "store")
         store = JsonStore(tmp_path / "store", disk=disk)
@@ -154,7 +154,7 @@ def test_at_rest_the_messages_are_an_ordinary_json_array_with_one_message_a_line
     run(scenario())
 
 
-def test_a_reader_waits_for_nobody_and_never_sees_a_part_of_a_turn(tmp_path):
+def test_a_reader_never_waits_and_never_sees_a_part_of_a_turn(tmp_path):
     """A thread appends while another store reads, until the reader has seen enough."""
 
     async def read():
@@ -200,7 +200,7 @@ def test_a_reader_of_a_session_that_never_was_sees_an_empty_one_and_makes_no_fil
     run(scenario())
 
 
-def test_what_a_crash_left_half_written_is_mended_for_a_reader_where_nobody_holds_it(tmp_path):
+def test_what_a_crash_left_half_written_is_mended_for_a_reader_where_it_is_not_held(tmp_path):
     async def scenario():
         store = JsonStore(tmp_path / "store")
         await append(store, ADA, "t0", "kept")
@@ -255,7 +255,7 @@ def test_the_sessions_of_all_users_and_of_one_are_found_without_being_opened(sto
         store = store_at()
         assert set(store.sessions()) == keys
         assert set(store.sessions("ada")) == {ADA, SessionKey.of("ada", "clerk")}
-        assert set(store.sessions("nobody")) == set()
+        assert set(store.sessions("stranger")) == set()
         await store.aclose()
 
     run(scenario())

@@ -1,4 +1,4 @@
-"""Two sessions never share a lock, and two keys never share a place, whatever their ids are."""
+"""Two sessions never share a lock, and two keys never share a place, with any ids."""
 
 import hashlib
 import itertools

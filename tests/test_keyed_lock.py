@@ -76,7 +76,7 @@ steps = st.tuples(
 
 @settings(max_examples=80, deadline=None)
 @given(st.lists(steps, max_size=40))
-def test_whoever_holds_is_the_first_that_came_and_was_not_cancelled(script):
+def test_the_holder_is_the_first_that_came_and_was_not_cancelled(script):
     async def scenario():
         lock = KeyedLock()
         drills = {key: Drill(lock, key) for key in "ab"}
@@ -90,7 +90,7 @@ def test_whoever_holds_is_the_first_that_came_and_was_not_cancelled(script):
     run(scenario())
 
 
-def test_one_release_wakes_one_waiter_and_nobody_who_comes_meanwhile_slips_in():
+def test_one_release_wakes_one_waiter_and_no_later_caller_slips_in():
     async def scenario():
         lock, order = KeyedLock(), []
 
@@ -169,7 +169,7 @@ def test_a_waiter_whose_coroutine_is_closed_is_passed_over():
     run(scenario())
 
 
-def test_releasing_what_nobody_holds_is_an_error():
+def test_releasing_what_is_not_held_is_an_error():
     lock = KeyedLock()
     with pytest.raises(RuntimeError, match="'k' is not held"):
         lock.release("k")

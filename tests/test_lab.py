@@ -51,7 +51,7 @@ def test_the_callers_loop_goes_on_while_it_waits():
 
     async def cell():
         handle = start(work)
-        # Set from the waiting loop: were it blocked, the run would wait for ever.
+        # Set from the waiting loop: were it blocked, the run would never end.
         asyncio.get_running_loop().call_soon(go.set)
         return await handle
 
@@ -117,7 +117,7 @@ def test_cancelling_the_waiting_cell_cancels_the_run_and_lets_it_settle():
     asyncio.run(cell())
 
 
-def test_a_cancelled_run_says_so_to_whoever_asks():
+def test_a_cancelled_run_says_so_when_it_is_asked():
     async def work():
         await asyncio.Event().wait()
 

@@ -226,7 +226,7 @@ def test_a_fork_copies_a_conversation_once_and_both_go_on_apart(tmp_path, durabi
             with pytest.raises(InvalidPrompt, match="it has another conversation"):
                 await manager.fork(ADA, NEW)
             with pytest.raises(UnknownAgent):
-                await manager.fork(ADA, SessionKey.of("ada", "nobody", "s3"))
+                await manager.fork(ADA, SessionKey.of("ada", "stranger", "s3"))
             assert await manager.fork(ADA, BOB) == 8
             assert await manager.fork(SessionKey.of("eve", "clerk"), NEW) == 0
         async with at(tmp_path, durability, world=World()) as manager:

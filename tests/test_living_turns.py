@@ -88,7 +88,7 @@ class Booking:
 
             Args:
                 what: what.
-                context: for whom.
+                context: of the call.
             """
             self.contexts.append(context)
             loop.call_soon_threadsafe(self.started.set)
@@ -393,7 +393,7 @@ class Asking:
 
             Args:
                 sum: how much.
-                context: for whom.
+                context: of the call.
             """
             if context.approval is None:
                 return Pending(f"pay {sum}?")
@@ -536,7 +536,7 @@ def test_a_crash_between_the_child_s_end_and_the_parent_s_runs_the_child_once(tm
 
             Args:
                 text: what.
-                context: for whom.
+                context: of the call.
             """
             ran.append(context.key)
             return text

@@ -67,7 +67,7 @@ def judged(tmp_path, turns, *, bound_ns, listed, lost=()):
     return told, check(read_operations(lines)), [json.loads(line) for line in lines]
 
 
-def test_a_sample_is_within_its_bound_whatever_each_way_took():
+def test_a_sample_is_within_its_bound_however_long_each_way_took():
     for there, back in ((1, 9), (5, 5), (9, 1)):
         sample = ClockSample.of(0, 700 + there, 701 + there, there + 1 + back)
         assert abs(sample.offset_ns - 700) <= sample.bound_ns == 5
@@ -114,7 +114,7 @@ def test_two_clocks_apart_by_minutes_make_one_history_that_the_judge_finds_right
 
 
 @pytest.mark.parametrize(("bound_ns", "status"), [(MS // 10, "invalid"), (5 * MS, "other")])
-def test_an_order_closer_than_the_clocks_can_tell_convicts_nobody(tmp_path, bound_ns, status):
+def test_an_order_closer_than_the_clocks_can_tell_convicts_no_turn(tmp_path, bound_ns, status):
     # Turn 2 was sent 3 ms after turn 1 was answered, and yet stands before it.
     turns = {1: [(1, 0, 50 * MS, (2,))], 2: [(2, 53 * MS, 90 * MS, ())]}
     told, verdict, _ = judged(tmp_path, turns, bound_ns=bound_ns, listed=(2, 1))

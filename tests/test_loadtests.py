@@ -137,8 +137,8 @@ def runs(url, tmp_path_factory):
             path / "web", "churn", url,
             "--autostart", "--web-host", "127.0.0.1", "--web-port", web,
         ),
-        "nobody": locust(
-            path / "nobody", "spike", f"http://127.0.0.1:{free_port()}",
+        "unreachable": locust(
+            path / "unreachable", "spike", f"http://127.0.0.1:{free_port()}",
             headless, "-t", "3s", workers=(),
         ),
         "chaos": load(
@@ -274,8 +274,8 @@ def test_streams_are_timed_to_their_first_token_and_a_missed_slo_is_said(runs):
     assert "correct goodput: 0.0 turns/s" in said
 
 
-def test_a_server_that_nobody_reaches_is_unknown_and_never_valid(runs):
-    run = runs["nobody"]
+def test_a_server_that_cannot_be_reached_is_unknown_and_never_valid(runs):
+    run = runs["unreachable"]
     status, said = run.ended()
     assert status == 2, run.words()
     assert "UNKNOWN: needs an acknowledged turn" in said

@@ -33,7 +33,7 @@ HELLO = Reply(({"type": "text", "text": "hello"},), "end_turn")
 
 
 class Barrier:
-    """A model that answers nobody before that many ask at the same time."""
+    """A model that answers no request before that many came at the same time."""
 
     def __init__(self, count):
         self.count = count
@@ -106,7 +106,7 @@ def test_the_turns_of_one_session_never_overlap_and_those_of_two_do(tmp_path):
         st.tuples(st.sampled_from("abc"), st.integers(0, 3), st.booleans()), max_size=25
     )
 )
-def test_turns_are_taken_in_the_order_of_their_arrival_whoever_gives_up(tmp_path_factory, arrivals):
+def test_turns_are_taken_in_the_order_of_arrival_even_when_some_give_up(tmp_path_factory, arrivals):
     """An arrival: of which session, how many steps of the loop later, and does it give up?"""
 
     async def scenario():
@@ -167,7 +167,7 @@ def test_a_turn_is_shown_the_whole_conversation_of_its_session_and_nothing_of_an
     run(scenario())
 
 
-def test_a_tool_is_told_for_whom_it_runs_even_when_many_run_at_once(tmp_path):
+def test_a_tool_is_told_which_session_it_runs_for_even_when_many_run_at_once(tmp_path):
     async def scenario():
         world = World()
         async with managing(tmp_path, world=world) as manager:
@@ -294,7 +294,7 @@ def test_a_conversation_can_be_deleted_when_its_agent_is_gone_and_nothing_is_mad
 # ---- residents
 
 
-def test_an_idle_agent_is_evicted_by_count_and_nobody_notices(tmp_path):
+def test_an_idle_agent_is_evicted_by_count_without_effect_on_turns(tmp_path):
     async def scenario():
         model = Clerk()
         async with managing(tmp_path, model, residents_limit=3) as manager:

@@ -150,7 +150,7 @@ async def apart(lab, path):
 
 
 async def owner(lab, path):
-    """Where users share directories, nobody is given another's messages."""
+    """Where users share directories, no user is given another's messages."""
     async with managing(path, lab=lab, store={"layout": "report"}) as manager:
         await manager.turn(ADA, "secret")
         for call in (lambda: manager.turn(BOB, "hello"), lambda: manager.history(BOB)):
@@ -164,7 +164,7 @@ async def owner(lab, path):
 
 
 async def residents(lab, path):
-    """What is remembered is used only if nobody else held the session, and is limited."""
+    """What is remembered is used only if no other held the session, and is limited."""
     model = Clerk()
     one = managing(path, model, lab=lab, residents_limit=1)
     async with one as first, managing(path, model, lab=lab) as second:

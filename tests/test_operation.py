@@ -1,4 +1,4 @@
-"""A history survives its file, tells what nobody knows, and is refused by line where it is bad."""
+"""A history survives its file, marks what is not known, and is refused by line where it is bad."""
 
 import json
 import math
@@ -91,7 +91,7 @@ def test_a_history_survives_its_file(tmp_path_factory, told):
     assert [one._replace(line=0) for one in operations_in(path)] == expected + never
 
 
-def test_a_request_that_nothing_answered_is_indeterminate_for_ever(tmp_path):
+def test_a_request_that_nothing_answered_stays_indeterminate(tmp_path):
     path = tmp_path / "history.jsonl"
     script = (
         "import os, sys\nfrom pathlib import Path\n"
@@ -202,7 +202,7 @@ FIELDS = ["f", "marker", "turn_id", "userId", "sessionId", "read", "markers", "e
     st.dictionaries(st.sampled_from(FIELDS), values, max_size=3),
 )
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
-def test_whatever_json_events_hold_they_are_operations_or_refused(first, second):
+def test_events_of_any_json_are_operations_or_refused(first, second):
     try:
         list(read_operations([json.dumps(INVOKE | first), json.dumps(OK | second)]))
     except InvalidRecord as refused:

@@ -195,7 +195,7 @@ MUTANTS = [
         "lost write|lost update|fork|stale read",
     ),
     (
-        "an agent in memory is taken for good whoever held the session since",
+        "an agent in memory is trusted though others held the session since",
         "residents",
         "if agent is None or agent.fence != lease.fence - 1:",
         "if agent is None:",

@@ -1,4 +1,4 @@
-"""A PostgreSQL for an hour: found, started from a template, and gone with whoever started it."""
+"""A PostgreSQL for an hour: found, started from a template, and gone with its parent."""
 
 import asyncio
 import os
@@ -60,7 +60,7 @@ def until(holds, what):
 
 
 def is_there(pid):
-    """Whether the process lives; one that nobody has buried does not."""
+    """Whether the process lives; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
     except FileNotFoundError:

@@ -60,7 +60,7 @@ async def take(store, turn_id, key=KEY, **words):
 
 
 async def until(claim):
-    """Wait until the claim is true; a test that waits for ever says so."""
+    """Wait until the claim is true; a test that waits too long says so."""
     async with asyncio.timeout(20):
         while not claim():  # noqa: ASYNC110 - it is another worker's state
             await asyncio.sleep(0.005)
@@ -283,7 +283,7 @@ def test_no_more_sessions_stay_than_the_limit_says(postgres, postgres_schema):
 
 @pytest.mark.parametrize("are_connections_cut", [False, True])
 @pytest.mark.parametrize("seed", [1, 2])
-def test_whatever_comes_one_holds_and_nobody_waits_for_ever(
+def test_in_any_order_of_events_one_holds_and_every_wait_ends(
     postgres, postgres_schema, seed, are_connections_cut
 ):
     """Three workers, cancelled waiters, full lines, sessions that do not stay; and broken links."""
@@ -551,7 +551,7 @@ def test_a_schema_of_a_newer_kode_lab_is_left_alone(postgres, postgres_schema):
 
 def test_a_database_that_does_not_answer_is_named_and_tried_again(tmp_path):
     async def scenario():
-        dsn = f"postgresql://nobody@/none?host={tmp_path}"
+        dsn = f"postgresql://stranger@/none?host={tmp_path}"
         store = PostgresStore(dsn, patience_s=0.2)
         for _ in range(2):
             with pytest.raises(StoreUnreachable, match="PostgreSQL does not answer"):

@@ -1,4 +1,4 @@
-"""Durability ``power``: what was acknowledged survives a power cut, whatever else is lost.
+"""Durability ``power``: what was acknowledged survives a power cut, even if all else is lost.
 
 The disk remembers what was synced. A power cut keeps that, and of everything else any part: bytes
 dropped, torn at any byte or turned to zeros, names lost, all drawn by Hypothesis.
@@ -231,7 +231,7 @@ def test_after_a_failed_sync_nothing_more_is_acknowledged_until_the_store_is_ope
             disk.fail_at(0, errno.EIO, calls=("sync",))
             with pytest.raises(StoreUnwritable, match=r"journal could not be written.*start again"):
                 await manager.turn(ADA, "lost?", turn_id="t1")
-            # The disk works again, but nobody knows what is on it.
+            # The disk works again, but its content is not known.
             for key in (ADA, BOB):
                 with pytest.raises(StoreUnwritable, match="start again"):
                     await manager.turn(key, "next", turn_id="t2")
@@ -246,7 +246,7 @@ def test_after_a_failed_sync_nothing_more_is_acknowledged_until_the_store_is_ope
 
 
 @pytest.mark.parametrize("again", ["power", "process"])
-def test_what_a_killed_process_logged_is_recovered_first_by_whoever_opens_next(tmp_path, again):
+def test_what_a_killed_process_logged_is_recovered_first_by_the_next_that_opens(tmp_path, again):
     async def scenario():
         disk = FaultyDisk(tmp_path / "store")
         async with managing(tmp_path, store={"disk": disk, **POWER}) as manager:

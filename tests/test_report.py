@@ -104,7 +104,7 @@ def test_the_verdict_comes_first_and_all_that_it_rests_on_follows(run, page):
         assert word in said
 
 
-def test_a_page_asks_nobody_for_anything_and_runs_no_script(run, page):
+def test_a_page_requests_nothing_from_elsewhere_and_runs_no_script(run, page):
     html = page.html
     assert "<script" not in html
     assert not re.search(r"(src|href)=[\"'](?!data:)", html)

@@ -282,7 +282,7 @@ def judged(claim, turns=MANY, **changes):
         ({"measure": "wait_other", "statistic": "max", "at_most": "1 ms"}, "holds"),
         ({"measure": "wait_other", "statistic": "max", "at_least": "1 s"}, "violated"),
         ({"measure": "answer", "where": {"index_from": 40}, "at_least": "2.5 s"}, "holds"),
-        ({"measure": "answer", "where": {"user": "nobody"}, "is": 1}, "inconclusive"),
+        ({"measure": "answer", "where": {"user": "stranger"}, "is": 1}, "inconclusive"),
         ({"measure": "answer", "where": {"index": 50}, "compared_with": {"index": 2},
           "at_least": "2x"}, "holds"),
         ({"measure": "answer", "where": {"index": 50}, "compared_with": {"index": 2},

@@ -39,7 +39,7 @@ def changed(value, **changes):
 
 
 class Unseen:
-    """A card that nobody looks at."""
+    """A card that is never looked at."""
 
     def draw(self, progress):
         pass

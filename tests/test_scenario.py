@@ -287,7 +287,7 @@ def test_a_store_that_lets_two_in_at_once_is_convicted_of_lost_updates(results):
 
 
 class Unusable:
-    """A store that fails at once, with an error that nobody planned for."""
+    """A store that fails at once, with an unplanned error."""
 
     def __init__(self, root):
         self._store = JsonStore(root)

@@ -200,7 +200,7 @@ def fill(book, user_id, number):
 # --- once ------------------------------------------------------------------------------------
 
 
-def test_a_repeated_key_gives_the_first_answer_whatever_happened_since(book, key):
+def test_a_repeated_key_gives_the_first_answer_again(book, key):
     def create():
         return book.create("ada", "a", NOON, idempotency_key="create")
 

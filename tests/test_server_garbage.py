@@ -44,7 +44,7 @@ async def wrong_field(scene):
 
 
 async def unknown_agent(scene):
-    assert (await scene.post("hello", agentId="nobody"))[0] == 404
+    assert (await scene.post("hello", agentId="stranger"))[0] == 404
 
 
 async def no_room(scene):
@@ -149,7 +149,7 @@ def told_off():
 def test_a_turn_or_connection_leaves_nothing_to_the_collector(tmp_path, way, told_off):  # noqa: ARG001
     async def scenario():
         async with served(tmp_path, agent={"queue_limit": 1}) as scene:
-            await way(scene)  # whatever is made once is made here
+            await way(scene)  # what is made once is made here
             await scene.idle()
             _collect_all()
             gc.disable()
@@ -204,7 +204,7 @@ def test_what_lives_is_told_off_while_turns_run_and_looked_at_when_none_do():
             await until(lambda: gc.get_freeze_count() >= frozen + len(kept))
             del ring
             gc.collect()
-            assert lost() is not None, "it was told off, so nobody looks at it"
+            assert lost() is not None, "it was told off, so it is not looked at"
             in_flight = 0
             await until(lambda: lost() is None)
             assert gc.get_threshold()[0] == 1_000_000

@@ -96,7 +96,7 @@ BODIES = [
     ("session half a surrogate pair", RIGHT[:-1] + rb',"sessionId":"\udfff"}', 422),
     ("agent empty", turn(agentId=""), 422),
     ("agent a number", turn(agentId=1.5), 422),
-    ("no such agent", turn(agentId="nobody"), 404),
+    ("no such agent", turn(agentId="stranger"), 404),
     ("agent a path up", turn(agentId="../agents/clerk"), 404),
     ("agent an absolute path", turn(agentId="/etc/passwd"), 404),
     ("agent with its ending", turn(agentId="clerk.toml"), 404),
@@ -307,7 +307,7 @@ def test_a_connection_goes_on_after_a_refusal_that_left_its_body_unread(tmp_path
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_whoever_stops_in_the_middle_of_a_request_is_told_and_let_go(
+def test_a_client_that_stops_in_the_middle_of_a_request_is_told_and_let_go(
     tmp_path, name, request_, status
 ):
     async def scenario():

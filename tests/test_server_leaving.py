@@ -77,7 +77,7 @@ def test_with_finish_a_turn_whose_client_left_is_saved_once(tmp_path, stage, is_
             messages = await house.history()
             assert prompts(messages) == (["before", prompt] if before else [prompt])
             assert_legal(messages)
-            # Whoever comes back with the turn's id gets its reply.
+            # A client that comes back with the turn's id gets its reply.
             status, told, _ = await house.post(prompt, turnId="t1")
             assert (status, told["isReplay"], told["text"]) == (200, True, f"re: {prompt}")
             assert len(house.world.notes) == (1 if stage == "tool" else 0)

@@ -35,9 +35,9 @@ def test_a_burst_of_new_users_is_held_to_the_limit_of_turns(tmp_path):
 
 
 @pytest.mark.parametrize("how", ["rolled back", "without a model"])
-def test_first_turns_that_made_no_session_lock_nobody_out(tmp_path, how):
+def test_first_turns_that_made_no_session_lock_no_user_out(tmp_path, how):
     async def unreachable(request, on_text=None):  # noqa: ARG001
-        raise ModelUnavailable("nobody answers")
+        raise ModelUnavailable("no server answers")
 
     async def fails(house, session):
         if how == "without a model":
@@ -111,7 +111,7 @@ def test_sessions_deleted_by_another_server_make_room(tmp_path, request, where):
                 assert await deleted(client, other, "s1") == 204
                 assert (await one.post(client, "hello", "s3"))[0] == 200
                 assert (await one.post(client, "hello", "s4"))[0] == 429
-                # What the other one deleted is forgotten by whoever is asked to delete it, too.
+                # Asked to delete what the other one deleted, it forgets it, too.
                 assert await deleted(client, other, "s3") == 204
                 assert await deleted(client, one, "s3") == 204
                 assert (await one.post(client, "hello", "s4"))[0] == 200
@@ -128,7 +128,7 @@ def test_a_deletion_asks_for_its_own_session_only(tmp_path):
                 assert await house.store.has(house.key(session))
             house.listings.clear()
             made = sorted((tmp_path / "store").rglob("*"))
-            for session in ("nobody's", "S1", "*"):
+            for session in ("stranger's", "S1", "*"):
                 assert await house.delete(session) == 204
             assert sorted((tmp_path / "store").rglob("*")) == made
             for session in ("clerk", strange):

@@ -68,7 +68,7 @@ def test_who_begins_meanwhile_is_heard_before_the_last_reply_comes_in():
     asyncio.run(scenario())
 
 
-def test_who_is_cancelled_while_waiting_takes_nobodys_place():
+def test_who_is_cancelled_while_waiting_takes_no_place():
     async def scenario():
         model = Together()
         pace = ReplyPace(model, at_once=1)
@@ -84,7 +84,7 @@ def test_who_is_cancelled_while_waiting_takes_nobodys_place():
     asyncio.run(scenario())
 
 
-def test_an_error_waits_for_nobody():
+def test_an_error_does_not_wait():
     async def down(request, on_text=None):  # noqa: ARG001
         raise ModelUnavailable("down")
 

@@ -218,7 +218,7 @@ def test_an_option_that_makes_no_sense_is_named_before_anything_is_opened(
 
 
 @pytest.mark.parametrize("words", [b"", b"[1]\n"])
-def test_a_worker_that_nobody_told_its_place_says_who_starts_it(words):
+def test_a_worker_that_was_not_told_its_place_says_who_starts_it(words):
     ended = subprocess.run(
         (sys.executable, "-m", "kode_lab", "worker"),
         input=words,

@@ -108,7 +108,7 @@ def test_a_database_that_cannot_be_used_says_why_in_one_sentence(
     for command in ("serve", "migrate"):
         for dsn, said in (
             (changed(postgres, database="nowhere"), "create the database"),
-            (changed(postgres, role="nobody_here"), "check user and password"),
+            (changed(postgres, role="no_server_here"), "check user and password"),
             (changed(postgres, role=poor), "grant this role the right"),
             (changed(postgres, database=guarded), "read-only or in recovery"),
         ):

@@ -158,7 +158,7 @@ def test_a_stream_that_waits_says_accepted_before_its_session_is_free(tmp_path):
     run(scenario())
 
 
-def test_text_that_nobody_has_fetched_yet_becomes_one_piece():
+def test_text_that_was_not_fetched_yet_becomes_one_piece():
     async def scenario():
         stream = EventLog(SimpleNamespace(turn_id="t1", key=None))
         for word in ("a ", "b ", "c"):
@@ -275,9 +275,9 @@ def test_sessions_are_listed_read_and_deleted_each_by_itself(tmp_path):
 def test_deleting_what_never_was_leaves_nothing_on_the_disk(tmp_path):
     async def scenario():
         async with served(tmp_path) as house:
-            assert (await house.ask("DELETE", "/v1/sessions/nobody/s/clerk"))[0] == 204
-            assert await house.history("nobody", "s") == []
-            assert not (tmp_path / "store" / "nobody").exists()
+            assert (await house.ask("DELETE", "/v1/sessions/stranger/s/clerk"))[0] == 204
+            assert await house.history("stranger", "s") == []
+            assert not (tmp_path / "store" / "stranger").exists()
 
     run(scenario())
 

@@ -80,7 +80,7 @@ def test_another_users_session_is_refused_in_the_same_words_whether_it_exists_or
         async with served(tmp_path, tokens=tokens) as house:
             assert (await turn(house, bearer(ADAS)))[0] == 200
             answers = set()
-            for user, session in (("ada", "s1"), ("ada", "none"), ("nobody", "s1")):
+            for user, session in (("ada", "s1"), ("ada", "none"), ("stranger", "s1")):
                 path = f"/v1/sessions/{user}/{session}/clerk"
                 for method, end in (
                     ("GET", f"{path}/messages"),
@@ -122,7 +122,7 @@ def test_another_users_session_is_refused_in_the_same_words_whether_it_exists_or
     ],
     ids=str,
 )
-def test_whoever_has_no_known_token_is_a_stranger(tmp_path, tokens, headers):
+def test_a_visitor_without_a_known_token_is_a_stranger(tmp_path, tokens, headers):
     async def scenario():
         async with served(tmp_path, tokens=tokens) as house:
             status, told, answered = await turn(house, headers)
@@ -201,7 +201,7 @@ def test_neither_token_nor_prompt_stands_in_logs_figures_or_anything_but_the_ses
     async def scenario():
         async with served(tmp_path, tokens=tokens) as house:
             caplog.set_level(logging.WARNING)  # as kode-lab serve does
-            secret = "the-prompt-is-nobodys-business"
+            secret = "the-prompt-is-a-secret"
             body = house.body(f"fail:1 {secret}")
             headers = JSON | bearer(ADAS)
             assert (await house.ask("POST", "/v1/turns", data=body, headers=headers))[0] == 200

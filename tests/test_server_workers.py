@@ -339,7 +339,7 @@ def test_no_acknowledged_turn_is_lost_where_a_worker_is_killed_and_it_comes_back
                 verdict = judged.verdict()
                 assert verdict.status == "valid", str(verdict)
                 assert verdict.evidence.acknowledged >= 9 * 30 + 6
-                # Whatever the parent dies of, the workers hear of it.
+                # However the parent dies, the workers hear of it.
                 pids = workers_of(child)
                 assert len(pids) == 2
                 child.signal(signal.SIGKILL)
@@ -361,7 +361,7 @@ def test_a_body_of_just_the_limit_is_taken_wherever_it_lands(pair):
             found = set()
             for number in range(3):
                 # No agent has this name, so that nothing of it is kept.
-                fields = {"userId": "ada", "agentId": "nobody", "sessionId": f"long {number}"}
+                fields = {"userId": "ada", "agentId": "stranger", "sessionId": f"long {number}"}
                 body = json.dumps(fields | {"message": ""}).encode()
                 missing = Limits().connection.body_limit_bytes - len(body)
                 body = body[:-2] + b"m" * missing + body[-2:]

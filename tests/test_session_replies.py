@@ -1,4 +1,4 @@
-"""What a model answers reaches the caller and the record whole, whatever kind of answer it is."""
+"""What a model answers reaches the caller and the record whole, of any kind."""
 
 import asyncio
 import json
@@ -152,7 +152,7 @@ def test_a_model_that_pauses_again_and_again_meets_the_step_limit_and_goes_on_la
 
 
 @pytest.mark.parametrize("is_restarted", [False, True])
-def test_a_model_that_numbers_its_calls_anew_can_be_used_for_ever(tmp_path, is_restarted):
+def test_a_model_that_numbers_its_calls_anew_can_be_used_without_end(tmp_path, is_restarted):
     async def model(request, _on_text=None):
         if request.messages[-1]["content"][0]["type"] == "tool_result":
             return Reply.of_text("ok")

@@ -270,10 +270,10 @@ def test_a_context_limit_is_enforced_and_a_key_is_asked_for(wire):
     async def scenario(simulated):
         short, long = wire.body("hello"), wire.body("hello " * 400)
         statuses = [(await wire.ask(simulated, body))[0] for body in (short, long)]
-        nobody = await http(
+        refused = await http(
             simulated, "POST", wire.path, short, {"anthropic-version": "2023-06-01"}
         )
-        return statuses, nobody[0]
+        return statuses, refused[0]
 
     statuses, keyless = serving(scenario, context_limit_tokens=300)
     assert statuses == [200, 400]
@@ -613,7 +613,7 @@ SCHEMAS = st.recursive(
 
 @settings(SURE, max_examples=50)
 @given(SCHEMAS, st.booleans(), st.text(max_size=6))
-def test_a_value_is_made_that_fits_whatever_the_schema(schema, is_full, text):
+def test_a_value_is_made_that_fits_any_schema(schema, is_full, text):
     value = fitting(schema, {"a": 3, "b": "b"}, text=text, is_full=is_full)
     jsonschema.validate(value, schema)
 

@@ -233,7 +233,7 @@ def test_a_turn_without_its_final_reply_was_shown_by_half():
 
 @SURE
 @given(MARKERS, READS, st.text(max_size=80), st.text(max_size=80))
-def test_an_echo_tells_what_was_shown_whatever_stands_around_it(own, read, before, after):
+def test_an_echo_tells_what_was_shown_in_any_surroundings(own, read, before, after):
     assert echo_in(before + echo_of(own, read) + after) == (own, read)
 
 
@@ -269,7 +269,7 @@ FIELDS = ["model", "messages", "max_tokens", "tools", "tool_choice", "system", "
 
 @SURE
 @given(VALUES | st.dictionaries(st.sampled_from(FIELDS), VALUES), st.booleans())
-def test_no_body_whatever_breaks_the_rules_and_what_they_let_pass_is_answered(body, is_count):
+def test_no_body_breaks_the_rules_and_what_they_let_pass_is_answered(body, is_count):
     path = "/v1/messages/count_tokens" if is_count else "/v1/messages"
     answer = FORMAT.receive(json.dumps(body).encode(), HEADERS, path)
     if isinstance(answer, ApiError):
@@ -282,7 +282,7 @@ def test_no_body_whatever_breaks_the_rules_and_what_they_let_pass_is_answered(bo
 
 @SURE
 @given(st.lists(VALUES, min_size=1, max_size=4))
-def test_no_messages_whatever_break_the_rules_and_what_they_let_pass_is_answered(messages):
+def test_no_messages_break_the_rules_and_what_they_let_pass_is_answered(messages):
     messages = [
         message | {"role": message.get("role", "user")} if isinstance(message, dict) else message
         for message in messages
@@ -305,7 +305,7 @@ PROMPTS = st.text(max_size=60) | st.builds(
 
 @SURE
 @given(PROMPTS.filter(str.strip), st.text(max_size=40))
-def test_whatever_is_said_and_whatever_tools_answer_the_turn_stays_legal_and_ends(prompt, said):
+def test_with_any_prompt_and_any_tool_answers_the_turn_stays_legal_and_ends(prompt, said):
     plans, _ = converse(prompt, lambda *_: said)
     assert plans[-1].text
     assert plans == converse(prompt, lambda *_: said)[0]

@@ -161,7 +161,7 @@ def test_faults_can_be_armed_and_disarmed_over_http():
     assert told["in_flight"] == 0
 
 
-def test_a_tool_loop_asks_for_a_tool_whatever_is_said():
+def test_a_tool_loop_asks_for_a_tool_for_every_prompt():
     async def scenario(simulated):
         messages = [user("hello")]
         for _ in range(5):

@@ -120,7 +120,7 @@ def test_a_line_that_is_no_span_is_refused_by_its_number(line, told):
 
 @given(st.dictionaries(st.sampled_from(list(json.loads(span_line(SPAN)))), values))
 @settings(deadline=None, max_examples=50, suppress_health_check=list(HealthCheck))
-def test_whatever_json_a_line_holds_it_is_a_span_or_refused(changes):
+def test_any_json_in_a_line_is_a_span_or_refused(changes):
     try:
         span = span_of(line_with(**changes))
     except InvalidRecord:

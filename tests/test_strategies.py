@@ -242,7 +242,7 @@ def test_a_turn_whose_model_makes_an_error_of_the_interruption_gives_way_all_the
             busy = asyncio.create_task(caller())
             await after_tool.wait()
             assert (await manager.turn(ADA, "new", strategy=strategy)).text == "re: new"
-            assert await busy == 0, "nobody is owed a cancel"
+            assert await busy == 0, "no cancel is left behind"
             kept = ["note:1"] if strategy == "interrupt" else []
             assert prompts(await manager.history(ADA)) == [*kept, "new"]
             gate.set()
@@ -254,7 +254,7 @@ def test_a_turn_whose_model_makes_an_error_of_the_interruption_gives_way_all_the
     run(scenario())
 
 
-def test_a_task_whose_turn_was_superseded_owes_nobody_a_cancel_however_the_turn_ended(tmp_path):
+def test_a_task_whose_turn_was_superseded_leaves_no_cancel_behind_however_the_turn_ended(tmp_path):
     async def scenario():
         async def model(request, _on_text=None):
             if prompts(request.messages) == ["busy"]:
@@ -454,7 +454,7 @@ def test_a_deadline_that_is_no_time_is_refused_by_name(tmp_path, deadline_s):
     run(scenario())
 
 
-def test_a_task_whose_turn_ran_out_of_time_owes_nobody_a_cancel(tmp_path):
+def test_a_task_whose_turn_ran_out_of_time_leaves_no_cancel_behind(tmp_path):
     async def scenario():
         async with Scene(tmp_path) as scene:
             with pytest.raises(DeadlineExceeded):

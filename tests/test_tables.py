@@ -83,8 +83,8 @@ def test_an_event_is_a_row_and_an_answer_that_never_came_has_none():
         read=Read(3, 0, foreign=("#m1-1",)),
     )
     lost = Operation(ADA, "turn", "p2", "info", ZERO_NS + 1, math.inf, "#m0-2", "t2")
-    nobody = SessionKey("", "", "")
-    fault = Operation(nobody, "kill", NEMESIS, "info", ZERO_NS + 2, ZERO_NS + 2)
+    no_session = SessionKey("", "", "")
+    fault = Operation(no_session, "kill", NEMESIS, "info", ZERO_NS + 2, ZERO_NS + 2)
     table = events_table(Recording((), (seen, lost, fault)))
     assert list(table["type"]) == ["invoke", "invoke", "info", "ok"]
     assert list(table["f"]) == ["turn", "turn", "kill", "turn"]

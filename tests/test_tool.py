@@ -1,4 +1,4 @@
-"""A tool is registered once, told for whom it runs, and its failure is a sentence, never an end."""
+"""A tool is registered once, knows its session, and its failure is a sentence, never an end."""
 
 import asyncio
 import contextlib
@@ -307,7 +307,7 @@ values = st.recursive(
 
 @given(arguments=values | st.dictionaries(st.sampled_from(["n", "t", "context", "m"]), values))
 @settings(max_examples=40, deadline=None)
-def test_whatever_a_model_sends_it_gets_a_result_and_the_tool_only_what_it_declared(arguments):
+def test_anything_a_model_sends_gets_a_result_and_the_tool_only_what_it_declared(arguments):
     async def echo(n: int, context: ToolContext, t: str = "") -> str:
         assert type(n) is int
         assert type(t) is str
@@ -410,7 +410,7 @@ def test_a_tool_that_cancels_itself_does_not_cancel_its_session():
     assert (result.content, result.is_error) == ("cancel failed: it cancelled itself.", True)
 
 
-# --- for whom it runs ------------------------------------------------------------------------
+# --- the session that it runs for ---------------------------------------
 
 
 def test_each_of_many_calls_at_once_learns_its_own_session():
@@ -440,7 +440,7 @@ def test_each_of_many_calls_at_once_learns_its_own_session():
         assert result == (f"c{n}", f"user{n} t{n} c{n} k{n}", False)
 
 
-session_of_thread = contextvars.ContextVar("session_of_thread", default="nobody")
+session_of_thread = contextvars.ContextVar("session_of_thread", default="stranger")
 
 
 def test_what_a_tool_sets_in_its_context_ends_with_the_call():
@@ -464,7 +464,7 @@ def test_what_a_tool_sets_in_its_context_ends_with_the_call():
         return [result.content for result in results], session_of_thread.get()
 
     for name in box.names:
-        assert asyncio.run(scenario(box.get(name))) == (["nobody", "nobody"], "nobody")
+        assert asyncio.run(scenario(box.get(name))) == (["stranger", "stranger"], "stranger")
 
 
 # --- threads, hanging, cancelling ------------------------------------------------------------
@@ -476,7 +476,7 @@ def test_blocking_tools_run_at_the_same_time_and_the_loop_goes_on():
 
     @box.tool
     def meet() -> str:
-        together.wait(LONG_S)  # nobody goes on before all eight, and the loop, are here
+        together.wait(LONG_S)  # none goes on before all eight, and the loop, are here
         return "met"
 
     async def scenario():
@@ -817,7 +817,7 @@ def test_a_cancelled_async_tool_tidies_up_before_its_caller_goes():
     asyncio.run(scenario())
 
 
-def test_an_async_tool_that_ignores_cancellation_holds_nobody():
+def test_an_async_tool_that_ignores_cancellation_holds_no_caller():
     release = asyncio.Event()
     box = Toolbox()
 
@@ -907,7 +907,7 @@ def test_a_watched_tool_is_cancelled_and_raises_as_any_other():
     assert asyncio.run(scenario()) == ("it did happen", "fail failed: ValueError: no such day")
 
 
-def test_a_tool_that_hangs_for_ever_holds_neither_the_loop_s_end_nor_the_process_s():
+def test_a_tool_that_hangs_holds_neither_the_loop_s_end_nor_the_process_s():
     script = """
 import asyncio, threading
 from kode_lab.key import SessionKey

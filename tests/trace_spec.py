@@ -93,7 +93,7 @@ TRACES = {
         [(key, f"t{at}", at * 20, at * 20, at * 20 + 20) for at, key in enumerate(FOUR)],
         {},
     ),
-    "grants that take their time, whoever works": (
+    "grants that take their time, whichever turn works": (
         [
             turn
             for at, key in enumerate(FOUR)

@@ -79,7 +79,7 @@ def run(client, package):
             answer = function()
             if inspect.isawaitable(answer):
                 asyncio.run(asyncio.wait_for(answer, 60))
-        except BaseException as error:  # noqa: BLE001 - whatever a client raises is the result
+        except BaseException as error:  # noqa: BLE001 - what a client raises is the result
             failures += 1
             note = f"{type(error).__name__}: {error}"[:400]
             traceback.print_exc(file=sys.stderr)
