@@ -384,7 +384,7 @@ class SessionFiles:
             self.messages_bytes = messages_bytes
             self.count = text.finished[0].last + 1
             self.done_bytes = self.turns_bytes = size
-            self.is_settled = True
+            self.is_settled, self.is_crashed = True, False
         else:
             self.read()
 
