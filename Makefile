@@ -21,7 +21,7 @@ NAMES =
 IN = .venv/bin/python
 PIP = $(IN) -m pip --disable-pip-version-check --quiet install --root-user-action ignore
 
-.PHONY: help reproduce test mutants bench bench-peers lint clients notebooks machines clean
+.PHONY: help reproduce test mutants bench bench-peers lint clients notebooks machines traces clean
 .NOTPARALLEL:
 
 help:
