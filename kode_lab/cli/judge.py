@@ -90,8 +90,8 @@ def _judged(spec: str, options: argparse.Namespace) -> Judged | None:
 
     loads = tuple(filter(None, (options.loads or "").split(",")))
     for load in loads:
-        if load not in (known := [one.name for one in LOADS]):
-            raise InvalidScenario(f"--loads {load!r:.40} is none of {', '.join(known)}")
+        if load not in LOADS:
+            raise InvalidScenario(f"--loads {load!r:.40} is not valid: choose {', '.join(LOADS)}")
     for name, value, least in (
         ("--rounds", options.rounds, 1),
         ("--timeout", options.timeout, 0.1),

@@ -25,7 +25,7 @@ from kode_lab.lab.live import Row
 from kode_lab.targets.lines import LinesTarget
 from kode_lab.targets.target import Killable, Outcome, Target
 
-__all__ = ["LOADS", "Battery", "Load", "Settings"]
+__all__ = ["LOADS", "Battery", "Settings"]
 
 AGENT = "agent"
 _PROMPTS = (
@@ -48,27 +48,12 @@ _PATIENT_FACTOR = 3
 _PROBE_ATTEMPTS, _PROBE_LIMIT_S = 8, 8.0
 
 
-class Load(NamedTuple):
-    """One load: its name and what it does, for the report."""
-
-    name: str
-    says: str
-
-
 # The long session comes first: it shows whether the service shows its model a window. Then the
 # crash, on sessions of its own whose turns never meet: what another load makes a service lose is
-# then never blamed on a crash.
+# then never blamed on a crash. What each does: docs/judge-your-service.md.
 LOADS = (
-    Load("long", "one session of many turns, one after another"),
-    Load("crash", "the service killed under load and started again"),
-    Load("together", "turns of one session sent in the same millisecond"),
-    Load("processes", "the same from two processes, with connections and log-ins of their own"),
-    Load("same name", "users whose sessions have the same names, all at once"),
-    Load("one user", "several sessions of one user at once"),
-    Load("tools", "turns that use a tool, two of a session at once"),
-    Load("again", "the same turn delivered twice, within 50 ms and after it ended"),
-    Load("cancel", "clients that leave while their turn runs, and others that go on"),
-    Load("probe", "one more turn of every session, and the session read"),
+    *("long", "crash", "together", "processes", "same name", "one user", "tools", "again"),
+    *("cancel", "probe"),
 )
 
 
@@ -135,7 +120,7 @@ class Battery:
         self._client = Client(target, history, witness=witness)
         self._other = second
         self._second = None if second is None else Client(second, history, witness=witness)
-        self._rows = {load.name: row for load, row in zip(LOADS, rows, strict=False)}
+        self._rows = dict(zip(LOADS, rows, strict=False))
         self._draw = random.Random(settings.seed)
         self._numbers: dict[SessionKey, int] = {}
         self._working: set[SessionKey] = set()
@@ -152,8 +137,7 @@ class Battery:
         watch = asyncio.ensure_future(self._watch())
         try:
             if not await self._greets():
-                for load in LOADS[:-1]:
-                    self.not_done[load.name] = "no first turn was acknowledged"
+                self.not_done |= dict.fromkeys(LOADS[:-1], "no first turn was acknowledged")
                 return
             loads: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
                 "long": self._long,

@@ -56,7 +56,7 @@ class Judged(NamedTuple):
 
 def rows() -> list[Row]:
     """Return a row of the progress for each load."""
-    return [Row("", load.name, "", doing="waiting") for load in LOADS]
+    return [Row("", name, "", doing="waiting") for name in LOADS]
 
 
 async def judge_target(

@@ -74,11 +74,7 @@ class _Refused(Exception):
 
 
 class HttpTarget:
-    """A service that a description describes; ``async with`` is ``start`` and ``stop``.
-
-    Attributes:
-        first_refusal: the first answer that was no reply, for a reader.
-    """
+    """A service that a description describes."""
 
     def __init__(
         self,
@@ -98,7 +94,6 @@ class HttpTarget:
         self.declaration: Declaration = description.declaration
         if self.declaration.strategy == "{setting}":
             self.declaration = self.declaration._replace(strategy=setting)
-        self.first_refusal = ""
         self._it = description
         self._log = log
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
@@ -286,8 +281,6 @@ class HttpTarget:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             kind = "unknown" if is_sent else "refused"
             answer = Answer(kind, error=f"{type(error).__name__}: the connection broke")
-        if answer.kind != "reply" and not self.first_refusal:
-            self.first_refusal = answer.error
         return answer
 
     async def _turn(self, values: dict[str, str]) -> Answer:
