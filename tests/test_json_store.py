@@ -166,12 +166,14 @@ def test_a_reader_never_waits_and_never_sees_a_part_of_a_turn(tmp_path):
             assert_legal(messages)
             assert len(messages) >= lengths[-1], "what was seen once stays"
             lengths.append(len(messages))
+            room.release(10)
         await store.aclose()
 
     def write():
         async def turns():
             store = JsonStore(tmp_path / "store")
             for number in range(20_000):
+                room.acquire()  # no further ahead than this, or a look would take seconds
                 if is_enough.is_set():
                     break
                 await append(store, ADA, f"t{number}", "x" * 3_000)
@@ -179,13 +181,14 @@ def test_a_reader_never_waits_and_never_sees_a_part_of_a_turn(tmp_path):
 
         asyncio.run(turns())
 
-    is_enough = threading.Event()
+    is_enough, room = threading.Event(), threading.Semaphore(50)
     writer = threading.Thread(target=write)
     writer.start()
     try:
         run(read())
     finally:
         is_enough.set()
+        room.release()
         writer.join()
 
 
