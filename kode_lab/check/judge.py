@@ -20,7 +20,7 @@ import math
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from operator import attrgetter, lt
 from pathlib import Path
@@ -177,10 +177,13 @@ def check_path(
             if hearing is not None:
                 return _concluded(hearing, spans, guarantees)
         # Something is wrong: let the careful reader find it before anything is kept in memory.
-        for _ in _unambiguous(read_operations(lines_of(history))):
-            pass
+        with closing(lines_of(history)) as lines:
+            for _ in _unambiguous(read_operations(lines)):
+                pass
         engine = "rules"
-    operations = list(_unambiguous(read_operations(lines_of(history))))
+    # Closed here: a refused line's traceback would hold the file open until it is collected.
+    with closing(lines_of(history)) as lines:
+        operations = list(_unambiguous(read_operations(lines)))
     return check(operations, spans, guarantees, overtaking_limit=overtaking_limit, engine=engine)
 
 

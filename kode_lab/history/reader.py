@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ _DETAILS = frozenset(
 ) | {"replaces", "from"}
 
 
-def lines_of(path: Path) -> Iterator[str]:
+def lines_of(path: Path) -> Generator[str, None, None]:
     """Return a file's lines as text.
 
     A last line without its line break was cut when its writer died: it is as if it had never been
