@@ -70,7 +70,7 @@ GROUPS = {
             "langgraph==1.2.24",
             "langchain==1.5.2",
             "langchain-openai==1.7.4",
-            "openinference-instrumentation-langchain",
+            "openinference-instrumentation-langchain==0.1.80",
         ),
         ("langgraph_openinference",),
     ),
