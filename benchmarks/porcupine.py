@@ -125,7 +125,11 @@ def compare(checkout: Path, sizes: list[int]) -> list[dict[str, Any]]:
                 count = write_lines(path, large_history(size, indeterminate=share))
                 ours = [sys.executable, "-m", "kode_lab", "check", str(path)]
                 go = [str(home / "judge"), str(path), str(LIMIT_S)]
-                row = {"operations": count, "unanswered": share, "bytes": path.stat().st_size}
+                row: dict[str, Any] = {
+                    "operations": count,
+                    "unanswered": share,
+                    "bytes": path.stat().st_size,
+                }
                 for name, command in (("porcupine", go), ("kode_lab", ours)):
                     said, cpu_s = _cost(command)
                     row |= {name: said, f"{name}_us": round(1e6 * cpu_s / count, 2)}
