@@ -141,8 +141,8 @@ def test_a_schema_of_another_format_or_other_settings_is_refused(
     assert main(["migrate", *schema, "--ttl", "7"]) == 0
     assert main(["migrate", *schema]) == 0
     assert capsys.readouterr().out == (
-        f"schema {postgres_schema}: made, format 2, ttl_s=7\n"
-        f"schema {postgres_schema}: up to date, format 2, ttl_s=7\n"
+        f"schema {postgres_schema}: made, format 3, ttl_s=7\n"
+        f"schema {postgres_schema}: up to date, format 3, ttl_s=7\n"
     )
     assert "share ttl_s=7" in refused(postgres, *schema, "--ttl", "8")
     poor = f"poor_{postgres_schema}"

@@ -536,6 +536,8 @@ class JsonStore:
         """Refuse an append to what was changed from outside."""
         try:
             is_touched = self._retried(files.messages_size) != files.messages_bytes
+            if not is_touched:
+                self._retried(files.messages)  # a write cannot make room for its descriptor
         except OSError as error:
             raise explained(str(files.key), error) from error
         if is_touched:
