@@ -7,6 +7,7 @@ recognise what is legitimate. Which changes exist follows from the source.
 
 import ast
 import copy
+import signal
 from pathlib import Path
 from types import ModuleType
 
@@ -66,6 +67,9 @@ def told_of(judgement):
 
 
 def is_noticed(judged, known):
+    """Whether anything says that these rules are wrong; a crash and an endless loop do, too."""
+    signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(TimeoutError))
+    signal.alarm(20)
     try:
         for log, may, told in known:
             judgement = judged(log)
@@ -74,6 +78,8 @@ def is_noticed(judged, known):
                 return True
     except Exception:  # noqa: BLE001 - whatever broken rules do, it is noticed
         return True
+    finally:
+        signal.alarm(0)
     return False
 
 
