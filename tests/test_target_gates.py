@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import shlex
 import subprocess
 import sys
 from importlib import metadata
@@ -232,7 +233,7 @@ path = "/notes"
 def test_tools_are_counted_in_the_book_and_a_second_process_asks_too(tmp_path, capsys):
     (tmp_path / "notes.py").write_text(NOTES)
     path = tmp_path / "notes.toml"
-    path.write_text(NOTES_TOML.replace("PYTHON", sys.executable))
+    path.write_text(NOTES_TOML.replace("PYTHON", shlex.quote(sys.executable)))
     words = ["--loads", "processes,tools", "--no-page", "--json", "--model-s", "0"]
     status, said = judged(capsys, tmp_path, str(path), *words)
     told = json.loads(said)
