@@ -1,5 +1,6 @@
 """What tests share: their order, signals that arrive, and one PostgreSQL for each worker."""
 
+import gc
 import itertools
 import signal
 
@@ -44,6 +45,12 @@ def pytest_collection_modifyitems(items):
     """Put the longest files first; the workers take whole files in this order."""
     place = {name: number for number, name in enumerate(_LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
+def pytest_collection_finish():
+    """Keep the collector away from the tests themselves: benches collect before each sample."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_unconfigure(config):
