@@ -442,12 +442,17 @@ class PostgresLeases:
             self._pass_on(local)
 
     async def look_again(self, fetch: Fetch) -> None:
-        """Check which sessions this worker still holds, after an absence."""
+        """Check which sessions this worker still holds, after an absence.
+
+        A database that crashed may have forgotten that a session was passed on: it counts as held
+        by this worker, who no longer knows it. Such a session is passed on again.
+        """
         held = [local for local in self._sessions.values() if local.id]
-        if not held:
-            return
         rows = await fetch(_HELD, self._worker.id, [local.id for local in held])
         found = {row["id"]: row for row in rows}
+        for unknown in found.keys() - {local.id for local in held}:
+            row = found[unknown]
+            self._came(unknown, row["granted"], row["fence"], is_wanted=row["is_wanted"])
         for local in held:
             row = found.get(local.id)
             if row is None or row["hash"] != name_hash(*local.slot):
@@ -509,7 +514,7 @@ _HELD = f"""
     SELECT id, hash, coalesce(granted, 0) AS granted, fence / {FENCES} * {FENCES} AS fence,
         EXISTS (SELECT FROM ticket WHERE session = id) AS is_wanted,
         holder IS NOT DISTINCT FROM $1 AS is_ours
-    FROM session WHERE id = ANY($2)"""  # noqa: S608 - a number
+    FROM session WHERE id = ANY($2) OR holder = $1"""  # noqa: S608 - a number
 _TICKETS = "SELECT number FROM ticket WHERE worker = $1"
 _SWEEP = "SELECT * FROM sweep($1, $2)"
 
