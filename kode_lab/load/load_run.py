@@ -150,6 +150,8 @@ class LoadRun:
         if own is not None:
             self._outbox = Outbox(own)
             gevent.spawn(self._send_history, self._outbox)
+        if not self.is_worker:  # the run may be ended while its target is not up yet
+            self.verdict, self.tail = None, Tail(run_dir / HISTORY)
         self._open_target()
         self._hushed.clear()
         self.inboxes.clear()
@@ -157,7 +159,6 @@ class LoadRun:
         self.lost.clear()
         self._generators.clear()
         if not self.is_worker:
-            self.verdict, self.tail = None, Tail(run_dir / HISTORY)
             self.watch = ServerWatch(options.server_pid, is_steady=self.environment.is_steady)
             self.state = "running"
             if options.progress:
