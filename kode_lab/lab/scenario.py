@@ -453,14 +453,6 @@ class Scenario(Value):
             for ask, at_s in zip(asks, accumulate(gaps_s), strict=True)
         )
 
-    def phase_of(self) -> dict[str, str]:
-        """Return the name of each turn's phase, by turn id."""
-        return {
-            ask.turn_id: client.name.partition("/")[0]
-            for client in (self.script() if self.phases else ())
-            for ask in client.asks
-        }
-
     def probe(self, key: SessionKey) -> Ask:
         """Return the turn that asks, after everything, whether the session still answers."""
         marker = marker_of(key, 0xFFFFFF, seed=self.seed)
